@@ -1,0 +1,115 @@
+"""Softmax attention behind the same signature, the paper's baseline."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from fwlight.attention.heads import MultiHeadAttention
+
+
+class KeyValueCache(NamedTuple):
+    """What softmax attention carries: every key and value so far; it grows with the length."""
+
+    k: Float[Tensor, "b h s d"]
+    v: Float[Tensor, "b h s v"]
+    padding_mask: Bool[Tensor, "b s"] | None
+
+
+class KeyValueMemory(nn.Module):
+    """softmax(q k^T / sqrt(d)) v over everything written (Vaswani et al. 2017, eq. 1).
+
+    Args:
+        dropout: Probability of dropping an attention weight in training.
+    """
+
+    def __init__(self, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = dropout
+
+    def forward(
+        self,
+        q: Float[Tensor, "b h t d"],
+        k: Float[Tensor, "b h t d"],
+        v: Float[Tensor, "b h t v"],
+        beta: None = None,
+        *,
+        initial_state: KeyValueCache | None = None,
+        padding_mask: Bool[Tensor, "b t"] | None = None,
+    ) -> tuple[Float[Tensor, "b h t v"], KeyValueCache]:
+        """Attend from each position to itself and everything before; no write strength."""
+        state = self.write(k, v, beta, initial_state=initial_state, padding_mask=padding_mask)
+        return self._attend(q, state, causal=True), state
+
+    def write(
+        self,
+        k: Float[Tensor, "b h t d"],
+        v: Float[Tensor, "b h t v"],
+        beta: None = None,
+        *,
+        initial_state: KeyValueCache | None = None,
+        padding_mask: Bool[Tensor, "b t"] | None = None,
+    ) -> KeyValueCache:
+        """Append keys and values."""
+        del beta
+        old = initial_state
+        if old is None:
+            return KeyValueCache(k, v, padding_mask)
+        if padding_mask is not None or old.padding_mask is not None:
+            padding_mask = torch.cat(
+                [_mask_or_zeros(old.k, old.padding_mask), _mask_or_zeros(k, padding_mask)], dim=1
+            )
+        return KeyValueCache(torch.cat([old.k, k], 2), torch.cat([old.v, v], 2), padding_mask)
+
+    def read(self, q: Float[Tensor, "b h t d"], state: KeyValueCache) -> Float[Tensor, "b h t v"]:
+        """Attend from every query to everything written."""
+        return self._attend(q, state, causal=False)
+
+    def _attend(self, q: Tensor, state: KeyValueCache, *, causal: bool) -> Tensor:
+        t, s = q.shape[2], state.k.shape[2]
+        mask = None
+        if causal and (s != t or state.padding_mask is not None):
+            mask = q.new_ones(t, s, dtype=torch.bool).tril(s - t)  # queries are the last t of s
+        if state.padding_mask is not None:
+            real = ~state.padding_mask[:, None, None, :]
+            mask = real if mask is None else mask & real
+        return F.scaled_dot_product_attention(
+            q,
+            state.k,
+            state.v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=causal and mask is None,
+        )
+
+
+class SoftmaxAttention(MultiHeadAttention):
+    """Multi-head softmax attention; calls are those of `MultiHeadAttention`.
+
+    Args:
+        d_model: Width of input and output.
+        n_heads: Number of heads.
+        d_head: Size of a head's q, k and v.
+        dropout: Probability of dropping an attention weight in training.
+
+    Raises:
+        ValueError: If a size is below 1.
+    """
+
+    memory: KeyValueMemory
+
+    def __init__(self, d_model: int, n_heads: int, d_head: int, *, dropout: float = 0.0) -> None:
+        super().__init__(d_model, n_heads, d_head, memory=KeyValueMemory(dropout=dropout))
+
+    @property
+    def state_size(self) -> None:
+        """None: what is carried grows with the length."""
+        return None
+
+
+def _mask_or_zeros(k: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is not None:
+        return mask
+    return torch.zeros(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)

@@ -1,0 +1,47 @@
+"""What every feature map offers to a memory."""
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+class FeatureMap(nn.Module):
+    """The map phi applied to queries and keys, one head vector at a time: `[..., d] -> [..., k]`.
+
+    Most maps treat queries and keys alike and only define `forward`. A map whose numerical
+    stabiliser differs between the two overrides `query` and `key`.
+    """
+
+    def d_dot(self, d_head: int) -> int:
+        """Return the feature size k for head vectors of size `d_head`."""
+        return d_head
+
+    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch k"]:
+        """Map head vectors `x` to features."""
+        raise NotImplementedError
+
+    def query(self, q: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t k"]:
+        """Return the features of queries."""
+        return self(q)
+
+    def key(
+        self,
+        k: Float[Tensor, "b h t d"],
+        *,
+        offset: Float[Tensor, "b h"] | None = None,
+        scale_cancels: bool = False,
+        padding_mask: Bool[Tensor, "b t"] | None = None,
+    ) -> tuple[Float[Tensor, "b h t k"], Float[Tensor, "b h"] | None]:
+        """Return the features of keys and the offset to carry to the next segment.
+
+        Args:
+            k: Keys of one segment.
+            offset: What this method returned for the segment before; None at the start.
+            scale_cancels: Whether the memory divides each key's features by their sum, so that a
+                factor per token changes nothing.
+            padding_mask: True where a position is padding.
+        """
+        del offset, scale_cancels, padding_mask
+        return self(k), None
+
+    def start_sequence(self) -> None:
+        """Called before a memory starts from nothing; a random map may take a new draw."""

@@ -1,0 +1,45 @@
+"""Deterministic parameter-free projection (DPFP)."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from fwlight.feature_maps.base import FeatureMap
+
+
+class DPFPFeatureMap(FeatureMap):
+    """Products of rectified coordinates: sparse, non-negative features, d_dot = 2 d nu.
+
+    With r = [relu(x); relu(-x)] of size 2d, block j = 1..nu holds r_i r_{i-j}, indices cyclic in
+    2d (Schlag et al. 2021b, eq. 37 and appendix C; eq. 37 writes i + nu, the same features in
+    another order).
+
+    Args:
+        nu: Number of blocks, the paper's capacity parameter; from 1 to 2 d - 1.
+
+    Raises:
+        ValueError: If `nu` is below 1, or above 2 d - 1 for the head size it meets.
+    """
+
+    def __init__(self, nu: int = 1) -> None:
+        super().__init__()
+        if nu < 1:
+            raise ValueError(f"nu={nu} must be at least 1")
+        self.nu = nu
+
+    def d_dot(self, d_head: int) -> int:
+        """Return 2 d nu."""
+        if self.nu > 2 * d_head - 1:
+            raise ValueError(f"nu={self.nu} must be at most 2 * d_head - 1 = {2 * d_head - 1}")
+        return 2 * d_head * self.nu
+
+    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch k"]:
+        """Return the nu blocks of products, concatenated."""
+        r = torch.cat([F.relu(x), F.relu(-x)], dim=-1)
+        blocks = [r * r.roll(j, dims=-1) for j in range(1, self.nu + 1)]
+        return blocks[0] if self.nu == 1 else torch.cat(blocks, dim=-1)
+
+    def extra_repr(self) -> str:
+        """Show nu."""
+        return f"nu={self.nu}"

@@ -1,0 +1,52 @@
+"""Feature maps that act on each coordinate by itself: d_dot = d_head."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from fwlight.feature_maps.base import FeatureMap
+
+
+class IdentityFeatureMap(FeatureMap):
+    """phi(x) = x."""
+
+    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        """Return `x` itself."""
+        return x
+
+
+class EluFeatureMap(FeatureMap):
+    """phi(x) = elu(x) + 1 = x + 1 if x > 0 else exp(x) (Katharopoulos et al. 2020, eq. 7).
+
+    The negative branch is exp(x) itself: elu(x) + 1 computed as such rounds to 0 at x = -8 in
+    bfloat16. The clamp keeps its gradient finite where x is large.
+    """
+
+    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        """Return elu(x) + 1."""
+        return torch.where(x > 0, x + 1, torch.exp(x.clamp(max=0)))
+
+
+class ReLUFeatureMap(FeatureMap):
+    """phi(x) = max(x, 0)."""
+
+    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        """Return relu(x)."""
+        return F.relu(x)
+
+
+class TanhFeatureMap(FeatureMap):
+    """phi(x) = tanh(x), signed; the map of the fast weight memory (Schlag et al. 2021a)."""
+
+    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        """Return tanh(x)."""
+        return torch.tanh(x)
+
+
+class SiLUFeatureMap(FeatureMap):
+    """phi(x) = x sigmoid(x), signed; the map of DeltaNet (Yang et al. 2024, sec. 3.4)."""
+
+    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        """Return silu(x)."""
+        return F.silu(x)

@@ -1,0 +1,166 @@
+"""FAVOR+: positive random features of the softmax kernel (Choromanski et al. 2021)."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fwlight.checks import check_choice, check_sizes
+from fwlight.feature_maps.base import FeatureMap
+
+ORTHOGONAL = ("features", "inputs")
+REDRAW = ("never", "training", "always")
+
+_UNSET = -math.inf  # the carried offset of a sequence that has shown only padding so far
+_MAX_EXPONENT = 60.0  # exp(60) = 1e26 leaves room for sums of products in float32
+
+
+class FAVORFeatureMap(FeatureMap):
+    """phi(x) = ([exp(W^T x - |x|^2 / 2); exp(-W^T x - |x|^2 / 2)] + eps) / sqrt(2 m), d_dot = 2 m.
+
+    E[phi(q) . phi(k)] = exp(q . k) over the random matrix W `[d, m]` (Choromanski et al. 2021,
+    lemma 1; Schlag et al. 2021b, eq. 20). Unscaled keys of a retrieval model grow until float32
+    underflows (|k|^2 / 2 > 87), so the default divides inputs by d^(1/4), which makes the kernel
+    exp(q . k / sqrt(d)), and subtracts a maximum from the exponent where that changes no result:
+    per token for queries, and for keys that are divided by their sum; one constant per sequence,
+    the first key's maximum, for other keys. It is carried with the state, so that parts of a
+    sequence agree, and does not depend on later tokens.
+
+    The reference implementations are `input_scale=1.0, stabilise=False, kernel_eps=0.0,
+    orthogonal="features", redraw="always"` (synthetic tasks) and `input_scale=1.0,
+    stabilise=False, kernel_eps=1e-4, orthogonal="inputs", redraw="training"` (language model).
+
+    Args:
+        d_head: Size d of the head vectors.
+        num_features: Number m of random directions.
+        input_scale: Factor on the inputs; None is d^(-1/4).
+        stabilise: Whether maxima are subtracted from the exponents as above.
+        kernel_eps: Added to every exponential.
+        orthogonal: Which vectors are orthogonal in blocks: "features", the columns of W (one per
+            random feature), or "inputs", its rows (one per coordinate of x).
+        redraw: When W changes: "never", "training" (each sequence start in training mode) or
+            "always" (also in evaluation). Never while a state is carried.
+
+    Raises:
+        ValueError: If a size is below 1 or an option is unknown.
+    """
+
+    projection: Tensor
+    """The draw W `[d, m]`, saved with the model."""
+
+    def __init__(
+        self,
+        d_head: int,
+        num_features: int,
+        *,
+        input_scale: float | None = None,
+        stabilise: bool = True,
+        kernel_eps: float = 1e-6,
+        orthogonal: str = "features",
+        redraw: str = "never",
+    ) -> None:
+        super().__init__()
+        check_sizes(d_head=d_head, num_features=num_features)
+        check_choice("orthogonal", orthogonal, ORTHOGONAL)
+        check_choice("redraw", redraw, REDRAW)
+        self.d_head, self.num_features = d_head, num_features
+        self.input_scale = d_head**-0.25 if input_scale is None else input_scale
+        self.stabilise, self.kernel_eps = stabilise, kernel_eps
+        self.orthogonal, self.redraw = orthogonal, redraw
+        # A map's draws follow from its own seed and a counter. The seed comes from the global
+        # generator when the model is built, so layers differ and ranks agree; both are saved, so
+        # a resumed run draws what an uninterrupted one would.
+        self.register_buffer("seed", torch.randint(2**62, (), device="cpu"))
+        self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("projection", self._draw(torch.get_default_dtype()))
+
+    def d_dot(self, d_head: int) -> int:
+        """Return 2 m."""
+        if d_head != self.d_head:
+            raise ValueError(f"this FAVOR+ map was drawn for d_head={self.d_head}, not {d_head}")
+        return 2 * self.num_features
+
+    def start_sequence(self) -> None:
+        """Take a new draw where the policy says so."""
+        if self.redraw == "always" or (self.redraw == "training" and self.training):
+            self.draws = self.draws + 1
+            self.projection = self._draw(self.projection.dtype).to(self.projection.device)
+
+    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch k"]:
+        """Return the features without any stabiliser."""
+        return self._features(self._exponents(x), None)
+
+    def query(self, q: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t k"]:
+        """Return query features, each token's largest exponent moved to 0."""
+        u = self._exponents(q)
+        return self._features(u, u.amax(-1, keepdim=True) if self.stabilise else None)
+
+    def key(
+        self,
+        k: Float[Tensor, "b h t d"],
+        *,
+        offset: Float[Tensor, "b h"] | None = None,
+        scale_cancels: bool = False,
+        padding_mask: Bool[Tensor, "b t"] | None = None,
+    ) -> tuple[Float[Tensor, "b h t k"], Float[Tensor, "b h"] | None]:
+        """Return key features and the sequence's offset; see `FeatureMap.key`."""
+        u = self._exponents(k)
+        if not self.stabilise:
+            return self._features(u, None), None
+        peak = u.detach().amax(-1)
+        if scale_cancels:
+            return self._features(u, peak[..., None]), None
+        offset = _sequence_offset(peak, offset, padding_mask)
+        constant = offset.masked_fill(offset == _UNSET, 0.0)
+        return self._features(u, constant[..., None, None]), offset
+
+    def _exponents(self, x: Tensor) -> Tensor:
+        x = x * self.input_scale
+        wx = x @ self.projection.to(x.dtype)
+        return torch.cat([wx, -wx], dim=-1) - x.square().sum(-1, keepdim=True) / 2
+
+    def _features(self, u: Tensor, constant: Tensor | None) -> Tensor:
+        if constant is not None:
+            u = (u - constant.detach()).clamp(max=_MAX_EXPONENT)
+        return (u.exp() + self.kernel_eps) * (2 * self.num_features) ** -0.5
+
+    def _draw(self, dtype: torch.dtype) -> Tensor:
+        """Draw W: blocks of orthonormal vectors, rescaled to the norms of Gaussian vectors."""
+        generator = torch.Generator().manual_seed(int(self.seed) + int(self.draws))
+        d, m = self.d_head, self.num_features
+        count, size = (m, d) if self.orthogonal == "features" else (d, m)
+        blocks: list[Tensor] = []
+        for _ in range(math.ceil(count / size)):
+            gaussian = torch.randn(
+                size, size, generator=generator, dtype=torch.float64, device="cpu"
+            )
+            orthonormal, _ = torch.linalg.qr(gaussian)
+            blocks.append(orthonormal.T * gaussian.norm(dim=1, keepdim=True))
+        vectors = torch.cat(blocks)[:count]
+        return (vectors.T if self.orthogonal == "features" else vectors).contiguous().to(dtype)
+
+    def extra_repr(self) -> str:
+        """Show the options."""
+        return (
+            f"d_head={self.d_head}, num_features={self.num_features}, "
+            f"input_scale={self.input_scale:.4g}, stabilise={self.stabilise}, "
+            f"kernel_eps={self.kernel_eps}, orthogonal={self.orthogonal}, redraw={self.redraw}"
+        )
+
+
+def _sequence_offset(
+    peak: Float[Tensor, "b h t"],
+    carried: Float[Tensor, "b h"] | None,
+    padding_mask: Bool[Tensor, "b t"] | None,
+) -> Float[Tensor, "b h"]:
+    """Return the carried constant, or where there is none yet the first real key's maximum."""
+    if peak.shape[2] == 0:
+        first = peak.new_full(peak.shape[:2], _UNSET)
+    elif padding_mask is None:
+        first = peak[:, :, 0]
+    else:
+        position = (~padding_mask).int().argmax(-1)[:, None, None].expand(*peak.shape[:2], 1)
+        nothing = padding_mask.all(-1)[:, None]
+        first = peak.gather(2, position)[..., 0].masked_fill(nothing, _UNSET)
+    return first if carried is None else torch.where(carried == _UNSET, first, carried)

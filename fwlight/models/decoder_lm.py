@@ -1,0 +1,136 @@
+"""A decoder-only language model over any attention layer."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from fwlight.checks import check_sizes
+from fwlight.models.blocks import DecoderBlock
+from fwlight.models.positions import make_positions
+from fwlight.types import IGNORE_INDEX
+
+
+class LMState(NamedTuple):
+    """What a language model carries from one segment to the next."""
+
+    layers: tuple[Any, ...]
+    """One attention state per layer."""
+    position: int
+    """Number of tokens read so far."""
+
+
+class DecoderLM(nn.Module):
+    """The paper's language model: tied embeddings, N blocks, a linear read-out.
+
+    Embeddings are scaled by sqrt(d_model); dropout follows embedding + position and the last
+    block (Schlag et al. 2021b, app. F, and its reference code).
+
+    Args:
+        vocab_size: Number of token ids.
+        d_model: Width.
+        n_layers: Number of blocks.
+        n_heads: Heads per block.
+        d_head: Size of a head.
+        d_ff: Width of the feed-forward layers.
+        dropout: Dropout probability.
+        attention: Makes one attention layer from (d_model, n_heads, d_head).
+        positions: "sinusoidal" (counting up), "sinusoidal_reversed" (down to 0 at the end of a
+            segment, the reference code's) or "none".
+        norm: "post" (the paper) or "pre".
+        init_std: Standard deviation of every weight matrix, and of LayerNorm gains around 1.
+
+    Raises:
+        ValueError: If a size is below 1 or an option unknown.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        d_model: int,
+        n_layers: int,
+        n_heads: int,
+        d_head: int,
+        d_ff: int,
+        dropout: float,
+        attention: Callable[..., nn.Module],
+        positions: str = "sinusoidal",
+        norm: str = "post",
+        init_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        check_sizes(vocab_size=vocab_size, n_layers=n_layers, d_ff=d_ff)
+        self.d_model = d_model
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.positions = make_positions(positions, d_model)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            DecoderBlock(
+                d_model=d_model,
+                n_heads=n_heads,
+                d_head=d_head,
+                d_ff=d_ff,
+                dropout=dropout,
+                attention=attention,
+                norm=norm,
+            )
+            for _ in range(n_layers)
+        )
+        self.final_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
+        self.output = nn.Linear(d_model, vocab_size)
+        self.output.weight = self.embedding.weight
+        self.apply(lambda module: _initialise(module, init_std))
+
+    @property
+    def state_size(self) -> int | None:
+        """Numbers carried for one sequence; None where they grow with its length."""
+        sizes = [block.attention.state_size for block in self.blocks]
+        return None if None in sizes else sum(sizes)
+
+    def forward(
+        self, tokens: Int[Tensor, "b t"], *, initial_state: LMState | None = None
+    ) -> tuple[Float[Tensor, "b t n"], LMState]:
+        """Return the logits of the next token at every position, and the state to go on from."""
+        h, state = self.features(tokens, initial_state=initial_state)
+        return self.output(h), state
+
+    def features(
+        self, tokens: Int[Tensor, "b t"], *, initial_state: LMState | None = None
+    ) -> tuple[Float[Tensor, "b t m"], LMState]:
+        """Return what the output layer reads, and the state to go on from."""
+        start = 0 if initial_state is None else initial_state.position
+        h = self.embedding(tokens) * math.sqrt(self.d_model)
+        if self.positions is not None:
+            h = h + self.positions(tokens.shape[1], start).to(h.dtype)
+        h = self.dropout(h)
+        carried = (None,) * len(self.blocks) if initial_state is None else initial_state.layers
+        layers = []
+        for block, state in zip(self.blocks, carried, strict=True):
+            h, state = block(h, initial_state=state)
+            layers.append(state)
+        h = self.dropout(self.final_norm(h))
+        return h, LMState(tuple(layers), start + tokens.shape[1])
+
+    def nll(
+        self, hidden: Float[Tensor, "b t m"], targets: Int[Tensor, "b t"]
+    ) -> Float[Tensor, "b t"]:
+        """Return -log p(target) per position in nats; 0 where the target is IGNORE_INDEX."""
+        logits = self.output(hidden).flatten(0, 1).float()
+        loss = F.cross_entropy(
+            logits, targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+        )
+        return loss.view(targets.shape)
+
+
+def _initialise(module: nn.Module, std: float) -> None:
+    """N(0, std) for matrices, 0 for biases, N(1, std) for LayerNorm gains (reference code)."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, 0.0, std)
+    elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+        nn.init.normal_(module.weight, 1.0, std)
+    if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,57 @@
+"""Fixed sinusoidal positions."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fwlight.checks import check_choice
+
+POSITIONS = ("sinusoidal", "sinusoidal_reversed", "none")
+
+
+class SinusoidalPositions(nn.Module):
+    """Position p becomes [sin(p f_i) | cos(p f_i)], f_i = 10000^(-2i / d_model).
+
+    (Vaswani et al. 2017, sec. 3.5, in the layout of Transformer-XL.)
+
+    Args:
+        d_model: Width; must be even.
+        reverse: Count down to 0 at the last position of a segment, as the language model of the
+            reference code does, instead of up from 0.
+
+    Raises:
+        ValueError: If `d_model` is odd.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, d_model: int, *, reverse: bool = False) -> None:
+        super().__init__()
+        if d_model % 2:
+            raise ValueError(f"d_model={d_model} must be even for sinusoidal positions")
+        self.reverse = reverse
+        exponents = torch.arange(0, d_model, 2, dtype=torch.float64) / d_model
+        self.register_buffer("frequencies", 10000.0**-exponents, persistent=False)
+
+    def forward(self, length: int, start: int = 0) -> Float[Tensor, "t m"]:
+        """Return the encodings of positions start, ..., start + length - 1, in float64.
+
+        Raises:
+            ValueError: If positions count down and `start` is not 0: every token of the earlier
+                segments would have to move.
+        """
+        if self.reverse and start:
+            raise ValueError("positions=sinusoidal_reversed cannot continue an earlier segment")
+        positions = torch.arange(start, start + length, device=self.frequencies.device)
+        if self.reverse:
+            positions = positions.flip(0)
+        angles = positions[:, None] * self.frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def make_positions(positions: str, d_model: int) -> SinusoidalPositions | None:
+    """Return the module for a `positions` choice; ValueError for an unknown one."""
+    check_choice("positions", positions, POSITIONS)
+    if positions == "none":
+        return None
+    return SinusoidalPositions(d_model, reverse=positions == "sinusoidal_reversed")

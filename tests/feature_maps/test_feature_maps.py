@@ -1,0 +1,203 @@
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from fwlight.feature_maps import (
+    DPFPFeatureMap,
+    EluFeatureMap,
+    FAVORFeatureMap,
+    FeatureMap,
+    IdentityFeatureMap,
+    ReLUFeatureMap,
+    SiLUFeatureMap,
+    TanhFeatureMap,
+)
+
+D = 6
+MAPS = {
+    "identity": IdentityFeatureMap,
+    "elu": EluFeatureMap,
+    "relu": ReLUFeatureMap,
+    "tanh": TanhFeatureMap,
+    "silu": SiLUFeatureMap,
+    "dpfp1": partial(DPFPFeatureMap, nu=1),
+    "dpfp3": partial(DPFPFeatureMap, nu=3),
+    "favor": partial(FAVORFeatureMap, D, 8),
+}
+
+
+def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_every_exported_map_is_tested_here() -> None:
+    from fwlight import feature_maps
+
+    exported = {getattr(feature_maps, name) for name in feature_maps.__all__} - {FeatureMap}
+    assert exported == {getattr(make, "func", make) for make in MAPS.values()}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_map_has_the_announced_size_and_finite_gradients(name: str) -> None:
+    phi = MAPS[name]().double()
+    x = torch.cat([gaussian(2, 3, 5, D), torch.full((2, 3, 1, D), 100.0), -gaussian(2, 3, 1, D)], 2)
+    x.requires_grad_()
+    features, _ = phi.key(x)
+    assert features.shape == (2, 3, 7, phi.d_dot(D))
+    (grad,) = torch.autograd.grad(features.sum(), x)
+    assert grad.isfinite().all()
+    assert features.isfinite().all()
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_map_treats_each_token_by_itself(name: str) -> None:
+    phi = MAPS[name]().double()
+    q = gaussian(2, 3, 5, D)
+    torch.testing.assert_close(phi.query(q)[:, :, 2:3], phi.query(q[:, :, 2:3]))
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("identity", lambda x: x),
+        ("elu", lambda x: x + 1 if x > 0 else math.exp(x)),
+        ("relu", lambda x: max(x, 0.0)),
+        ("tanh", math.tanh),
+        ("silu", lambda x: x / (1 + math.exp(-x))),
+    ],
+)
+def test_elementwise_map_follows_its_formula(name: str, formula) -> None:
+    x = torch.tensor([-8.0, -1.5, 0.0, 0.25, 7.0], dtype=torch.float64)
+    expected = torch.tensor([formula(value) for value in x.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(MAPS[name]()(x), expected, rtol=1e-12, atol=0)
+
+
+def test_elu_does_not_vanish_in_bfloat16() -> None:
+    assert EluFeatureMap()(torch.tensor([-8.0], dtype=torch.bfloat16)) > 0
+
+
+@pytest.mark.parametrize("nu", [1, 2, 3])
+def test_dpfp_follows_equation_37(nu: int) -> None:
+    x = gaussian(D)
+    r = [max(v, 0.0) for v in x.tolist()] + [max(-v, 0.0) for v in x.tolist()]
+    expected = [r[i] * r[(i - j) % (2 * D)] for j in range(1, nu + 1) for i in range(2 * D)]
+    torch.testing.assert_close(
+        DPFPFeatureMap(nu)(x), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0
+    )
+
+
+def test_dpfp_splits_the_plane_into_four_orthogonal_regions() -> None:
+    """Fig. 1 of the paper: one vector per quadrant, all features mutually orthogonal."""
+    corners = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    features = DPFPFeatureMap(1)(corners)
+    torch.testing.assert_close(features @ features.T, torch.eye(4))
+
+
+def test_dpfp_refuses_impossible_nu() -> None:
+    with pytest.raises(ValueError, match="nu=0"):
+        DPFPFeatureMap(0)
+    with pytest.raises(ValueError, match=r"nu=12 must be at most .* 11"):
+        DPFPFeatureMap(12).d_dot(6)
+
+
+@pytest.mark.parametrize("orthogonal", ["features", "inputs"])
+def test_favor_estimates_the_softmax_kernel(orthogonal: str) -> None:
+    torch.manual_seed(0)
+    q, k = 0.5 * gaussian(4, D, seed=1), 0.5 * gaussian(4, D, seed=2)
+    estimates = torch.stack(
+        [
+            phi(q) @ phi(k).T
+            for phi in (
+                FAVORFeatureMap(
+                    D, 64, input_scale=1.0, stabilise=False, kernel_eps=0.0, orthogonal=orthogonal
+                ).double()
+                for _ in range(200)
+            )
+        ]
+    )
+    standard_error = estimates.std(0) / 200**0.5
+    assert ((estimates.mean(0) - (q @ k.T).exp()).abs() < 5 * standard_error).all()
+
+
+@pytest.mark.parametrize(("orthogonal", "d", "m"), [("features", 6, 10), ("inputs", 10, 6)])
+def test_favor_draw_is_orthogonal_within_blocks(orthogonal: str, d: int, m: int) -> None:
+    w = FAVORFeatureMap(d, m, orthogonal=orthogonal).double().projection
+    vectors = w.T if orthogonal == "features" else w
+    gram = vectors[:6] @ vectors[:6].T
+    torch.testing.assert_close(gram, gram.diag().diag(), rtol=0, atol=1e-5)
+
+
+def test_favor_stabilised_equals_plain_up_to_one_factor() -> None:
+    torch.manual_seed(0)
+    phi = FAVORFeatureMap(D, 8, kernel_eps=0.0).double()
+    x = gaussian(2, 3, 5, D)
+    plain = phi(x)
+    for features in (phi.query(x), phi.key(x, scale_cancels=True)[0]):
+        ratio = features / plain
+        torch.testing.assert_close(ratio, ratio[..., :1].expand_as(ratio))
+    features, offset = phi.key(x)
+    ratio = features / plain
+    torch.testing.assert_close(ratio, ratio[:, :, :1, :1].expand_as(ratio))
+    torch.testing.assert_close(ratio[:, :, 0, 0].log(), -offset)
+
+
+def test_favor_key_offset_is_that_of_the_first_real_token_and_is_carried() -> None:
+    phi = FAVORFeatureMap(D, 8).double()
+    x = gaussian(2, 3, 6, D)
+    padding = torch.zeros(2, 6, dtype=torch.bool)
+    padding[1, :2] = True
+    features, offset = phi.key(x, padding_mask=padding)
+    _, alone = phi.key(x[1:, :, 2:])
+    torch.testing.assert_close(offset[1:], alone)
+    # All-padding first: the offset stays open until a real token comes.
+    _, open_offset = phi.key(x[:, :, :2], padding_mask=padding[:, :2])
+    second, offset2 = phi.key(x[:, :, 2:], offset=open_offset, padding_mask=padding[:, 2:])
+    torch.testing.assert_close(offset2, offset)
+    torch.testing.assert_close(second, features[:, :, 2:])
+
+
+def test_favor_survives_keys_that_underflow_the_reference() -> None:
+    x = (30 * gaussian(1, 1, 4, 64)).float()
+    reference = FAVORFeatureMap(64, 16, input_scale=1.0, stabilise=False, kernel_eps=0.0)
+    assert (reference.key(x)[0] == 0).all()
+    features, _ = FAVORFeatureMap(64, 16).key(x)
+    assert features.isfinite().all()
+    assert (features.amax(-1)[:, :, 0] > 0.1).all()
+
+
+@pytest.mark.parametrize(
+    ("redraw", "in_training", "in_evaluation"),
+    [("never", False, False), ("training", True, False), ("always", True, True)],
+)
+def test_favor_redraws_by_policy_and_reproducibly(
+    redraw: str, in_training: bool, in_evaluation: bool
+) -> None:
+    phi = FAVORFeatureMap(D, 8, redraw=redraw)
+    twin = FAVORFeatureMap(D, 8, redraw=redraw)
+    twin.load_state_dict(phi.state_dict())
+    for training, changes in ((True, in_training), (False, in_evaluation)):
+        phi.train(training), twin.train(training)
+        before = phi.projection.clone()
+        phi.start_sequence(), twin.start_sequence()
+        assert (not torch.equal(before, phi.projection)) == changes
+        assert torch.equal(phi.projection, twin.projection)
+
+
+def test_favor_layers_draw_differently() -> None:
+    torch.manual_seed(0)
+    assert not torch.equal(FAVORFeatureMap(D, 8).projection, FAVORFeatureMap(D, 8).projection)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"num_features": 0}, "num_features=0"),
+        ({"num_features": 4, "orthogonal": "rows"}, "orthogonal='rows'"),
+        ({"num_features": 4, "redraw": "sometimes"}, "redraw='sometimes'"),
+    ],
+)
+def test_favor_refuses_bad_options(kwargs: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FAVORFeatureMap(D, **kwargs)
