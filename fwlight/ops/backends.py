@@ -1,0 +1,96 @@
+"""What all update rules share around their mathematics: checks, types and the back-end choice.
+
+A back end is a function `(q, k, v, beta, S_0) -> (o, S_T)` under a name in its rule's `BACKENDS`.
+It may rely on checked shapes, at least one token and one dtype; q is None where only a write is
+wanted.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from fwlight.ops import fla
+
+Backend = Callable[..., tuple[Tensor | None, Tensor]]
+
+RECURRENT_MAX_LENGTH = 3
+"""Longest sequence that "auto" runs token by token: the delta rule's two forms are equally fast at
+3 to 4 tokens on a CPU, forward alone and with backward, whatever the sizes."""
+
+
+def run_rule(
+    backends: Mapping[str, Backend],
+    backend: str,
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor | None,
+    initial_state: Tensor | None,
+) -> tuple[Tensor | None, Tensor]:
+    """Check the arguments, choose a back end and run it in its number format.
+
+    The FLA kernels take half precision as it is; all others compute in float32, or in float64 if
+    any argument has it. The state stays in that format and o returns to the format of v.
+
+    Raises:
+        ValueError: If shapes disagree or `backend` is not one of the rule's.
+    """
+    _check_shapes(q, k, v, beta, initial_state)
+    dtype = torch.float32
+    for x in (q, k, v, beta, initial_state):
+        dtype = dtype if x is None else torch.promote_types(dtype, x.dtype)
+    if initial_state is None:
+        state = k.new_zeros((*k.shape[:2], k.shape[3], v.shape[3]), dtype=dtype)
+    else:
+        state = initial_state.to(dtype)
+    name = _choose(backends, backend, k, v)
+    if k.shape[2] == 0:
+        return None if q is None else torch.zeros_like(v), state
+    # Autocast would compute the products, and so the state, in half precision.
+    with torch.autocast(k.device.type, enabled=False):
+        inputs = v.dtype if name == "fla" else dtype
+        q_, beta_ = (None if x is None else x.to(inputs) for x in (q, beta))
+        o, state = backends[name](q_, k.to(inputs), v.to(inputs), beta_, state)
+        return None if o is None else o.to(v.dtype), state
+
+
+def _choose(backends: Mapping[str, Backend], backend: str, k: Tensor, v: Tensor) -> str:
+    """Return the name of the back end to run."""
+    if backend == "auto":
+        if k.shape[2] <= RECURRENT_MAX_LENGTH:
+            return "recurrent"
+        return "fla" if "fla" in backends and fla.obstacle(k, v) is None else "chunk"
+    if backend not in backends:
+        raise ValueError(f"backend={backend!r} is none of {', '.join(['auto', *backends])}")
+    if backend == "fla" and (obstacle := fla.obstacle(k, v)) is not None:
+        _warn_once(f"backend='fla' cannot run here ({obstacle}); using backend='chunk'")
+        return "chunk"
+    return backend
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=5)
+
+
+def _check_shapes(
+    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, state: Tensor | None
+) -> None:
+    if k.ndim != 4 or v.ndim != 4 or v.shape[:3] != k.shape[:3]:
+        raise ValueError(
+            f"k must be [B, H, T, K] and v [B, H, T, V], not {list(k.shape)} and {list(v.shape)}"
+        )
+    expected = {
+        "q": (q, k.shape),
+        "beta": (beta, k.shape[:3]),
+        "initial_state": (state, (*k.shape[:2], k.shape[3], v.shape[3])),
+    }
+    for name, (x, shape) in expected.items():
+        if x is not None and x.shape != shape:
+            raise ValueError(
+                f"{name} has shape {list(x.shape)}; with k {list(k.shape)} and v {list(v.shape)} "
+                f"it must be {list(shape)}"
+            )

@@ -1,0 +1,71 @@
+"""The rule of the fast weight memory: a delta write, then a projection onto the unit ball."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fwlight.ops.backends import Backend, run_rule
+
+
+def fwm_rule(
+    q: Float[Tensor, "b h t k"] | None,
+    k: Float[Tensor, "b h t k"],
+    v: Float[Tensor, "b h t v"],
+    beta: Float[Tensor, "b h t"],
+    *,
+    initial_state: Float[Tensor, "b h k v"] | None = None,
+) -> tuple[Float[Tensor, "b h t v"] | None, Float[Tensor, "b h k v"]]:
+    """Write as the delta rule does, scale the fast weights back into the unit ball, then read.
+
+        S'_t = S_{t-1} + k_t (x) beta_t (v_t - S_{t-1}^T k_t)
+        S_t = S'_t / max(1, |S'_t|_F)      o_t = S_t^T q_t
+
+    Schlag et al. 2021a (arXiv 2011.07831), the baseline of Schlag et al. 2021b (arXiv 2102.11174).
+    As in the reference code the first write, into a memory that is exactly zero, is not projected.
+    Neither is a write of nothing (beta_t = 0 or k_t = 0), which leaves the state untouched. The
+    projection is not linear: there is no chunkwise form.
+
+    Args:
+        q: Queries, features already; None writes only.
+        k: Keys, features already.
+        v: Values.
+        beta: Write strengths.
+        initial_state: Fast weights S_0 to continue from; None is zero.
+
+    Returns:
+        o in the dtype of v (None without q), and S_T in float32, or in float64 for float64 inputs.
+
+    Raises:
+        ValueError: If shapes disagree.
+    """
+    return run_rule(BACKENDS, "recurrent", q, k, v, beta, initial_state)
+
+
+def recurrent_fwm_rule(
+    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor, S: Tensor
+) -> tuple[Tensor | None, Tensor]:
+    """Run token by token; this is the specification."""
+    null = (beta == 0) | (k == 0).all(-1)
+    queries = [None] * k.shape[2] if q is None else q.unbind(2)
+    tokens = zip(
+        queries, k.unbind(2), v.unbind(2), beta[..., None].unbind(2), null.unbind(2), strict=True
+    )
+    outputs: list[Tensor] = []
+    S_t = S
+    for q_t, k_t, v_t, b_t, null_t in tokens:
+        unprojected = null_t | ~S_t.flatten(-2).any(-1)
+        u_t = b_t * (v_t - (k_t[..., None, :] @ S_t).squeeze(-2))
+        S_t = S_t + k_t[..., :, None] * u_t[..., None, :]
+        size = _frobenius_norm(S_t).clamp(min=1.0).masked_fill(unprojected, 1.0)
+        S_t = S_t / size[..., None, None]
+        if q_t is not None:
+            outputs.append((q_t[..., None, :] @ S_t).squeeze(-2))
+    return None if q is None else torch.stack(outputs, dim=2), S_t
+
+
+def _frobenius_norm(S: Tensor) -> Tensor:
+    # torch.linalg has no types. Unlike a root of a sum of squares, its gradient at zero is zero.
+    return torch.linalg.vector_norm(S, dim=(-2, -1))  # pyright: ignore
+
+
+BACKENDS: dict[str, Backend] = {"recurrent": recurrent_fwm_rule}

@@ -1,0 +1,115 @@
+"""What surrounds the mathematics: awkward arguments, errors and the back-end choice."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from fwlight.ops import delta_rule, sum_rule
+from tests.ops.discovery import CASES, RULES, assert_near, make_inputs, run, weighted_sum
+
+each_case = pytest.mark.parametrize(("rule", "backend"), CASES)
+each_choice = pytest.mark.parametrize("function", [sum_rule, delta_rule])
+
+
+@each_case
+def test_no_tokens_leave_the_state_unchanged(rule, backend):
+    *tokens, state = make_inputs(0)
+    o, last = run(rule, backend, *tokens, state)
+    assert o.shape == (1, 2, 0, 7)
+    assert torch.equal(last, state)
+    assert torch.equal(run(rule, backend, None, *tokens[1:])[1], torch.zeros_like(state))
+    assert run(rule, backend, None, *tokens[1:], state)[0] is None
+
+
+@each_case
+def test_an_empty_batch_has_empty_results(rule, backend):
+    inputs = make_inputs(70, b=0)
+    o, state = run(rule, backend, *inputs)
+    assert (o.shape, state.shape) == ((0, 2, 70, 7), (0, 2, 5, 7))
+    assert all(g.numel() == 0 for g in torch.autograd.grad(weighted_sum(o, state), inputs))
+
+
+@each_case
+def test_arguments_are_not_modified(rule, backend):
+    inputs = [x.detach() for x in make_inputs(70)]
+    copies = [x.clone() for x in inputs]
+    run(rule, backend, *inputs)
+    assert all(torch.equal(x, copy) for x, copy in zip(inputs, copies, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("position", "shape", "parts"),
+    [
+        (0, (1, 2, 8, 5), ["q has shape [1, 2, 8, 5]", "[1, 2, 9, 5]"]),
+        (1, (1, 2, 9), ["not [1, 2, 9] and [1, 2, 9, 7]"]),
+        (2, (1, 2, 8, 7), ["not [1, 2, 9, 5] and [1, 2, 8, 7]"]),
+        (3, (1, 2, 9, 1), ["beta has shape [1, 2, 9, 1]", "must be [1, 2, 9]"]),
+        (4, (1, 2, 7, 5), ["initial_state has shape [1, 2, 7, 5]", "must be [1, 2, 5, 7]"]),
+    ],
+)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.usefixtures("no_annotation_checks")
+def test_shape_errors_name_both_shapes(rule, position, shape, parts):
+    inputs = make_inputs(9)
+    inputs[position] = torch.zeros(shape, dtype=torch.float64)
+    with pytest.raises(ValueError, match="must be") as error:
+        run(rule, "auto", *inputs)
+    for part in parts:
+        assert part in str(error.value)
+
+
+@each_choice
+def test_unknown_backend_error_lists_the_choices(function):
+    inputs = make_inputs(3)[:4]
+    with pytest.raises(ValueError, match="'chunky' is none of auto, recurrent, chunk, fla"):
+        function(*inputs, backend="chunky")
+
+
+@each_choice
+def test_second_derivatives_are_refused_by_chunk_and_given_by_recurrent(function):
+    inputs = make_inputs(5)
+    loss = weighted_sum(*function(*inputs[:4], backend="chunk")) ** 2
+    with pytest.raises(RuntimeError, match="use backend='recurrent'"):
+        torch.autograd.grad(loss, inputs[:4], create_graph=True)
+    loss = weighted_sum(*function(*inputs[:4], backend="recurrent")) ** 2
+    (gradient,) = torch.autograd.grad(loss, inputs[1], create_graph=True)
+    assert torch.autograd.grad(gradient.sum(), inputs[2])[0].abs().max() > 0
+
+
+@each_choice
+def test_auto_is_silent_and_takes_steps_one_by_one(function, monkeypatch):
+    used = []
+    kernels = sys.modules[function.__module__].BACKENDS
+    for name in ("recurrent", "chunk"):
+        kernel = kernels[name]
+        monkeypatch.setitem(
+            kernels, name, lambda *a, name=name, kernel=kernel: used.append(name) or kernel(*a)
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        function(*make_inputs(1)[:4])
+        function(*make_inputs(64)[:4])
+    assert used == ["recurrent", "chunk"]
+
+
+def test_importing_the_operators_needs_torch_and_jaxtyping_only():
+    code = (
+        "import sys, fwlight.ops; "
+        "heavy = {'lightning', 'hydra', 'omegaconf', 'torchmetrics', 'fla', 'beartype'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@each_case
+def test_rule_on_cuda_equals_the_cpu(rule, backend):
+    inputs = make_inputs(130)
+    on_device = [x.detach().cuda().requires_grad_() for x in inputs]
+    outputs, expected = run(rule, backend, *on_device), run(rule, backend, *inputs)
+    for actual, wanted in zip(outputs, expected, strict=True):
+        assert_near(actual.cpu(), wanted)

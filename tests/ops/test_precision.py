@@ -1,0 +1,69 @@
+"""Accuracy in float32, and what half precision and autocast mean."""
+
+import pytest
+import torch
+
+from tests.ops.discovery import CASES, KERNELS, assert_near, make_inputs, run, weighted_sum
+
+each_case = pytest.mark.parametrize(("rule", "backend"), CASES)
+each_kernel = pytest.mark.parametrize(("rule", "backend"), KERNELS)
+
+
+@each_kernel
+@pytest.mark.parametrize("n_keys", [1, 8])
+@pytest.mark.parametrize("t", [64, 256])
+def test_repeated_keys_stay_accurate_in_float32(rule, backend, n_keys, t):
+    q, k, v, beta, state = (x.detach() for x in make_inputs(t, d_key=32, d_value=16))
+    keys = torch.randn(n_keys, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    keys = keys / keys.norm(dim=-1, keepdim=True)
+    k = keys[torch.arange(t) % n_keys].expand_as(k)
+    beta = torch.ones_like(beta) if n_keys == 1 else 0.9 + 0.1 * beta
+    single = [x.float().requires_grad_() for x in (q, k, v, beta, state)]
+    double = [x.detach().double().requires_grad_() for x in single]
+    outputs, expected = run(rule, backend, *single), run(rule, "recurrent", *double)
+    for actual, wanted in zip(outputs, expected, strict=True):
+        assert actual.dtype == torch.float32
+        assert_near(actual, wanted, 5e-6)
+    for actual, wanted in zip(
+        torch.autograd.grad(weighted_sum(*outputs), single),
+        torch.autograd.grad(weighted_sum(*expected), double),
+        strict=True,
+    ):
+        assert_near(actual, wanted, 1e-5)
+
+
+@each_case
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_computes_in_float32_and_returns_the_dtype_of_v(rule, backend, dtype):
+    inputs = [x.detach().to(dtype).requires_grad_() for x in make_inputs(70)]
+    full = [x.detach().float().requires_grad_() for x in inputs]
+    (o, state), (expected_o, expected_state) = (
+        run(rule, backend, *inputs),
+        run(rule, backend, *full),
+    )
+    assert (o.dtype, state.dtype) == (dtype, torch.float32)
+    assert torch.equal(o, expected_o.to(dtype))
+    assert torch.equal(state, expected_state)
+    gradients = torch.autograd.grad(weighted_sum(o.float(), state), inputs)
+    expected = torch.autograd.grad(weighted_sum(expected_o, expected_state), full)
+    for actual, wanted in zip(gradients, expected, strict=True):
+        assert actual.dtype == dtype
+        assert_near(actual, wanted, 2e-2)
+
+
+@each_kernel
+def test_autocast_does_not_reach_the_rules(rule, backend):
+    inputs = [x.detach().float().requires_grad_() for x in make_inputs(70)]
+    expected = run(rule, backend, *inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = run(rule, backend, *inputs)
+    for actual, wanted in zip(outputs, expected, strict=True):
+        assert actual.dtype == torch.float32
+        assert torch.equal(actual, wanted)
+    if backend == "chunk":
+        wanted_gradients = torch.autograd.grad(weighted_sum(*expected), inputs)
+        loss = weighted_sum(*outputs)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            gradients = torch.autograd.grad(loss, inputs)
+        for actual, wanted in zip(gradients, wanted_gradients, strict=True):
+            assert torch.equal(actual, wanted)
