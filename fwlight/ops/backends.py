@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from fwlight.ops import fla
+from fwlight.ops import fla, native
 
 Backend = Callable[..., tuple[Tensor | None, Tensor]]
 
@@ -46,7 +46,7 @@ def run_rule(
         state = k.new_zeros((*k.shape[:2], k.shape[3], v.shape[3]), dtype=dtype)
     else:
         state = initial_state.to(dtype)
-    name = _choose(backends, backend, k, v)
+    name = _choose(backends, backend, k, v, dtype)
     if k.shape[2] == 0:
         return None if q is None else torch.zeros_like(v), state
     # Autocast would compute the products, and so the state, in half precision.
@@ -57,18 +57,31 @@ def run_rule(
         return None if o is None else o.to(v.dtype), state
 
 
-def _choose(backends: Mapping[str, Backend], backend: str, k: Tensor, v: Tensor) -> str:
+def _choose(
+    backends: Mapping[str, Backend], backend: str, k: Tensor, v: Tensor, dtype: torch.dtype
+) -> str:
     """Return the name of the back end to run."""
+    if backend != "auto" and backend not in backends:
+        raise ValueError(f"backend={backend!r} is none of {', '.join(['auto', *backends])}")
     if backend == "auto":
+        if "native" in backends and k.device.type == "cpu" and _can_run_native(k, v, dtype):
+            return "native"
         if k.shape[2] <= RECURRENT_MAX_LENGTH:
             return "recurrent"
         return "fla" if "fla" in backends and fla.obstacle(k, v) is None else "chunk"
-    if backend not in backends:
-        raise ValueError(f"backend={backend!r} is none of {', '.join(['auto', *backends])}")
+    if backend == "native" and not _can_run_native(k, v, dtype):
+        return "chunk"
     if backend == "fla" and (obstacle := fla.obstacle(k, v)) is not None:
         _warn_once(f"backend='fla' cannot run here ({obstacle}); using backend='chunk'")
         return "chunk"
     return backend
+
+
+def _can_run_native(k: Tensor, v: Tensor, dtype: torch.dtype) -> bool:
+    obstacle = native.obstacle(k, v, dtype)
+    if obstacle is not None:
+        _warn_once(f"backend='native' cannot run here ({obstacle}); using backend='chunk'")
+    return obstacle is None
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 SOURCE = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-w")
@@ -43,11 +44,24 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
     return _build(compiler, identity, real, name)
 
 
+def obstacle(k: Tensor, v: Tensor, dtype: torch.dtype) -> str | None:
+    """Return why the kernels cannot run on such inputs, computed in `dtype`, or None if they can."""
+    if k.device.type != "cpu":
+        return f"the tensors are on {k.device.type}, not cpu"
+    if k.shape[3] == 0 or v.shape[3] == 0:
+        return f"keys of size {k.shape[3]} and values of size {v.shape[3]} hold nothing"
+    return _build_obstacle(dtype)
+
+
+@torch.compiler.assume_constant_result
+def _build_obstacle(dtype: torch.dtype) -> str | None:
+    return _try_build(dtype)
+
+
 @functools.cache
-def obstacle() -> str | None:
-    """Return why the kernels cannot run on this machine, or None if they can."""
+def _try_build(dtype: torch.dtype) -> str | None:
     try:
-        library(torch.float32)
+        library(dtype)
     except BuildError as error:
         return str(error)
     return None

@@ -14,9 +14,8 @@ from fwlight.ops.native.build import library
 CHUNK = 16
 PAD = 16
 
-CHUNKS_PER_STATE = 4
-"""Chunks for which the backward pass starts from one kept state; the states between are computed
-again."""
+STATES_AT_HAND = 1 << 18
+"""Bytes of recomputed states that the backward pass may keep in the processor's second cache."""
 
 LIBRARY = torch.library.Library("fwlight", "DEF")
 LIBRARY.define(
@@ -43,6 +42,14 @@ def _empty_like(x: Tensor) -> Tensor:
     return x.new_empty((b, h, t, *rest))
 
 
+def _chunks_per_state(d_key: int, d_value: int, dtype: torch.dtype) -> int:
+    """Return for how many chunks one state is kept; the backward pass computes the others again.
+
+    The more, the less memory is written and read; but those of one group should fit a cache.
+    """
+    return min(max(STATES_AT_HAND // (d_key * d_value * dtype.itemsize), 4), 16)
+
+
 def _forward_results(
     q: Tensor | None, k: Tensor, v: Tensor, delta: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -50,7 +57,8 @@ def _forward_results(
     b, h, t, d_key = k.shape
     d_value = v.shape[3]
     chunks = (t + CHUNK - 1) // CHUNK
-    groups = (chunks + CHUNKS_PER_STATE - 1) // CHUNKS_PER_STATE
+    every = _chunks_per_state(d_key, d_value, k.dtype)
+    groups = (chunks + every - 1) // every
     keys, values = ((d + PAD - 1) // PAD * PAD for d in (d_key, d_value))
     return (
         v.new_empty(0) if q is None else _empty_like(v),
@@ -73,8 +81,8 @@ def _sequence(x: Tensor | None) -> tuple[int, ...]:
 
 
 def _call(name: str, delta: bool, k: Tensor, v: Tensor, *values: int) -> None:
-    sizes = (*k.shape, v.shape[3], torch.get_num_threads(), CHUNKS_PER_STATE)
-    arguments = (int(delta), *sizes, *values)
+    every = _chunks_per_state(k.shape[3], v.shape[3], k.dtype)
+    arguments = (int(delta), *k.shape, v.shape[3], torch.get_num_threads(), every, *values)
     packed = (ctypes.c_int64 * len(arguments))(*arguments)
     if getattr(library(k.dtype), name)(packed):
         raise MemoryError(f"{name}: no memory for q, k {list(k.shape)} and v {list(v.shape)}")

@@ -57,11 +57,6 @@ struct Sizes {
 };
 
 template <class T>
-const T* offset(const T* p, Index n) {
-  return p ? p + n : p;
-}
-
-template <class T>
 T* offset(T* p, Index n) {
   return p ? p + n : p;
 }
@@ -108,7 +103,7 @@ struct Forward {
       }
       return;
     }
-    const Index threads = std::min(s.threads, tasks), size = forward_scratch(s.shape(0));
+    const Index threads = std::max<Index>(1, std::min(s.threads, tasks)), size = forward_scratch(s.shape(0));
     const Scratch<T> scratch(threads * size);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (Index i = 0; i < tasks; ++i) {
@@ -169,7 +164,7 @@ struct Backward {
   void run() const {
     const Index heads = s.batch * s.heads, tasks = s.tasks();
     const std::unique_ptr<T[]> partial(s.slices > 1 ? new T[heads * (s.slices - 1) * share()] : nullptr);
-    const Index threads = std::min(s.threads, tasks), size = backward_scratch(s.shape(0), s.every);
+    const Index threads = std::max<Index>(1, std::min(s.threads, tasks)), size = backward_scratch(s.shape(0), s.every);
     const Scratch<T> scratch(threads * size);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (Index i = 0; i < tasks; ++i) {
