@@ -17,8 +17,9 @@ from fwlight.ops import fla, native
 Backend = Callable[..., tuple[Tensor | None, Tensor]]
 
 RECURRENT_MAX_LENGTH = 3
-"""Longest sequence that "auto" runs token by token: the delta rule's two forms are equally fast at
-3 to 4 tokens on a CPU, forward alone and with backward, whatever the sizes."""
+"""Longest sequence that "auto" runs token by token rather than by "chunk": the delta rule's two
+forms are equally fast at 3 to 4 tokens on a CPU, forward alone and with backward, whatever the
+sizes. "native" is faster than both at every length, from one token on."""
 
 
 def run_rule(
@@ -63,25 +64,20 @@ def _choose(
     """Return the name of the back end to run."""
     if backend != "auto" and backend not in backends:
         raise ValueError(f"backend={backend!r} is none of {', '.join(['auto', *backends])}")
+    short = k.shape[2] <= RECURRENT_MAX_LENGTH
+    name, obstacle = backend, None
     if backend == "auto":
-        if "native" in backends and k.device.type == "cpu" and _can_run_native(k, v, dtype):
-            return "native"
-        if k.shape[2] <= RECURRENT_MAX_LENGTH:
-            return "recurrent"
-        return "fla" if "fla" in backends and fla.obstacle(k, v) is None else "chunk"
-    if backend == "native" and not _can_run_native(k, v, dtype):
-        return "chunk"
-    if backend == "fla" and (obstacle := fla.obstacle(k, v)) is not None:
-        _warn_once(f"backend='fla' cannot run here ({obstacle}); using backend='chunk'")
-        return "chunk"
-    return backend
-
-
-def _can_run_native(k: Tensor, v: Tensor, dtype: torch.dtype) -> bool:
-    obstacle = native.obstacle(k, v, dtype)
+        name = "native" if k.device.type == "cpu" and "native" in backends else "chunk"
+        if "fla" in backends and not short and fla.obstacle(k, v) is None:
+            name = "fla"
+    if name == "native":
+        obstacle = native.obstacle(k, v, dtype)
+    elif name == "fla":
+        obstacle = fla.obstacle(k, v)
     if obstacle is not None:
-        _warn_once(f"backend='native' cannot run here ({obstacle}); using backend='chunk'")
-    return obstacle is None
+        _warn_once(f"backend={name!r} cannot run here ({obstacle}); using backend='chunk'")
+        name = "chunk"
+    return "recurrent" if backend == "auto" and name == "chunk" and short else name
 
 
 @functools.cache
