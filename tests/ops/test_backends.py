@@ -84,10 +84,10 @@ def test_second_derivatives_are_refused_by_chunk_and_given_by_recurrent(function
 def test_auto_chooses_by_length_and_what_can_run(function, compiled, monkeypatch):
     used = []
     kernels = sys.modules[function.__module__].BACKENDS
+    kernel = kernels["chunk"]
     for name in ("recurrent", "chunk", "native"):
-        kernel = kernels["chunk"]
         monkeypatch.setitem(
-            kernels, name, lambda *a, name=name, kernel=kernel: used.append(name) or kernel(*a)
+            kernels, name, lambda *a, name=name: used.append(name) or kernel(*a)
         )
     monkeypatch.setattr(native, "obstacle", lambda *_: None if compiled else "no compiler")
     monkeypatch.setattr(backends, "_warn_once", used.append)

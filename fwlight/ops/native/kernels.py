@@ -42,12 +42,14 @@ def _empty_like(x: Tensor) -> Tensor:
     return x.new_empty((b, h, t, *rest))
 
 
-def _chunks_per_state(d_key: int, d_value: int, dtype: torch.dtype) -> int:
+def _chunks_per_state(k: Tensor, v: Tensor) -> int:
     """Return for how many chunks one state is kept; the backward pass computes the others again.
 
     The more, the less memory is written and read; but those of one group should fit a cache.
     """
-    return min(max(STATES_AT_HAND // (d_key * d_value * dtype.itemsize), 4), 16)
+    # int: also where the compiler of torch traces with symbolic sizes.
+    size = int(k.shape[3]) * int(v.shape[3]) * k.dtype.itemsize
+    return min(max(STATES_AT_HAND // size, 4), 16)
 
 
 def _forward_results(
@@ -57,7 +59,7 @@ def _forward_results(
     b, h, t, d_key = k.shape
     d_value = v.shape[3]
     chunks = (t + CHUNK - 1) // CHUNK
-    every = _chunks_per_state(d_key, d_value, k.dtype)
+    every = _chunks_per_state(k, v)
     groups = (chunks + every - 1) // every
     keys, values = ((d + PAD - 1) // PAD * PAD for d in (d_key, d_value))
     return (
@@ -81,7 +83,7 @@ def _sequence(x: Tensor | None) -> tuple[int, ...]:
 
 
 def _call(name: str, delta: bool, k: Tensor, v: Tensor, *values: int) -> None:
-    every = _chunks_per_state(k.shape[3], v.shape[3], k.dtype)
+    every = _chunks_per_state(k, v)
     arguments = (int(delta), *k.shape, v.shape[3], torch.get_num_threads(), every, *values)
     packed = (ctypes.c_int64 * len(arguments))(*arguments)
     if getattr(library(k.dtype), name)(packed):
