@@ -86,9 +86,7 @@ def test_auto_chooses_by_length_and_what_can_run(function, compiled, monkeypatch
     kernels = sys.modules[function.__module__].BACKENDS
     kernel = kernels["chunk"]
     for name in ("recurrent", "chunk", "native"):
-        monkeypatch.setitem(
-            kernels, name, lambda *a, name=name: used.append(name) or kernel(*a)
-        )
+        monkeypatch.setitem(kernels, name, lambda *a, name=name: used.append(name) or kernel(*a))
     monkeypatch.setattr(native, "obstacle", lambda *_: None if compiled else "no compiler")
     monkeypatch.setattr(backends, "_warn_once", used.append)
     with warnings.catch_warnings():

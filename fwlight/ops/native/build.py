@@ -45,7 +45,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
 
 
 def obstacle(k: Tensor, v: Tensor, dtype: torch.dtype) -> str | None:
-    """Return why the kernels cannot run on such inputs, computed in `dtype`, or None if they can."""
+    """Return why the kernels cannot compute such inputs in `dtype`, or None if they can."""
     if k.device.type != "cpu":
         return f"the tensors are on {k.device.type}, not cpu"
     if k.shape[3] == 0 or v.shape[3] == 0:
@@ -53,7 +53,7 @@ def obstacle(k: Tensor, v: Tensor, dtype: torch.dtype) -> str | None:
     return _build_obstacle(dtype)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # pyright: ignore[reportUnknownMemberType]
 def _build_obstacle(dtype: torch.dtype) -> str | None:
     return _try_build(dtype)
 
@@ -80,7 +80,9 @@ def _compiler() -> tuple[list[str], str]:
             except BuildError:
                 continue
             return command, version + macros
-    wanted = f"CXX={chosen!r} does not work" if chosen else "c++, g++ or clang++ are not on the PATH"
+    wanted = (
+        f"CXX={chosen!r} does not work" if chosen else "c++, g++ or clang++ are not on the PATH"
+    )
     raise BuildError(f"there is no C++ compiler: {wanted}")
 
 
@@ -139,7 +141,7 @@ def _compile(compiler: list[str], identity: str, real: str, work: Path) -> Path:
     compile_ = [*compiler, *FLAGS, f"-DFW_REAL={real}", "-c", str(SOURCE / "rules.cpp"), "-o"]
     link = [*compiler, "-shared", str(target[0]), "-o", str(target[1])]
     shared = _openmp_library()
-    attempts = [(["-fopenmp"], ["-fopenmp"]), ([], [])]
+    attempts: list[tuple[list[str], list[str]]] = [(["-fopenmp"], ["-fopenmp"]), ([], [])]
     if shared is not None and "__clang__" not in identity:
         attempts.insert(0, (["-fopenmp"], [str(shared)]))
     for last, (compile_flags, link_flags) in enumerate(attempts, start=1 - len(attempts)):

@@ -1,5 +1,8 @@
 """The compiled kernels as torch operators: shapes in, shapes out, and how to differentiate."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# (torch.library and Function.apply carry no types)
+
 import ctypes
 from typing import Any
 
@@ -16,6 +19,9 @@ PAD = 16
 
 STATES_AT_HAND = 1 << 18
 """Bytes of recomputed states that the backward pass may keep in the processor's second cache."""
+
+# The one way for an autograd kernel to call what lies under it; used in torch's documentation.
+_below_autograd = torch._C._AutoDispatchBelowAutograd  # pyright: ignore[reportPrivateUsage]
 
 LIBRARY = torch.library.Library("fwlight", "DEF")
 LIBRARY.define(
@@ -162,7 +168,7 @@ def _backward(
 class _Rule(Function):
     @staticmethod
     def forward(ctx: Any, delta: bool, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
+        with _below_autograd():
             o, last, states, errors = _OP(*inputs, delta, True)
         q, k, v, beta, _ = inputs
         ctx.delta = delta
@@ -189,7 +195,7 @@ def _autograd(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *inputs, delta, keep = arguments
     wanted = any(x is not None and x.requires_grad for x in inputs)
     if not (wanted and torch.is_grad_enabled()):
-        with torch._C._AutoDispatchBelowAutograd():
+        with _below_autograd():
             return _OP(*inputs, delta, keep)
     k, v = inputs[1:3]
     o, last = _Rule.apply(delta, *inputs)
