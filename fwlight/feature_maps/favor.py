@@ -72,7 +72,7 @@ class FAVORFeatureMap(FeatureMap):
         # generator when the model is built, so layers differ and ranks agree; both are saved, so
         # a resumed run draws what an uninterrupted one would.
         self.register_buffer("seed", torch.randint(2**62, (), device="cpu"))
-        self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("draws", torch.zeros((), dtype=torch.int64, device="cpu"))
         self.register_buffer("projection", self._draw(torch.get_default_dtype()))
 
     def d_dot(self, d_head: int) -> int:

@@ -1,0 +1,68 @@
+"""From configuration to objects; the one place that imports what a `_target_` names."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import lightning
+from hydra.utils import get_object
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from fwlight.errors import CheckpointError, ConfigError, FwlightError
+
+
+def build(name: str, node: Mapping[str, Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call what the node's `_target_` names, with the node's keys and the further arguments.
+
+    As Hydra's instantiate, but for plain containers: text in them is never an interpolation.
+
+    Raises:
+        ConfigError: If it does not accept its values.
+    """
+    try:
+        return _made({**node, "_partial_": True})(*args, **kwargs)
+    except FwlightError:
+        raise
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def build_parts(
+    config: Mapping[str, Any], *, checkpoint: dict[str, Any] | None = None
+) -> tuple[Any, Any]:
+    """Seed, then build the module and its data; a checkpoint brings the data's vocabulary."""
+    lightning.seed_everything(config["seed"], verbose=False)
+    data = build("task", config["task"])
+    if checkpoint is not None:
+        state = checkpoint.get(type(data).__qualname__)
+        if state is None:
+            raise CheckpointError("the checkpoint holds nothing of its data: no fit wrote it")
+        data.load_state_dict(state)
+    if config["action"] != "generate":
+        data.setup(config["action"])
+    network = build("network", config["network"], vocab_size=data.spec.vocab_size)
+    return build("module", config["module"], network), data
+
+
+def build_callbacks(config: Mapping[str, Any]) -> list[Any]:
+    """Build the callbacks that are not switched off by null."""
+    return [
+        build(f"callbacks.{name}", node)
+        for name, node in config["callbacks"].items()
+        if name != "checkpoint" and node is not None
+    ]
+
+
+def _made(node: Any) -> Any:
+    """Return a value as it is, and instead of a node with `_target_` its object or factory."""
+    if isinstance(node, list):
+        return [_made(item) for item in node]
+    if not isinstance(node, Mapping):
+        return node
+    arguments = {
+        key: _made(value) for key, value in node.items() if key not in ("_target_", "_partial_")
+    }
+    if "_target_" not in node:
+        return arguments
+    factory = partial(get_object(node["_target_"]), **arguments)
+    return factory if node.get("_partial_") else factory()

@@ -1,0 +1,120 @@
+"""Check values against dataclasses of annotated keys; see `conf.schema` for the dataclasses."""
+
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from fwlight.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` (or above it) to `high`."""
+
+    low: float = float("-inf")
+    high: float = float("inf")
+    above: float = float("-inf")
+
+    def fault(self, value: float) -> str | None:
+        """Say what is wrong with `value`, if anything."""
+        if value <= self.above:
+            return f"must be above {self.above:g}"
+        if value < self.low:
+            return f"must be at least {self.low:g}"
+        if not value <= self.high:
+            return f"must be at most {self.high:g}"
+        return None
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Text of one shape, which `example` shows."""
+
+    regex: str
+    example: str
+
+    def fault(self, value: str) -> str | None:
+        """Say what is wrong with `value`, if anything."""
+        return None if re.fullmatch(self.regex, value) else f"must look like {self.example}"
+
+
+class Section:
+    """A part of the configuration whose keys are all listed."""
+
+
+class OpenSection(Section):
+    """A part of the configuration whose options may bring further keys."""
+
+
+def check_section(values: Mapping[str, Any], schema: type[Section], where: str = "") -> None:
+    """Check the resolved `values` of a section against its dataclass.
+
+    Raises:
+        ConfigError: At the first key that is unknown or holds something it may not hold.
+    """
+    hints = get_type_hints(schema, include_extras=True)
+    for key, value in values.items():
+        name = f"{where}{key}"
+        if key in hints:
+            fault = _fault(value, hints[key], name)
+            if fault:
+                raise ConfigError(f"{name}={_shown(value)} {fault}")
+        elif not key.startswith("_") and not issubclass(schema, OpenSection):
+            known = ", ".join(hints)
+            raise ConfigError(f"{name} is not a key; {where.rstrip('.') or 'there'} has: {known}")
+
+
+def _fault(value: Any, hint: Any, name: str) -> str | None:
+    """Say why `value` does not fit the type `hint`, or None if it does."""
+    origin = get_origin(hint)
+    if origin is Annotated:
+        base, bound = get_args(hint)
+        fault = _fault(value, base, name)
+        if fault and isinstance(bound, Pattern):
+            return f"must look like {bound.example}"
+        return fault or bound.fault(value)
+    if origin in (Union, types.UnionType):
+        faults = [_fault(value, option, name) for option in get_args(hint)]
+        if None in faults:
+            return None
+        bounds = [f for f in faults if f and not f.startswith("is not")]
+        return bounds[0] if bounds else "is not " + " or ".join(_names(hint))
+    if origin is Literal:
+        fits = any(value == c and type(value) is type(c) for c in get_args(hint))
+        return None if fits else "is not one of " + ", ".join(map(_shown, get_args(hint)))
+    if origin is list:
+        if not isinstance(value, list):
+            return "is not a list"
+        faults = [_fault(item, get_args(hint)[0], name) for item in value]
+        return next((fault for fault in faults if fault), None)
+    if issubclass(hint, Section):
+        if not isinstance(value, Mapping):
+            return "is not a section of keys"
+        check_section(value, hint, f"{name}.")
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = number if hint is float else type(value) is hint
+    return None if fits else f"is not {_names(hint)[0]}"
+
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_TYPE_NAMES |= {dict: "a section of keys", types.NoneType: "null"}
+
+
+def _names(hint: Any) -> list[str]:
+    """Name the types that `hint` allows."""
+    origin = get_origin(hint)
+    if origin is Annotated:
+        return _names(get_args(hint)[0])
+    if origin in (Union, types.UnionType):
+        return list(dict.fromkeys(name for option in get_args(hint) for name in _names(option)))
+    if origin is Literal:
+        return [_shown(choice) for choice in get_args(hint)]
+    return ["a list"] if origin is list else [_TYPE_NAMES[hint]]
+
+
+def _shown(value: Any) -> str:
+    """Write `value` as on the command line."""
+    return "null" if value is None else str(value).lower() if value in (True, False) else str(value)

@@ -1,0 +1,173 @@
+"""From a command line to a checked configuration, in a fraction of a second and without torch.
+
+Hydra's compose API reads the YAML files; keys and values are checked here, so that every mistake is
+one line that names the choices.
+"""
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from conf.checks import check_section
+from conf.overrides import CONF, FREE_TEXT, groups, parse, set_value
+from conf.schema import Config
+from fwlight.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A checked configuration and what it was made of."""
+
+    config: dict[str, Any]
+    """Plain containers, interpolations resolved."""
+    choices: dict[str, str]
+    """The option chosen in each group."""
+    overrides: list[str]
+    """The key=value arguments that choose no option, as typed."""
+    warnings: list[str]
+
+    def record(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, in plain containers; see `conf.stored`."""
+        return {"choices": self.choices, "overrides": self.overrides, "config": self.config}
+
+    def yaml(self) -> str:
+        """Return the configuration as YAML."""
+        return yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
+
+    def hyperparameters(self) -> dict[str, str | int | float | bool]:
+        """Return what tells runs apart: the options, and the plain values of the main groups."""
+        chosen: dict[str, Any] = dict(self.choices)
+        sections = {name: self.config[name] for name in ("model", "size", "optimizer", "task")}
+        sections["model.feature_map"] = self.config["model"].get("feature_map", {})
+        for name, section in sections.items():
+            for key, value in section.items():
+                if isinstance(value, str | int | float | bool) and not key.startswith("_"):
+                    chosen[f"{name}.{key}"] = value
+        chosen["trainer.max_steps"] = self.config["trainer"]["max_steps"]
+        return {**chosen, "seed": self.config["seed"]}
+
+
+def compose_config(arguments: Sequence[str]) -> Composition:
+    """Compose conf/ with the `key=value` arguments and check the result.
+
+    Raises:
+        ConfigError: If an argument cannot be read, or a key, option or value is not allowed.
+    """
+    parsed = {key: (argument, value) for argument in arguments for key, value in [parse(argument)]}
+    chosen = {key: pair for key, pair in parsed.items() if key in groups()}
+    nodes, choices = _compose_groups(chosen)
+    texts = {key: value for key, (_, value) in parsed.items() if key in FREE_TEXT}
+    for key, (_, value) in parsed.items():
+        if key not in chosen:
+            set_value(nodes, choices, key, None if key in texts else value)
+    warnings = _adapt(nodes, parsed)
+    try:
+        config: Any = OmegaConf.to_container(nodes, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_first_line(error)) from error
+    for key, text in texts.items():  # now that nothing in them can be taken for an interpolation
+        *outer, last = key.split(".")
+        reduce(getitem, outer, config)[last] = text
+    check_section(config, Config)
+    check_together(config)
+    overrides = [argument for key, (argument, _) in parsed.items() if key not in chosen]
+    return Composition(config, choices, overrides, warnings + _warnings(config, choices))
+
+
+def check_together(values: dict[str, Any]) -> None:
+    """Check what no key can be checked for alone.
+
+    Raises:
+        ConfigError: Naming both values.
+    """
+    size, action = values["size"], values["action"]
+    if size["d_model"] % size["n_heads"]:
+        raise ConfigError(
+            f"size.n_heads={size['n_heads']} does not divide size.d_model={size['d_model']}"
+        )
+    if len(values["optimizer"]["betas"]) != 2:
+        raise ConfigError(f"optimizer.betas={values['optimizer']['betas']} are not two numbers")
+    if action == "fit" and values["ckpt"] is not None:
+        raise ConfigError("action=fit takes no ckpt=; resume=PATH goes on from a checkpoint")
+    if action != "fit" and values["ckpt"] is None:
+        raise ConfigError(f"action={action} needs ckpt=PATH, as runs/.../checkpoints/best.ckpt")
+    if action == "generate" and (values["prompt"] is None) == (values["input"] is None):
+        raise ConfigError("action=generate needs prompt=TEXT or input=FILE, and only one of them")
+    if action == "generate" and values["model"].get("positions") == "sinusoidal_reversed":
+        raise ConfigError("action=generate cannot decode with model.positions=sinusoidal_reversed")
+    if action == "fit" and values["resume"] == "auto" and values["run_dir"] is None:
+        raise ConfigError("resume=auto needs run_dir=PATH: the run to go on with")
+
+
+def _compose_groups(chosen: dict[str, tuple[str, Any]]) -> tuple[DictConfig, dict[str, str]]:
+    """Let Hydra put together the chosen options."""
+    try:
+        config = _load([text for text, _ in chosen.values()])
+    except ConfigCompositionException as error:
+        inner = [key for key in chosen if "/" in key]
+        if not inner or "Could not override" not in str(error):
+            raise ConfigError(_first_line(error)) from error
+        _, choices = _compose_groups({k: v for k, v in chosen.items() if k not in inner})
+        key = next(key for key in inner if key not in choices)
+        outer, part = key.rsplit("/", 1)
+        raise ConfigError(
+            f"{key}={chosen[key][1]}: {outer}={choices[outer]} has no {part.replace('_', ' ')}"
+        ) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_first_line(error)) from error
+    runtime = config.hydra.runtime.choices.items()
+    choices = {k: v for k, v in runtime if v is not None and not k.startswith("hydra/")}
+    with open_dict(config):
+        del config["hydra"]
+    return config, choices
+
+
+def _load(arguments: list[str]) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=arguments, return_hydra_config=True)
+
+
+def _adapt(nodes: DictConfig, given: Container[str]) -> list[str]:
+    """Change defaults that contradict what was asked for, and say so."""
+    changes = []
+    optimizer, steps = nodes.optimizer, nodes.trainer.max_steps
+    if (
+        "optimizer.warmup_steps" not in given
+        and isinstance(steps, int)
+        and 0 < steps < optimizer.warmup_steps
+    ):
+        changes.append(
+            f"optimizer.warmup_steps={optimizer.warmup_steps} is longer than "
+            f"trainer.max_steps={steps}: shortened to {steps // 10}"
+        )
+        optimizer.warmup_steps = steps // 10
+    reversed_positions = nodes.model.get("positions") == "sinusoidal_reversed"
+    if reversed_positions and nodes.callbacks.get("text_samples") is not None:
+        changes.append(
+            "callbacks.text_samples is off: with model.positions=sinusoidal_reversed every new "
+            "token shifts all others"
+        )
+        nodes.callbacks.text_samples = None
+    return changes
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _warnings(values: dict[str, Any], choices: dict[str, str]) -> list[str]:
+    model = values["model"]
+    if choices.get("model/update_rule") == "sum" and model.get("read_norm") == "none":
+        return [
+            f"model={choices['model']} model/update_rule=sum with read_norm=none is an "
+            "un-normalised sum; the models of the paper have model.read_norm=output"
+        ]
+    return []

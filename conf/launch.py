@@ -1,0 +1,38 @@
+"""Which process of a run this is, and where the run writes, known before torch is imported."""
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+from conf.composition import Composition
+from fwlight.errors import ConfigError
+
+_RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
+_SIZES = ("WORLD_SIZE", "SLURM_NTASKS")
+_RUN_DIR = "FWLIGHT_RUN_DIR"
+
+
+def first_process() -> bool:
+    """Say whether this is the only process of a run, or the first."""
+    return all(int(os.environ.get(name) or 0) == 0 for name in _RANKS)
+
+
+def run_dir(composition: Composition) -> str:
+    """Return the run's folder: the one asked for, or a new `runs/<task>_<model>/<date>-<time>`.
+
+    The time differs between processes, so the first hands its choice to those it starts by an
+    environment variable.
+
+    Raises:
+        ConfigError: If a launcher started several processes and none was asked for.
+    """
+    if composition.config["run_dir"] is not None:
+        return composition.config["run_dir"]
+    if not first_process() and _RUN_DIR in os.environ:
+        return os.environ[_RUN_DIR]
+    if not first_process() or any(int(os.environ.get(name) or 1) > 1 for name in _SIZES):
+        raise ConfigError("processes started by a launcher need one run_dir=PATH for all of them")
+    name = "{task}_{model}".format(**composition.choices)
+    path = Path("runs", name, datetime.now().strftime("%Y%m%d-%H%M%S")).resolve()
+    os.environ[_RUN_DIR] = str(path)
+    return str(path)

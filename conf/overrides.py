@@ -1,0 +1,133 @@
+"""One `key=value` of a command line: read it, check it, put it into a configuration.
+
+`_target_` and interpolations come from the YAML files alone, never from a command line or, by way
+of the texts that it stores, from a checkpoint.
+"""
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from fwlight.errors import ConfigError
+
+CONF = Path(__file__).resolve().parent
+
+FREE_TEXT = (
+    *("prompt", "ckpt", "input", "output", "run_dir", "resume"),
+    *("task.path", "task.train", "task.valid", "task.test"),
+)
+"""Keys whose value is taken as typed: commas, quotes and = mean nothing in it."""
+
+_DERIVED = ("network", "module", "sweep")  # sections that other keys fill
+
+
+def groups() -> dict[str, list[str]]:
+    """Return every configuration group with its options."""
+    found: dict[str, list[str]] = {}
+    for folder in sorted(path for path in CONF.rglob("*") if path.is_dir()):
+        options = sorted(f.stem for f in folder.glob("*.yaml") if not f.stem.startswith("_"))
+        if options or not folder.name.startswith("_"):
+            found[folder.relative_to(CONF).as_posix()] = options
+    return found
+
+
+def parse(argument: str, *, sweep: bool = False) -> tuple[str, Any]:
+    """Read one `key=value` into key and value; of a sweep, the value is a list of texts.
+
+    Raises:
+        ConfigError: If it is no such thing, or names several values outside a sweep.
+    """
+    key, equals, text = argument.partition("=")
+    if not equals or not key or key.startswith("-"):
+        raise ConfigError(f"{argument!r} is not key=value; python train.py --help shows the keys")
+    if key in FREE_TEXT:
+        value = None if text == "null" else text
+        return key, [text] if sweep else value
+    try:
+        override: Override = OverridesParser.create().parse_override(argument)
+    except HydraException as error:
+        raise ConfigError(
+            f"{argument!r} cannot be read; quote special characters: \"{key}='...'\""
+        ) from error
+    if override.type != OverrideType.CHANGE or override.package is not None:
+        raise ConfigError(f"{argument!r}: only key=value works, for keys and groups of conf/")
+    key = override.key_or_group
+    if sweep:
+        many = override.is_sweep_override()
+        return key, list(override.sweep_string_iterator()) if many else [text]
+    if override.is_sweep_override():
+        raise ConfigError(f"{argument!r} has several values: python train.py -m runs them all")
+    value = override.value()
+    if "${" in text or isinstance(value, dict):
+        raise ConfigError(f"{argument!r}: interpolations and sections belong into YAML files")
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        raise ConfigError(f"{argument!r}: a list may hold plain values only")
+    if key in groups():
+        _check_option(key, value)
+    return key, value
+
+
+def _check_option(group: str, value: Any) -> None:
+    options = groups()[group]
+    for option in value if isinstance(value, list) else [value]:
+        if option not in options:
+            near = difflib.get_close_matches(str(option), options, n=1)
+            guess = f"; did you mean {near[0]}?" if near else ""
+            known = ", ".join(options) or "there is none"
+            raise ConfigError(f"{group}={option} is no option{guess} ({known})")
+
+
+def set_value(config: DictConfig, choices: dict[str, str], key: str, value: Any) -> None:
+    """Set an existing leaf of the configuration."""
+    node: Any = config
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        inner = (
+            node._get_node(part, validate_access=False) if isinstance(node, DictConfig) else None
+        )
+        if inner is None or part.startswith("_"):
+            raise ConfigError(_unknown(config, choices, node, parts, depth))
+        node = inner
+    if isinstance(node, DictConfig) and not node._is_none() and value is not None:
+        raise ConfigError(f"{key} is a section; set one of its keys: {', '.join(_keys(node))}")
+    if type(value) is int and isinstance(node._value(), float):
+        value = float(value)
+    OmegaConf.update(config, key, value)
+
+
+def _unknown(
+    config: DictConfig, choices: dict[str, str], node: Any, parts: list[str], depth: int
+) -> str:
+    """Say what is wrong with a key of which the part at `depth` does not exist."""
+    key, where = ".".join(parts), ".".join(parts[:depth])
+    known = _keys(node) if isinstance(node, DictConfig) else []
+    if not where:
+        known = [name for name in dict.fromkeys([*groups(), *known]) if name not in _DERIVED]
+    near = difflib.get_close_matches(parts[depth], known, n=1)
+    guesses = [leaf for leaf in _leaves(config) if leaf.split(".")[-1] == parts[-1]]
+    guesses += [f"{where}.{name}" if where else name for name in near]
+    guess = f"; did you mean {guesses[0]}?" if guesses else ""
+    group = where.replace(".", "/")
+    place = f"{group}={choices[group]}" if group in choices else where or "keys"
+    return f"{key} is not a key{guess} ({place}: {', '.join(known) or 'no keys'})"
+
+
+def _keys(node: DictConfig) -> list[str]:
+    return [str(key) for key in node if not str(key).startswith("_")]
+
+
+def _leaves(node: DictConfig, where: str = "") -> Iterator[str]:
+    for key in _keys(node):
+        inner = node._get_node(key)
+        if where + key in _DERIVED:
+            continue
+        if isinstance(inner, DictConfig) and not inner._is_interpolation():
+            yield from _leaves(inner, f"{where}{key}.")
+        else:
+            yield f"{where}{key}"

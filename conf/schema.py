@@ -1,0 +1,184 @@
+"""What every key may hold: types, ranges and choices, checked before torch is imported.
+
+A dataclass field is a key. A key that a YAML file does not have is not asked for; a key that its
+dataclass does not have is refused, except in an `OpenSection`, whose YAML files may bring keys of
+their own (the class they configure checks those).
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from conf.checks import OpenSection, Pattern, Range, Section
+
+Count = Annotated[int, Range(low=1)]
+Natural = Annotated[int, Range(low=0)]
+Positive = Annotated[float, Range(above=0, high=1e30)]
+NonNegative = Annotated[float, Range(low=0, high=1e30)]
+Probability = Annotated[float, Range(low=0, high=1)]
+BatchLimit = Count | Annotated[float, Range(above=0, high=1)] | None
+Positions = Literal["sinusoidal", "sinusoidal_reversed", "none"]
+
+
+@dataclass
+class Size(Section):
+    """size=: widths and depths."""
+
+    d_model: Count
+    n_layers: Count
+    n_heads: Count
+    d_head: Count
+    d_ff: Count
+    dropout: Probability
+
+
+@dataclass
+class FeatureMap(OpenSection):
+    """model/feature_map=: hyper-parameters of the maps, each in its own YAML file."""
+
+    nu: Count
+    d_head: Count
+    num_features: Count
+    input_scale: Positive | None
+    stabilise: bool
+    kernel_eps: NonNegative
+    orthogonal: Literal["features", "inputs"]
+    redraw: Literal["never", "training", "always"]
+
+
+@dataclass
+class UpdateRule(OpenSection):
+    """model/update_rule=."""
+
+    backend: Literal["auto", "recurrent", "chunk", "fla"]
+
+
+@dataclass
+class Model(Section):
+    """model=: the slots, and what surrounds them in a block."""
+
+    attention: dict
+    feature_map: FeatureMap
+    update_rule: UpdateRule
+    key_norm: Literal["none", "sum", "l2"]
+    read_norm: Literal["none", "output", "full"]
+    out_norm: Literal["none", "layernorm", "rmsnorm"]
+    output_scale: Positive
+    beta_max: Annotated[float, Range(above=0, high=2)]
+    key_norm_eps: NonNegative
+    query_norm_eps: NonNegative
+    read_eps: NonNegative
+    attention_dropout: Probability
+    positions: Positions
+    norm: Literal["post", "pre"]
+
+
+@dataclass
+class Task(OpenSection):
+    """task=: keys that tasks share; the data module checks its own."""
+
+    data: str
+    path: str | None
+    train: str | None
+    valid: str | None
+    test: str | None
+    batch_size: Count
+    eval_batch_size: Count
+    seq_len: Count
+    min_count: Count | None
+    max_vocab_size: Count | None
+
+
+@dataclass
+class Optimizer(Section):
+    """optimizer=."""
+
+    lr: Positive
+    betas: list[Annotated[float, Range(low=0, high=0.999999999)]]
+    eps: Positive
+    weight_decay: NonNegative
+    warmup_steps: Natural
+    schedule: Literal["cosine", "constant"]
+
+
+@dataclass
+class Trainer(Section):
+    """trainer=: arguments of `lightning.Trainer`."""
+
+    max_steps: Count
+    max_time: Annotated[str, Pattern(r"\d\d:\d\d:\d\d:\d\d", "DD:HH:MM:SS")] | None
+    accelerator: Literal["cpu", "gpu", "auto"]
+    devices: Count | Literal["auto"] | list[Natural]
+    num_nodes: Count
+    strategy: str
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    gradient_clip_val: Positive | None
+    accumulate_grad_batches: Count
+    val_check_interval: Count
+    check_val_every_n_epoch: Count | None
+    limit_train_batches: BatchLimit
+    limit_val_batches: BatchLimit | Literal[0]
+    limit_test_batches: BatchLimit
+    num_sanity_val_steps: Natural
+    log_every_n_steps: Count
+    deterministic: bool
+    use_distributed_sampler: Literal[False]
+    enable_checkpointing: bool
+    enable_progress_bar: bool
+    enable_model_summary: bool
+
+
+@dataclass
+class Checkpoint(Section):
+    """callbacks.checkpoint."""
+
+    every_n_train_steps: Count
+    keep_every_n_train_steps: Count | None
+
+
+@dataclass
+class Callbacks(OpenSection):
+    """callbacks=: one node per callback; null switches it off."""
+
+    checkpoint: Checkpoint
+
+
+@dataclass
+class Logger(Section):
+    """logger=."""
+
+    tensorboard: bool
+
+
+@dataclass
+class Generate(Section):
+    """How text is sampled."""
+
+    max_new_tokens: Count
+    temperature: NonNegative
+    top_k: Natural
+    top_p: Annotated[float, Range(above=0, high=1)]
+
+
+@dataclass
+class Config(Section):
+    """Everything."""
+
+    task: Task
+    model: Model
+    size: Size
+    optimizer: Optimizer
+    trainer: Trainer
+    callbacks: Callbacks
+    logger: Logger
+    network: dict
+    module: dict
+    action: Literal["fit", "test", "generate"]
+    seed: Annotated[int, Range(low=0, high=2**32 - 1)]
+    run_dir: str | None
+    resume: str
+    ckpt: str | None
+    prompt: str | None
+    input: str | None
+    output: str | None
+    generate: Generate
+    sweep: dict

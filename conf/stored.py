@@ -1,0 +1,121 @@
+"""Configurations that come out of a checkpoint: compose them anew, or compare with a new one.
+
+Only group choices and `key=value` texts are composed, through the same checks as a command line; a
+`_target_` never comes from a checkpoint.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from conf.composition import Composition, compose_config
+from fwlight.errors import CheckpointError, ConfigError
+
+_MACHINE = ("trainer", "callbacks", "logger", "debug")
+_ONE_RUN = ("action", "run_dir", "resume", "ckpt", "prompt", "input", "output", "generate")
+_FREE = ("task.path", "task.train", "task.valid", "task.test", "task.eval_batch_size")
+_TRAINING = (
+    *("optimizer.", "seed", "trainer.max_steps", "trainer.precision"),
+    *("trainer.gradient_clip_val", "trainer.accumulate_grad_batches"),
+)
+
+
+def recompose(stored: Any, arguments: Sequence[str]) -> Composition:
+    """Compose the configuration that a checkpoint was made with, the command line last.
+
+    What belongs to a machine or to one run (trainer, callbacks, logger, debug, run_dir and the
+    like) is taken from the command line alone.
+
+    Args:
+        stored: The checkpoint's record: "choices" by group, "overrides" as `key=value` texts and
+            the resulting "config".
+        arguments: The command line.
+
+    Raises:
+        CheckpointError: If the record is no such thing.
+        ConfigError: If it no longer fits conf/, or the command line asks for another model.
+    """
+    choices, overrides, _ = _record(stored)
+    texts = [f"{group}={option}" for group, option in choices.items()] + overrides
+    merged: dict[str, str] = {}
+    for text in [*texts, *arguments]:
+        key = text.partition("=")[0]
+        root = key.split(".")[0].split("/")[0]
+        if text in arguments or root not in (*_MACHINE, *_ONE_RUN):
+            merged[key] = text
+    composition = compose_config(list(merged.values()))
+    _refuse_changes(stored, composition, ("model.", "size.", "network."))
+    return composition
+
+
+def check_resume(stored: Any, composition: Composition) -> list[str]:
+    """Compare the configuration of a run with that of the checkpoint it goes on from.
+
+    Returns:
+        One warning if training continues with other values, which are then in force.
+
+    Raises:
+        CheckpointError: If the checkpoint holds no configuration.
+        ConfigError: If architecture, task or data differ, naming the key and both values.
+    """
+    _refuse_changes(stored, composition, ("task.", "model.", "size.", "network."))
+    changes = [
+        f"{key}={new} (was {old})"
+        for key, old, new in _changes(stored, composition)
+        if key.startswith(_TRAINING) or key == "size.dropout"
+    ]
+    if any(text.startswith("seed=") for text in changes):
+        changes.append("the random state is the checkpoint's")
+    return [f"resuming with {', '.join(changes)}"] if changes else []
+
+
+def _refuse_changes(stored: Any, composition: Composition, sections: tuple[str, ...]) -> None:
+    choices, _, _ = _record(stored)
+    changes = [
+        change
+        for section in sections
+        for change in _changes(stored, composition)
+        if change[0].startswith(section) and change[0] not in _FREE
+    ]
+    # Dropout has no weights; model.attention repeats what its interpolations point to.
+    changes = [c for c in changes if not c[0].endswith("dropout") and ".attention." not in c[0]]
+    if not changes:
+        return
+    key, old, new = changes[0]
+    for group, option in composition.choices.items():
+        if key.startswith(group.replace("/", ".") + ".") and option != choices.get(group):
+            key, old, new = group, choices.get(group), option
+            break
+    raise ConfigError(
+        f"{key}={new}, but the checkpoint was trained with {key}={old}; use that, or start anew in "
+        "another run_dir"
+    )
+
+
+def _record(stored: Any) -> tuple[dict[str, str], list[str], dict[str, Any]]:
+    """Take a checkpoint's record apart, believing nothing of it."""
+    record = stored if isinstance(stored, Mapping) else {}
+    choices, overrides, config = (record.get(key) for key in ("choices", "overrides", "config"))
+    if (
+        isinstance(choices, dict)
+        and isinstance(overrides, list)
+        and isinstance(config, dict)
+        and all(isinstance(text, str) for text in (*choices, *choices.values(), *overrides))
+    ):
+        return choices, overrides, config
+    raise CheckpointError("the checkpoint holds no configuration: train.py did not write it")
+
+
+def _changes(stored: Any, composition: Composition) -> Iterator[tuple[str, Any, Any]]:
+    """Yield key, old and new value wherever two configurations differ."""
+    old, new = dict(_leaves(_record(stored)[2])), dict(_leaves(composition.config))
+    for key in dict.fromkeys([*new, *old]):
+        if old.get(key) != new.get(key):
+            yield key, old.get(key), new.get(key)
+
+
+def _leaves(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{where}{key}.")
+        else:
+            yield f"{where}{key}", value

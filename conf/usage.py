@@ -1,0 +1,41 @@
+"""The text of `python train.py --help`."""
+
+from conf.overrides import groups
+
+_TEXT = """\
+usage: python train.py [--cfg] [-m] key=value ...
+
+  --cfg   print the composed configuration and stop
+  -m      run every combination of values given as a,b,c or range(20,601,20) or choice(a,b),
+          one process per core; finished ones are skipped
+
+Groups (option of conf/<group>/<option>.yaml):
+{groups}
+
+Often used keys (all of them: --cfg):
+  size.{{d_model,n_layers,n_heads,d_head,d_ff,dropout}}
+  model.{{key_norm,read_norm,out_norm,output_scale,beta_max,positions,norm}}
+  model.feature_map.{{nu,num_features}}
+  task.data=stdlib|wikitext|text  task.{{path,train,valid,test}}=PATH  task.{{batch_size,seq_len}}
+  optimizer.lr  trainer.{{max_steps,max_time,devices,precision}}  seed
+  callbacks.checkpoint.every_n_train_steps
+  run_dir=PATH     everything of a run: config.yaml, metrics.csv, summary.json, tensorboard/,
+                   checkpoints/{{last,best}}.ckpt
+  resume=never|auto|PATH
+                   refuse a folder that holds a run; go on with it; start from a checkpoint
+
+Actions:
+  action=fit       train, then test the best checkpoint (default)
+  action=test      ckpt=PATH [output=FILE]
+  action=generate  ckpt=PATH prompt=TEXT|input=FILE [output=FILE]
+                   generate.{{max_new_tokens,temperature,top_k,top_p}}
+  All but fit take model and data from the checkpoint; keys on the command line go last.
+
+Exit codes: 0 done, 2 configuration or data, 3 numerical, 4 checkpoint, 5 input/output,
+130 / 143 signals, 1 unexpected (FWLIGHT_DEBUG=1 shows the traceback)."""
+
+
+def usage() -> str:
+    """Return the text, with the options that conf/ has now."""
+    lines = [f"  {group}={'|'.join(options)}" for group, options in groups().items() if options]
+    return _TEXT.format(groups="\n".join(lines))

@@ -1,0 +1,165 @@
+"""A token stream cut into contiguous batch lanes, for training and for evaluation.
+
+With a stream x_0 .. x_N there are N targets. Training cuts them into B lanes of equal length and
+walks all lanes at once, one segment of `seq_len` tokens a step, so that each lane reads on where it
+stopped:
+
+    lane 0   x_0 ..... | x_T ..... | ...        each segment's targets are its inputs
+    lane 1   x_L ..... | x_L+T ... | ...        one token later
+             step 0      step 1
+
+Rank r of W takes lanes [r B/W, (r+1) B/W). Neither loader uses a random number.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fwlight.types import IGNORE_INDEX, DataError, LMBatch
+
+
+class TrainLanes:
+    """Batches `[B/W, T]` of the training stream, in the same order again and again.
+
+    An iteration reads on where the last one stopped, so that the s-th batch taken is the same
+    however a run was cut into iterations, epochs and resumes. The position is counted in segments,
+    which no world size changes; Lightning stores and restores it by `state_dict` and
+    `load_state_dict`. The last segment may be shorter than `seq_len`; fewer than B tokens at the
+    stream's end, which fill no lane evenly, are left out.
+
+    Args:
+        stream: Token ids `[N+1]`.
+        batch_size: Lanes over all ranks.
+        seq_len: Tokens of a segment.
+        rank: This process among `world_size`.
+        world_size: Number of processes.
+        epoch_limit: Begin again after so many segments (int) or such a share of them (float), as
+            Lightning's `limit_train_batches` ends an epoch.
+
+    Raises:
+        DataError: `batch_size` does not divide over the ranks, or the stream has fewer targets
+            than lanes.
+    """
+
+    def __init__(
+        self,
+        stream: Tensor,
+        *,
+        batch_size: int,
+        seq_len: int,
+        rank: int = 0,
+        world_size: int = 1,
+        epoch_limit: int | float = 1.0,
+    ) -> None:
+        if batch_size % world_size:
+            raise DataError(
+                f"task.batch_size={batch_size} sequences cannot be shared evenly by "
+                f"{world_size} processes; choose a multiple of {world_size}"
+            )
+        targets = len(stream) - 1
+        if targets < batch_size:
+            raise DataError(
+                f"the training data has {max(targets, 0)} target tokens, too few for "
+                f"task.batch_size={batch_size} sequences; use more text or fewer sequences"
+            )
+        self.batch_size, self.seq_len = batch_size, seq_len
+        length = targets // batch_size
+        per_rank = batch_size // world_size
+        mine = slice(rank * per_rank, (rank + 1) * per_rank)
+        self._inputs = stream[: batch_size * length].view(batch_size, length)[mine]
+        self._targets = stream[1 : batch_size * length + 1].view(batch_size, length)[mine]
+        self._n_segments = -(-length // seq_len)
+        share = epoch_limit if isinstance(epoch_limit, int) else int(self._n_segments * epoch_limit)
+        self._epoch_segments = max(1, min(self._n_segments, share))
+        self._position = 0
+
+    def __len__(self) -> int:
+        return self._n_segments
+
+    def __iter__(self) -> Iterator[LMBatch]:
+        # Lightning may make an iterator and not read it, or, going on after a whole epoch, break
+        # the next one off: only batches that were taken move the position.
+        for _ in range(self._n_segments):
+            start = self._position * self.seq_len
+            self._position = (self._position + 1) % self._epoch_segments
+            columns = slice(start, start + self.seq_len)
+            yield LMBatch(self._inputs[:, columns].long(), self._targets[:, columns].long())
+
+    def state_dict(self) -> dict[str, int]:
+        """The next segment, and what a segment means."""
+        return {
+            "segment": self._position,
+            "batch_size": self.batch_size,
+            "seq_len": self.seq_len,
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on at the stored segment.
+
+        Raises:
+            DataError: the position was counted with another `batch_size` or `seq_len`.
+        """
+        for key in ("batch_size", "seq_len"):
+            if state[key] != getattr(self, key):
+                raise DataError(
+                    f"the checkpoint was trained with task.{key}={state[key]}, now it is "
+                    f"{getattr(self, key)}: its place in the text is lost; give the old value"
+                )
+        self._position = state["segment"] % self._epoch_segments
+
+
+class EvalLanes:
+    """Batches `[lanes, T]` of an evaluation stream, in which every target is counted once.
+
+    The stream is cut into segments of `seq_len` targets first and the segments are then laid into
+    lanes, so that each token is predicted from the same context whatever the number of lanes or
+    processes. What the last lanes lack is padded with `IGNORE_INDEX` targets; each process gets
+    equally many batches.
+
+    Args:
+        stream: Token ids `[N+1]`.
+        batch_size: Lanes over all ranks, rounded up to a multiple of `world_size`.
+        seq_len: Tokens of a segment.
+        rank: This process among `world_size`.
+        world_size: Number of processes.
+
+    Raises:
+        DataError: the stream has no target.
+    """
+
+    def __init__(
+        self,
+        stream: Tensor,
+        *,
+        batch_size: int,
+        seq_len: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        targets = len(stream) - 1
+        if targets < 1:
+            raise DataError("the evaluation data has no target token; two tokens are needed")
+        seq_len = min(seq_len, targets)
+        n_segments = -(-targets // seq_len)
+        per_rank = -(-batch_size // world_size)
+        per_lane = -(-n_segments // (per_rank * world_size))
+        self._stream, self._seq_len = stream, seq_len
+        self._per_lane = per_lane
+        self._first_segments = [(rank * per_rank + lane) * per_lane for lane in range(per_rank)]
+
+    def __len__(self) -> int:
+        return self._per_lane
+
+    def __iter__(self) -> Iterator[LMBatch]:
+        shape = (len(self._first_segments), self._seq_len)
+        for step in range(self._per_lane):
+            inputs = torch.zeros(shape, dtype=torch.int64)
+            targets = torch.full(shape, IGNORE_INDEX, dtype=torch.int64)
+            for row, first in enumerate(self._first_segments):
+                start = (first + step) * self._seq_len
+                piece = self._stream[start : start + self._seq_len + 1]
+                if len(piece) > 1:
+                    inputs[row, : len(piece) - 1] = piece[:-1]
+                    targets[row, : len(piece) - 1] = piece[1:]
+            yield LMBatch(inputs, targets)

@@ -1,0 +1,245 @@
+"""Word-level language modelling: text to batches of contiguous lanes."""
+
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from fwlight.types import DataError, DataSpec
+from tasks.corpora import SPLITS, open_corpus
+from tasks.lanes import EvalLanes, TrainLanes
+from tasks.tokenizer import EOS, detokenize, tokenize
+from tasks.vocabulary import Vocabulary
+
+_DEFAULT_MIN_COUNT = {"stdlib": 3, "wikitext": 1, "text": 3}
+_FILES_REMEDY = "use the files and vocabulary size of the old run"
+_REMEDY = {
+    "stdlib": "the text comes with Python: use the Python version of the old run",
+    "wikitext": _FILES_REMEDY,
+    "text": _FILES_REMEDY,
+}
+
+
+class LanguageModelingDataModule(lightning.LightningDataModule):
+    """Text as contiguous batch lanes of word ids; the vocabulary is the training split's.
+
+    A checkpoint keeps the vocabulary and a fingerprint of the encoded text; one that was written
+    on other data is refused. The vocabulary of a checkpoint alone is enough to encode a prompt and
+    decode an answer, without `setup`.
+
+    Args:
+        data: `stdlib`, `wikitext` or `text`; see `tasks.corpora.open_corpus`.
+        path: Folder of `wikitext`, or the one file of `text`.
+        train: File of the training split.
+        valid: File of the validation split.
+        test: File of the test split.
+        batch_size: Sequences of a training batch, over all ranks.
+        eval_batch_size: Sequences of an evaluation batch, over all ranks; changes no result.
+        seq_len: Tokens of a segment.
+        min_count: Words with fewer occurrences in the training split become `<unk>`; None for the
+            source's own: 3, and 1 for `wikitext`, whose files hold `<unk>` already.
+        max_vocab_size: Most entries of the vocabulary, `<unk>` and `<eos>` included.
+
+    Raises:
+        DataError: a size below 1, an unknown source, or text that cannot be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        data: str = "stdlib",
+        path: str | Path | None = None,
+        train: str | Path | None = None,
+        valid: str | Path | None = None,
+        test: str | Path | None = None,
+        batch_size: int = 16,
+        eval_batch_size: int = 16,
+        seq_len: int = 128,
+        min_count: int | None = None,
+        max_vocab_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "batch_size": (batch_size, 1),
+            "eval_batch_size": (eval_batch_size, 1),
+            "seq_len": (seq_len, 1),
+            "min_count": (min_count, 1),
+            "max_vocab_size": (max_vocab_size, 3),
+        }
+        for name, (value, least) in sizes.items():
+            if value is not None and value < least:
+                raise DataError(f"task.{name}={value} is too small; it must be at least {least}")
+        self._corpus = open_corpus(data, path=path, train=train, valid=valid, test=test)
+        self.data = data
+        self.batch_size, self.eval_batch_size, self.seq_len = batch_size, eval_batch_size, seq_len
+        self._min_count = _DEFAULT_MIN_COUNT[data] if min_count is None else min_count
+        self._max_vocab_size = max_vocab_size
+        self._vocabulary: Vocabulary | None = None
+        self._fingerprint: str | None = None
+        self.streams: dict[str, Tensor] = {}
+        """Token ids of each split, int32; filled by `setup`."""
+
+    # Lightning's hooks
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, count and encode the text; once, whatever the stage.
+
+        Raises:
+            DataError: the text cannot be used, or is not what the loaded checkpoint saw.
+        """
+        if self.streams:
+            return
+        vocabulary = self._counted_vocabulary()
+        streams = {split: _encoded(vocabulary, self._corpus[split]()) for split in SPLITS}
+        digest = hashlib.sha256()
+        for split in SPLITS:
+            digest.update(len(streams[split]).to_bytes(8, "little"))
+            digest.update(streams[split].numpy().astype("<i4").tobytes())
+        self._adopt(vocabulary, digest.hexdigest(), stored=False)
+        self.streams = streams
+
+    def train_dataloader(self) -> TrainLanes:
+        """This rank's lanes of the training split."""
+        rank, world_size = self._rank_and_world_size()
+        return TrainLanes(
+            self.streams["train"],
+            batch_size=self.batch_size,
+            seq_len=self.seq_len,
+            rank=rank,
+            world_size=world_size,
+            epoch_limit=1.0 if self.trainer is None else self.trainer.limit_train_batches,
+        )
+
+    def val_dataloader(self) -> EvalLanes:
+        """This rank's share of the validation split."""
+        return self._eval_lanes("valid")
+
+    def test_dataloader(self) -> EvalLanes:
+        """This rank's share of the test split."""
+        return self._eval_lanes("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data."""
+        return {
+            "data": self.data,
+            "vocabulary": list(self.vocabulary.words),
+            "vocab_hash": self.vocabulary.hash,
+            "fingerprint": self.fingerprint,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare with the checkpoint's data; before `setup`, adopt the checkpoint's vocabulary.
+
+        Raises:
+            DataError: the source, the vocabulary or the text is another.
+        """
+        if state_dict["data"] != self.data:
+            raise DataError(
+                f"the checkpoint was trained on task.data={state_dict['data']}, now it is "
+                f"task.data={self.data}; give the old one, or start anew in another run_dir"
+            )
+        self._adopt(Vocabulary(state_dict["vocabulary"]), state_dict["fingerprint"], stored=True)
+
+    # What the rest of a run asks of the data
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The words, once `setup` or `load_state_dict` has run."""
+        if self._vocabulary is None:
+            raise RuntimeError("call setup() or load_state_dict() first")
+        return self._vocabulary
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the encoded splits, once `setup` or `load_state_dict` has run."""
+        if self._fingerprint is None:
+            raise RuntimeError("call setup() or load_state_dict() first")
+        return self._fingerprint
+
+    @property
+    def spec(self) -> DataSpec:
+        """What a model must know, once `setup` or `load_state_dict` has run."""
+        return DataSpec(
+            vocab_size=len(self.vocabulary),
+            pad_id=None,
+            seq_len=self.seq_len,
+            vocab_hash=self.vocabulary.hash,
+            fingerprint=self.fingerprint,
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a prompt, cut into words as the source's own; a line break becomes `<eos>`.
+
+        WikiText's words are separated by spaces; where a prompt is not written that way, its
+        unknown words are cut as prose.
+        """
+        text = text.replace("\n", f" {EOS} ")
+        if self.data != "wikitext":
+            return self.vocabulary.encode(tokenize(text))
+        known = self.vocabulary.ids
+        words = [[word] if word in known else tokenize(word) for word in text.split()]
+        return self.vocabulary.encode(chain.from_iterable(words))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Readable text of ids; `<eos>` becomes a line break."""
+        return detokenize(self.vocabulary.decode(ids))
+
+    # Parts
+
+    def _counted_vocabulary(self) -> Vocabulary:
+        counts: Counter[str] = Counter()
+        for words in self._corpus["train"]():
+            counts.update(words)
+        return Vocabulary.from_counts(
+            counts, min_count=self._min_count, max_size=self._max_vocab_size
+        )
+
+    def _adopt(self, vocabulary: Vocabulary, fingerprint: str, *, stored: bool) -> None:
+        """Take over vocabulary and fingerprint; if the other side is there already, compare.
+
+        Args:
+            vocabulary: Of the checkpoint or of the text at hand.
+            fingerprint: Likewise.
+            stored: Whether they are the checkpoint's.
+        """
+        if self._vocabulary is not None and self._fingerprint is not None:
+            known = (self._vocabulary.hash, self._fingerprint)
+            given = (vocabulary.hash, fingerprint)
+            for what, *hashes in zip(("vocabulary", "text"), known, given, strict=True):
+                if hashes[0] != hashes[1]:
+                    now, then = hashes if stored else reversed(hashes)
+                    raise DataError(
+                        f"the checkpoint's {what} is another: {then[:12]} in the checkpoint, "
+                        f"{now[:12]} now; {_REMEDY[self.data]}, or start anew "
+                        "in another run_dir"
+                    )
+        self._vocabulary, self._fingerprint = vocabulary, fingerprint
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _eval_lanes(self, split: str) -> EvalLanes:
+        rank, world_size = self._rank_and_world_size()
+        return EvalLanes(
+            self.streams[split],
+            batch_size=self.eval_batch_size,
+            seq_len=self.seq_len,
+            rank=rank,
+            world_size=world_size,
+        )
+
+
+def _encoded(vocabulary: Vocabulary, runs: Iterable[list[str]]) -> Tensor:
+    ids = array("i")
+    for words in runs:
+        ids.extend(vocabulary.encode(words))
+    return torch.frombuffer(ids, dtype=torch.int32)

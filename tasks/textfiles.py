@@ -1,0 +1,86 @@
+"""UTF-8 text files read line by line in bounded memory, with errors that name file and line."""
+
+import codecs
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from fwlight.types import DataError
+
+_CHUNK_BYTES = 1 << 20
+
+
+class Piece(NamedTuple):
+    """A line, or a part of a very long one, cut between two words."""
+
+    text: str
+    ends_line: bool
+    line_start: int
+    """Offset in bytes of the line's first byte in the file."""
+
+
+def existing_file(path: str | Path) -> Path:
+    """The path itself, once it is known to be a file.
+
+    Raises:
+        DataError: nothing is there, or it is a folder.
+    """
+    path = Path(path).expanduser()
+    try:
+        if path.is_dir():
+            raise DataError(f"{path} is a folder, a text file is needed")
+        if not path.exists():
+            raise DataError(f"{path} does not exist")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    return path
+
+
+def read_pieces(path: Path) -> Iterator[Piece]:
+    """The lines of a UTF-8 file without their ends; a line over 1 MiB comes in several pieces.
+
+    A byte order mark at the start is dropped; a line feed with or without a carriage return before
+    it ends a line.
+
+    Raises:
+        DataError: invalid UTF-8, a NUL byte, a single word of over 1 MiB (each names file and
+            line), or the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            yield from _pieces(path, file.readline)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _pieces(path: Path, readline: Callable[[int], bytes]) -> Iterator[Piece]:
+    offset = line_start = 0
+    line, carried, unfinished = 1, b"", False
+    while chunk := readline(_CHUNK_BYTES):
+        raw = carried + (chunk if offset else chunk.removeprefix(codecs.BOM_UTF8))
+        offset += len(chunk)
+        # A short chunk without a line end is the end of the file.
+        unfinished = len(chunk) == _CHUNK_BYTES and not chunk.endswith(b"\n")
+        carried = b""
+        if unfinished:
+            cut = max(raw.rfind(b" "), raw.rfind(b"\t"), raw.rfind(b"\r")) + 1
+            if cut == 0:
+                raise DataError(
+                    f"{path}:{line}: over 1 MiB without a space; words must be separated by spaces"
+                )
+            raw, carried = raw[:cut], raw[cut:]
+        yield Piece(_decoded(path, line, raw), not unfinished, line_start)
+        if not unfinished:
+            line, line_start = line + 1, offset
+    if unfinished:
+        yield Piece(_decoded(path, line, carried), True, line_start)
+
+
+def _decoded(path: Path, line: int, raw: bytes) -> str:
+    if b"\0" in raw:
+        raise DataError(f"{path}:{line}: a NUL byte; this is no UTF-8 text")
+    try:
+        return raw.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        byte = raw[error.start]
+        raise DataError(f"{path}:{line}: byte 0x{byte:02x} is not valid UTF-8") from None

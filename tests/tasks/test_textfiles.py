@@ -1,0 +1,83 @@
+import tracemalloc
+
+import pytest
+
+from fwlight.types import DataError
+from tasks import textfiles
+from tasks.textfiles import existing_file, read_pieces
+
+
+def _write(tmp_path, content: bytes):
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("last", [b"", b"end"])
+def test_lines_come_without_marks_and_ends(tmp_path, end, mark, last):
+    path = _write(tmp_path, mark + "Kutúzov".encode() + end + end + b"two words" + end + last)
+    expected = ["Kutúzov", "", "two words", *(["end"] if last else [])]
+    pieces = list(read_pieces(path))
+    assert [piece.text for piece in pieces] == expected
+    assert all(piece.ends_line for piece in pieces)
+
+
+def test_line_start_is_the_byte_offset(tmp_path):
+    content = b"\xef\xbb\xbfone\r\n\ntwo\nthree"
+    starts = [piece.line_start for piece in read_pieces(_write(tmp_path, content))]
+    assert starts == [0, content.index(b"\ntwo"), content.index(b"two"), content.index(b"three")]
+
+
+@pytest.mark.parametrize("tail", ["", "\nnext\n"])
+@pytest.mark.parametrize("length", [7, 8, 9, 15, 16, 17, 40])
+def test_long_line_is_cut_between_words(tmp_path, monkeypatch, length, tail):
+    monkeypatch.setattr(textfiles, "_CHUNK_BYTES", 8)
+    line = ("aé bc d " * length)[:length]
+    pieces = list(read_pieces(_write(tmp_path, (line + tail).encode())))
+    assert "".join(piece.text for piece in pieces) == line + tail.replace("\n", "")
+    assert sum(piece.ends_line for piece in pieces) == 1 + bool(tail)
+    assert all(not piece.text or piece.text[-1] == " " for piece in pieces if not piece.ends_line)
+    assert [piece.line_start for piece in pieces if piece.text in line] == [0] * len(
+        [piece for piece in pieces if piece.text in line]
+    )
+
+
+def test_line_of_50_mb_needs_bounded_memory(tmp_path):
+    path = tmp_path / "long.txt"
+    with path.open("wb") as file:
+        for _ in range(50):
+            file.write(b"word and\xc3\xa9 " * 100_000)
+    tracemalloc.start()
+    n = sum(len(piece.text) for piece in read_pieces(path))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert n == 50 * 100_000 * 10
+    assert peak < 12 << 20
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"good\nb\xffad\n", ":2: byte 0xff is not valid UTF-8"),
+        (b"good\ngood\nb\0d\n", ":3: a NUL byte"),
+        (b"a\n" + b"x" * (3 << 20), ":2: over 1 MiB without a space"),
+        ("text".encode("utf-16"), ":1: a NUL byte; this is no UTF-8 text"),
+    ],
+)
+def test_bad_content_is_named_with_file_and_line(tmp_path, content, message):
+    path = _write(tmp_path, content)
+    with pytest.raises(DataError) as caught:
+        list(read_pieces(path))
+    assert f"{path}{message}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_folder_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"gone\.txt does not exist"):
+        existing_file(tmp_path / "gone.txt")
+    with pytest.raises(DataError, match="is a folder"):
+        existing_file(tmp_path)
+    with pytest.raises(DataError, match="cannot be read: File name too long"):
+        existing_file(tmp_path / ("x" * 3000))

@@ -1,0 +1,227 @@
+"""train.py as its users meet it: actions, exit codes, one line for a mistake, sweeps."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import conf.composition
+import conf.overrides
+from conf.sweep import expand, run_sweep
+from fwlight.errors import ConfigError
+from train import main
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ["size=tiny", "task.batch_size=2", "task.seq_len=16", "optimizer.lr=1e-2", "logger=none"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> str:
+    """A file whose next word is always known."""
+    path = tmp_path_factory.mktemp("text") / "a=b, c.txt"
+    path.write_text("the cat sat on the mat and the dog ran off .\n" * 200, encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def trained(text, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    arguments = [*TINY, "task.data=text", f"task.path={text}", "trainer.max_steps=60"]
+    assert main([*arguments, f"run_dir={folder}", "trainer.val_check_interval=30"]) == 0
+    return folder
+
+
+def one_line(capsys) -> str:
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+# Actions
+
+
+def test_train_writes_the_run_folder(trained):
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary["global_step"] == 60
+    assert summary["test/ppl"] < 3
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["size"]["d_model"] == config["network"]["d_model"] == 32
+    assert config["run_dir"] == str(trained)
+    assert {"last.ckpt", "best.ckpt"} <= {path.name for path in (trained / "checkpoints").iterdir()}
+
+
+def test_train_refuses_a_folder_that_holds_a_run(trained, text, capsys):
+    arguments = [*TINY, "task.data=text", f"task.path={text}", f"run_dir={trained}"]
+    assert main(arguments) == 2
+    assert "resume=auto" in one_line(capsys)
+    assert main([*arguments, "resume=auto", "size.d_ff=16", "trainer.max_steps=60"]) == 2
+    line = one_line(capsys)
+    assert "size.d_ff=16" in line
+    assert "size.d_ff=64" in line
+
+
+def test_test_takes_model_and_data_from_the_checkpoint(trained, tmp_path):
+    summary = json.loads((trained / "summary.json").read_text())
+    output = tmp_path / "test.json"
+    checkpoint = trained / "checkpoints" / summary["tested_checkpoint"]
+    assert main(["action=test", f"ckpt={checkpoint}", f"output={output}"]) == 0
+    assert json.loads(output.read_text())["test/loss"] == summary["test/loss"]
+
+
+def test_generate_continues_a_prompt(trained, tmp_path, capsys):
+    checkpoint = f"ckpt={trained}/checkpoints/best.ckpt"
+    capsys.readouterr()
+    greedy = ["generate.temperature=0", "generate.max_new_tokens=6"]
+    assert main(["action=generate", checkpoint, "prompt=the cat", *greedy]) == 0
+    written = capsys.readouterr().out.strip()
+    assert written == "the cat sat on the mat and the"
+    prompt, output = tmp_path / "in", tmp_path / "out"
+    prompt.write_text("the cat\n", encoding="utf-8")
+    files = [f"input={prompt}", f"output={output}"]
+    assert main(["action=generate", checkpoint, *files, *greedy]) == 0
+    assert output.read_text(encoding="utf-8").strip() == written
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (["action=test", "ckpt=/nowhere/x.ckpt"], 4, "/nowhere/x.ckpt"),
+        (["action=test", "ckpt=https://example.org/x.ckpt"], 4, "URL"),
+        (["action=generate", "ckpt={run}/checkpoints/last.ckpt", "input=/nowhere"], 2, "/nowhere"),
+        (["action=generate", "ckpt={run}/config.yaml", "prompt=a"], 4, "config.yaml"),
+        (["action=test", "ckpt={run}/checkpoints/last.ckpt", "size.d_ff=8"], 2, "size.d_ff=64"),
+        (["task.data=text", "task.path=/nowhere.txt", "run_dir={new}"], 2, "/nowhere.txt"),
+        (["task.data=textt", "run_dir={new}"], 2, "stdlib"),
+        (
+            ["task.data=text", "task.path={text}", "model.feature_map.nu=99", "run_dir={new}"],
+            2,
+            "nu=99",
+        ),
+        (["run_dir=/dev/null/x"], 5, "/dev/null/x"),
+    ],
+    ids=str,
+)
+def test_train_mistakes_have_exit_codes(trained, text, tmp_path, capsys, arguments, code, word):
+    places = {"run": trained, "text": text, "new": tmp_path / "new"}
+    assert main([*TINY, *(argument.format(**places) for argument in arguments)]) == code
+    assert word in one_line(capsys)
+
+
+def test_train_traceback_on_demand(monkeypatch, capsys):
+    monkeypatch.setenv("FWLIGHT_DEBUG", "1")
+    assert main(["size=huge"]) == 2
+    captured = capsys.readouterr().err
+    assert "Traceback" in captured
+    assert captured.strip().splitlines()[-1].startswith("error: size=huge")
+
+
+# The command line
+
+
+def test_help_names_every_option(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for group, options in conf.overrides.groups().items():
+        assert not options or f"{group}={'|'.join(options)}" in shown
+
+
+def test_cfg_prints_what_would_run(capsys):
+    assert main(["--cfg", "size=tiny", "prompt=${x}: 1"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["prompt"] == "${x}: 1"
+    assert config["network"]["d_ff"] == 64
+
+
+@pytest.mark.parametrize("arguments", [["size.d_modle=3"], ["model=delta"], ["-m", "seed=1"]])
+def test_mistakes_answer_at_once_and_without_torch(arguments):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code = f"import sys, train\nprint(train.main({arguments}), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stdout.split() == ["2", "False"]
+    assert len(done.stderr.strip().splitlines()) == 1
+    # processor time: what the wall clock shows depends on what else the machine does
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
+
+
+def test_command_exit_code_reaches_the_shell(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "trainer.max_steps=many"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: trainer.max_steps=many is not a whole number\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+# Sweeps
+
+
+def test_sweep_runs_every_combination(tmp_path):
+    points = expand(["size=tiny", "seed=range(1,4)", "model=linear,softmax", f"run_dir={tmp_path}"])
+    assert len(points) == 6
+    assert {(p.composition.config["seed"], p.composition.choices["model"]) for p in points} == {
+        (seed, model) for seed in (1, 2, 3) for model in ("linear", "softmax")
+    }
+    assert points[0].folder == tmp_path / "seed-1__model-linear"
+    assert all(p.composition.config["resume"] == "auto" for p in points)
+    assert all(p.composition.choices["size"] == "tiny" for p in points)
+
+
+def test_sweep_of_an_experiment(tmp_path, monkeypatch):
+    import shutil
+
+    copy = tmp_path / "conf"
+    shutil.copytree(conf.overrides.CONF, copy, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    (copy / "experiment").mkdir(exist_ok=True)
+    (copy / "experiment" / "two.yaml").write_text(
+        "# @package _global_\n"
+        "defaults:\n  - override /model: linear\n"
+        "sweep: {task.seq_len: 'range(10,31,10)', seed: '1,2'}\n"
+    )
+    monkeypatch.setattr(conf.overrides, "CONF", copy)
+    monkeypatch.setattr(conf.composition, "CONF", copy)
+    points = expand(["experiment=two", "seed=5"])
+    assert [p.composition.config["task"]["seq_len"] for p in points] == [10, 20, 30]
+    assert {p.composition.config["seed"] for p in points} == {5}
+    assert {p.composition.choices["model"] for p in points} == {"linear"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["trainer=ddp", "seed=1,2"], "trainer=ddp"),
+        (["trainer.devices=2", "seed=1,2"], "trainer.devices=2"),
+        (["seed=1"], "nothing to sweep"),
+        (["model=linear,delta"], "model=delta"),
+        (["size.d_ff=8,x"], "size.d_ff=x"),
+    ],
+)
+def test_sweep_mistakes_are_found_before_the_first_run(arguments, word, tmp_path):
+    with pytest.raises(ConfigError, match=word):
+        expand([*arguments, f"run_dir={tmp_path}"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_sweep_runs_and_skips_what_is_finished(text, tmp_path, capsys):
+    arguments = [*TINY, "task.data=text", f"task.path={text}", "trainer.max_steps=2"]
+    arguments += ["seed=1,2", f"run_dir={tmp_path}"]
+    assert run_sweep(arguments) == 0
+    summaries = [tmp_path / f"seed-{seed}" / "summary.json" for seed in (1, 2)]
+    first = [path.stat().st_mtime_ns for path in summaries]
+    capsys.readouterr()
+    assert run_sweep(arguments) == 0
+    assert "2 of them finished" in capsys.readouterr().out
+    assert [path.stat().st_mtime_ns for path in summaries] == first
+    # another configuration in the same place is not finished
+    assert not any(point.finished() for point in expand([*arguments, "trainer.max_steps=3"]))

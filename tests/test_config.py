@@ -1,0 +1,432 @@
+"""conf/: every file composes and builds, every mistake is explained, nothing is shared."""
+
+import itertools
+
+import pytest
+import torch
+
+from conf.building import build, build_callbacks
+from conf.composition import Composition, compose_config
+from conf.launch import run_dir
+from conf.overrides import CONF, groups
+from conf.stored import check_resume, recompose
+from fwlight.attention import FastWeightAttention, SoftmaxAttention
+from fwlight.errors import CheckpointError, ConfigError
+from fwlight.models import DecoderLM
+
+OPTIONS = [(group, option) for group, options in groups().items() for option in options]
+MODELS = groups()["model"]
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "WORLD_SIZE", "SLURM_NTASKS")
+
+
+def network(*arguments: str, vocab_size: int = 40) -> DecoderLM:
+    torch.manual_seed(0)
+    config = compose_config(["size=tiny", *arguments]).config
+    return build("network", config["network"], vocab_size=vocab_size)
+
+
+def fails(*arguments: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        compose_config(arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# Every file
+
+
+def test_config_groups_are_every_yaml_file():
+    listed = {CONF / group / f"{option}.yaml" for group, option in OPTIONS}
+    others = {path for path in CONF.rglob("*.yaml") if path not in listed}
+    assert {path.name for path in others} == {"config.yaml", "_fast_weight.yaml"}
+    assert {"task", "model", "size", "optimizer", "trainer", "callbacks", "logger"} <= set(groups())
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=str)
+def test_config_every_option_builds(group: str, option: str):
+    composition = compose_config([f"{group}={option}"])
+    config = composition.config
+    assert composition.choices[group] == option
+    assert build("task", config["task"]) is not None
+    model = build("network", config["network"], vocab_size=40)
+    module = build("module", config["module"], model)
+    assert module.network is model
+    assert len(build_callbacks(config)) == len(config["callbacks"]) - 1
+    if config["trainer"]["accelerator"] == "gpu" and not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="trainer: "):
+            build("trainer", config["trainer"], logger=False)
+    else:
+        trainer = build("trainer", config["trainer"], logger=False)
+        assert trainer.max_steps == config["trainer"]["max_steps"]
+
+
+@pytest.mark.parametrize("option", groups()["model/feature_map"])
+@pytest.mark.parametrize("rule", groups()["model/update_rule"])
+def test_config_every_map_runs_under_every_rule(option: str, rule: str):
+    model = network(f"model/feature_map={option}", f"model/update_rule={rule}")
+    logits, _ = model(torch.arange(10)[None])
+    assert logits.shape == (1, 10, 40)
+
+
+# Named models
+
+TABLE = {
+    # model: feature map, key_norm, update rule, read_norm
+    "linear": ("EluFeatureMap", "none", "sum_rule", "output"),
+    "performer": ("FAVORFeatureMap", "none", "sum_rule", "output"),
+    "sum_dpfp": ("DPFPFeatureMap", "none", "sum_rule", "output"),
+    "delta_linear": ("EluFeatureMap", "sum", "delta_rule", "none"),
+    "delta_performer": ("FAVORFeatureMap", "sum", "delta_rule", "none"),
+    "delta_dpfp": ("DPFPFeatureMap", "sum", "delta_rule", "none"),
+}
+
+
+def test_config_named_models_are_the_papers():
+    assert {*TABLE, "softmax"} == set(MODELS)
+    for name, row in TABLE.items():
+        attention = network(f"model={name}").blocks[0].attention
+        assert isinstance(attention, FastWeightAttention)
+        memory = attention.memory
+        rule = memory.update_rule.func.__name__
+        assert (type(memory.feature_map).__name__, memory.key_norm, rule, memory.read_norm) == row
+        assert isinstance(memory.out_norm, torch.nn.Identity)
+        assert (memory.output_scale, attention.beta_max) == (1.0, 1.0)
+    assert isinstance(network("model=softmax").blocks[0].attention, SoftmaxAttention)
+
+
+def test_config_dpfp_and_favor_have_as_many_features():
+    # Schlag et al. 2021b, table 5: d_dot = 2 d_head for both
+    for model in ("delta_dpfp", "delta_performer"):
+        assert network(f"model={model}").blocks[0].attention.memory.d_dot == 32
+
+
+def test_config_slots_reach_the_memory():
+    model = network(
+        "model/feature_map=favor_lm",
+        "model/update_rule=fwm",
+        "model.key_norm=l2",
+        "model.read_norm=output",
+        "model.out_norm=layernorm",
+        "model.output_scale=0.25",
+        "model.beta_max=2",
+        "model.read_eps=1e-3",
+        "model.feature_map.num_features=5",
+        "model.norm=pre",
+        "model.positions=none",
+    )
+    attention = model.blocks[1].attention
+    memory = attention.memory
+    assert memory.update_rule.func.__name__ == "fwm_rule"
+    assert (memory.key_norm, memory.read_norm, memory.output_scale) == ("l2", "output", 0.25)
+    assert (memory.read_eps, attention.beta_max, memory.d_dot) == (1e-3, 2, 10)
+    assert isinstance(memory.out_norm, torch.nn.LayerNorm)
+    assert (memory.feature_map.orthogonal, memory.feature_map.redraw) == ("inputs", "training")
+    assert model.positions is None
+    assert isinstance(model.final_norm, torch.nn.LayerNorm)
+
+
+@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0].startswith("model")])
+def test_config_layers_share_nothing(group: str, option: str):
+    model = network(f"{group}={option}")
+    for first, second in itertools.combinations(model.blocks, 2):
+        assert not {id(m) for m in first.modules()} & {id(m) for m in second.modules()}
+        pointers = [
+            {t.untyped_storage().data_ptr() for t in (*block.parameters(), *block.buffers())}
+            for block in (first, second)
+        ]
+        assert not pointers[0] & pointers[1]
+
+
+def test_config_layers_draw_their_own_random_features():
+    maps = [b.attention.memory.feature_map for b in network("model=performer").blocks]
+    assert not torch.equal(maps[0].projection, maps[1].projection)
+
+
+# Mistakes
+
+MISTAKES = [
+    # arguments, what the line must say
+    (["modle=linear"], ["modle", "did you mean model?"]),
+    (["model=delta_dppf"], ["did you mean delta_dpfp?", "softmax", "performer"]),
+    (["model=_fast_weight"], ["_fast_weight", "delta_dpfp"]),
+    (["model=../size/demo"], ["../size/demo", "delta_dpfp"]),
+    (["model=null"], ["delta_dpfp"]),
+    (["size=huge"], ["size=huge", "demo", "tiny"]),
+    (["model/feature_maps=elu"], ["did you mean model/feature_map?"]),
+    (["model/feature_map=dfpf"], ["did you mean dpfp?", "favor"]),
+    (["size.d_modle=3"], ["did you mean size.d_model?", "n_heads"]),
+    (["d_model=3"], ["did you mean size.d_model?"]),
+    (["learning_rate=3"], ["learning_rate is not a key"]),
+    (["size.d_model=abc"], ["size.d_model=abc", "whole number"]),
+    (["size.d_model=12.5"], ["size.d_model=12.5", "whole number"]),
+    (["size.d_model=true"], ["size.d_model=true", "whole number"]),
+    (["size.n_layers=0"], ["size.n_layers=0", "at least 1"]),
+    (["size.d_head=-1"], ["size.d_head=-1", "at least 1"]),
+    (["size.n_heads=5"], ["size.n_heads=5", "size.d_model=128"]),
+    (["size.dropout=1.5"], ["size.dropout=1.5", "at most 1"]),
+    (["model.feature_map.nu=0"], ["model.feature_map.nu=0", "at least 1"]),
+    (["model.feature_map.num_features=4"], ["num_features", "model/feature_map=dpfp", "nu"]),
+    (["model.key_norm=summ"], ["model.key_norm=summ", "none, sum, l2"]),
+    (["model.read_norm=yes"], ["none, output, full"]),
+    (["model.positions=learned"], ["sinusoidal, sinusoidal_reversed, none"]),
+    (["model.beta_max=3"], ["model.beta_max=3", "at most 2"]),
+    (["model/update_rule=delta", "model.update_rule.backend=cuda"], ["auto, recurrent, chunk"]),
+    (["model=softmax", "model/feature_map=favor"], ["model=softmax has no feature map"]),
+    (["model=softmax", "model.key_norm=sum"], ["model.key_norm", "model=softmax"]),
+    (["optimizer.lr=-1"], ["optimizer.lr=-1", "above 0"]),
+    (["optimizer.lr=nan"], ["optimizer.lr=nan"]),
+    (["optimizer.betas=[0.9]"], ["optimizer.betas=[0.9]", "two"]),
+    (["optimizer.betas=[0.9,1]"], ["optimizer.betas"]),
+    (["optimizer.schedule=linear"], ["cosine, constant"]),
+    (["trainer.max_steps=0"], ["trainer.max_steps=0"]),
+    (["trainer.max_time=6"], ["trainer.max_time=6", "DD:HH:MM:SS"]),
+    (["trainer.precision=bf16"], ["32-true, bf16-mixed"]),
+    (["trainer.devices=0"], ["trainer.devices=0"]),
+    (["trainer=cuda"], ["trainer=cuda", "gpu"]),
+    (["task.batch_size=0"], ["task.batch_size=0"]),
+    (["task.seq_len=x"], ["task.seq_len=x"]),
+    (["seed=-1"], ["seed=-1"]),
+    (["action=fitt"], ["fit, test, generate"]),
+    (["action=test"], ["action=test needs ckpt="]),
+    (["action=generate", "ckpt=x"], ["prompt=TEXT"]),
+    (["ckpt=x"], ["resume=PATH"]),
+    (["resume=auto"], ["run_dir"]),
+    (["size=tiny,demo"], ["size=tiny,demo", "-m"]),
+    (["size"], ["key=value"]),
+    (["=3"], ["key=value"]),
+    (["--config-dir=/tmp"], ["--help"]),
+    (["+new=1"], ["+new=1"]),
+    (["~callbacks"], ["~callbacks"]),
+    (["hydra.run.dir=/tmp"], ["hydra.run.dir"]),
+    (["hydra.searchpath=[/tmp]"], ["hydra.searchpath"]),
+    (["size={d_model: 3}"], ["size"]),
+    (["model.update_rule=3"], ["section", "backend"]),
+    (["model.attention._target_=os.system"], ["_target_"]),
+    (["model.attention={_target_: os.system}"], ["YAML"]),
+    (["optimizer.betas=[{_target_: os.system}]"], ["plain values"]),
+    (["task.data=${oc.env:HOME}"], ["YAML"]),
+    (["network.attention.key_norm=sum"], ["did you mean model.key_norm?"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "snippets"), MISTAKES, ids=lambda v: " ".join(v)[:40])
+def test_config_mistake_is_explained(arguments: list[str], snippets: list[str]):
+    message = fails(*arguments)
+    for snippet in snippets:
+        assert snippet in message, message
+
+
+def test_config_errors_of_constructors_are_configuration_errors():
+    for arguments, word in (
+        (["model.feature_map.nu=99"], "nu=99"),
+        (["model=linear", "model.read_norm=full"], "full"),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            network(*arguments)
+    config = compose_config(["callbacks.progress.every_n_steps=0"]).config
+    with pytest.raises(ConfigError, match="every_n_steps=0"):
+        build_callbacks(config)
+
+
+def test_config_unnormalised_sum_is_warned_of():
+    assert compose_config([]).warnings == []
+    assert compose_config(["model=sum_dpfp"]).warnings == []
+    (warning,) = compose_config(["model/update_rule=sum"]).warnings
+    assert "un-normalised" in warning
+    assert compose_config(["model/update_rule=sum", "model.read_norm=output"]).warnings == []
+
+
+def test_config_short_run_shortens_the_default_warmup_only():
+    composition = compose_config(["trainer.max_steps=20"])
+    assert composition.config["optimizer"]["warmup_steps"] == 2
+    assert "warmup_steps" in composition.warnings[0]
+    asked = compose_config(["trainer.max_steps=20", "optimizer.warmup_steps=30"])
+    assert asked.config["optimizer"]["warmup_steps"] == 30
+
+
+def test_config_reversed_positions_switch_text_samples_off():
+    composition = compose_config(["model.positions=sinusoidal_reversed"])
+    assert "text_samples" in composition.warnings[0]
+    assert len(build_callbacks(composition.config)) == 2
+    assert "reversed" in fails(
+        "model.positions=sinusoidal_reversed", "action=generate", "ckpt=x", "prompt=x"
+    )
+
+
+# Values
+
+
+@pytest.mark.parametrize("key", ["prompt", "input", "output", "run_dir", "resume", "task.path"])
+def test_config_free_text_is_kept_as_typed(key: str):
+    text = "a, b = ${size.d_model} \\${x} 'it''s' \"q\" [1] {2} #3 é : /x=1,y\\"
+    values = compose_config([f"{key}={text}"]).config
+    for part in key.split("."):
+        values = values[part]
+    assert values == text
+
+
+def test_config_free_text_reaches_the_data_module(tmp_path):
+    folder = tmp_path / "a=1, ${b}"
+    folder.mkdir()
+    (folder / "x.txt").write_text("one two three\n" * 100, encoding="utf-8")
+    config = compose_config(["task.data=text", f"task.path={folder}/x.txt"]).config
+    data = build("task", config["task"])
+    data.setup("fit")
+    assert data.spec.vocab_size > 3
+
+
+def test_config_last_value_wins():
+    composition = compose_config(["size=tiny", "seed=2", "size=demo", "seed=3"])
+    assert (composition.choices["size"], composition.config["seed"]) == ("demo", 3)
+    assert composition.overrides == ["seed=3"]
+
+
+def test_config_several_callback_files_can_be_chosen():
+    config = compose_config(["callbacks=[progress,throughput]"]).config
+    assert len(build_callbacks(config)) == 2
+    assert len(build_callbacks(compose_config(["callbacks.progress=null"]).config)) == 2
+    bare = compose_config(["callbacks=none"]).config
+    assert build_callbacks(bare) == []
+    assert bare["callbacks"]["checkpoint"]["every_n_train_steps"] > 0
+
+
+# Checkpoints
+
+
+def record(*arguments: str) -> dict:
+    return compose_config(arguments).record()
+
+
+def test_stored_configuration_composes_the_same_model():
+    stored = record(
+        "size=tiny",
+        "model=delta_performer",
+        "model/feature_map=favor_lm",
+        "model.output_scale=0.5",
+        "task.data=text",
+        "task.path=/a b.txt",
+        "trainer=ddp",
+        "callbacks=none",
+        "run_dir=/x",
+        "trainer.max_steps=7",
+    )
+    again = recompose(stored, ["action=generate", "ckpt=c", "prompt=p", "seed=4"])
+    values = again.config
+    assert values["network"] == stored["config"]["network"]
+    assert values["task"] == stored["config"]["task"]
+    assert (values["action"], values["seed"], values["run_dir"]) == ("generate", 4, None)
+    # what belongs to the machine comes from the command line alone
+    assert again.choices["trainer"] == "cpu"
+    assert again.choices["callbacks"] == "default"
+    assert values["trainer"]["max_steps"] != 7
+
+
+def test_stored_configuration_is_plain_containers():
+    def plain(value: object) -> bool:
+        if isinstance(value, dict):
+            return all(type(k) is str and plain(v) for k, v in value.items())
+        if isinstance(value, list):
+            return all(map(plain, value))
+        return value is None or type(value) in (str, int, float, bool)
+
+    assert plain(record("model=performer", "trainer=ddp"))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"overrides": ["model.attention._target_=os.system"]},
+        {"overrides": ["model.attention={_target_: os.system}"]},
+        {"overrides": ["model.update_rule=${oc.create:'{_target_: os.system}'}"]},
+        {"overrides": ["hydra.searchpath=[/tmp]"]},
+        {"choices": {"model": "../../evil"}},
+        {"choices": {"hydra/launcher": "evil"}},
+    ],
+    ids=str,
+)
+def test_stored_configuration_brings_no_targets(bad: dict):
+    with pytest.raises(ConfigError):
+        recompose(record("size=tiny") | bad, ["action=test", "ckpt=c"])
+
+
+@pytest.mark.parametrize(
+    "bad", [None, 3, {}, {"choices": {}, "overrides": [3], "config": {}}, {"choices": []}], ids=str
+)
+def test_stored_garbage_is_a_checkpoint_error(bad: object):
+    for call in (lambda: recompose(bad, []), lambda: check_resume(bad, compose_config([]))):
+        with pytest.raises(CheckpointError):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("change", "old"),
+    [
+        ("size.d_ff=32", "size.d_ff=64"),
+        ("size=demo", "size=tiny"),
+        ("model=linear", "model=delta_dpfp"),
+        ("model/feature_map=tanh", "model/feature_map=dpfp"),
+        ("model/update_rule=fwm", "model/update_rule=delta"),
+        ("model.feature_map.nu=2", "model.feature_map.nu=1"),
+        ("model.norm=pre", "model.norm=post"),
+        ("task.seq_len=3", "task.seq_len=128"),
+        ("task.batch_size=3", "task.batch_size=16"),
+        ("task.data=text", "task.data=stdlib"),
+    ],
+)
+def test_resume_with_another_model_or_task_names_both_values(change: str, old: str):
+    with pytest.raises(ConfigError) as caught:
+        check_resume(record("size=tiny"), compose_config(["size=tiny", change]))
+    assert change in str(caught.value)
+    assert old in str(caught.value)
+
+
+def test_resume_with_other_training_warns_once_with_the_effective_value():
+    stored = record("size=tiny")
+    assert check_resume(stored, compose_config(["size=tiny"])) == []
+    changed = ["optimizer.lr=0.5", "size.dropout=0.3", "trainer.max_steps=9000"]
+    (warning,) = check_resume(stored, compose_config(["size=tiny", *changed]))
+    assert all(text in warning for text in changed)
+    for free in ("task.eval_batch_size=3", "task.path=/elsewhere", "trainer=ddp", "callbacks=none"):
+        assert check_resume(stored, compose_config(["size=tiny", free])) == []
+
+
+def test_stored_model_cannot_be_changed_by_the_command_line():
+    stored = record("size=tiny", "task.data=text", "task.path=/a")
+    with pytest.raises(ConfigError, match=r"size\.d_ff=8"):
+        recompose(stored, ["action=test", "ckpt=c", "size.d_ff=8"])
+    again = recompose(stored, ["action=test", "ckpt=c", "task.path=/b", "size.dropout=0"])
+    assert again.config["task"]["path"] == "/b"
+
+
+# The run's folder
+
+
+@pytest.fixture
+def one_process(monkeypatch) -> None:
+    for name in (*RANK_VARIABLES, "FWLIGHT_RUN_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def composed(*arguments: str) -> Composition:
+    return compose_config(["model=linear", *arguments])
+
+
+@pytest.mark.usefixtures("one_process")
+def test_run_dir_is_chosen_once_and_handed_on(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_PROCID", "0")  # a batch job of one task is one process
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    first = run_dir(composed())
+    assert first.startswith(str(tmp_path / "runs" / "lm_linear"))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert run_dir(composed()) == first
+    assert run_dir(composed("run_dir=/here")) == "/here"
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_NTASKS", "LOCAL_RANK", "NODE_RANK"])
+def test_run_dir_is_asked_for_under_a_launcher(monkeypatch, variable):
+    monkeypatch.setenv(variable, "2")
+    with pytest.raises(ConfigError, match="run_dir=PATH"):
+        run_dir(composed())

@@ -1,0 +1,124 @@
+"""Who may import whom, read from the source of every file."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+OWN = ("fwlight", "tasks", "callbacks", "conf", "benchmarks", "train", "tests")
+
+# Longest prefix of a file's module name -> what of ours and of others it may import. The standard
+# library is free; a package may import itself.
+LIBRARY = {"torch", "jaxtyping"}
+ALLOWED: dict[str, tuple[set[str], set[str]]] = {
+    "fwlight": (set(), set()),
+    "fwlight.errors": (set(), set()),
+    "fwlight.checks": (set(), set()),
+    "fwlight.types": ({"fwlight.errors"}, {"torch"}),
+    "fwlight.ops": (set(), LIBRARY | {"fla"}),
+    "fwlight.feature_maps": ({"fwlight.checks"}, LIBRARY),
+    "fwlight.attention": ({"fwlight.checks", "fwlight.ops", "fwlight.feature_maps"}, LIBRARY),
+    "fwlight.models": ({"fwlight.attention", "fwlight.checks", "fwlight.types"}, LIBRARY),
+    "fwlight.diagnostics": ({"fwlight.types"}, LIBRARY | {"torchmetrics"}),
+    "fwlight.training": (
+        {"fwlight.errors", "fwlight.types", "fwlight.models"},
+        LIBRARY | {"lightning", "torchmetrics"},
+    ),
+    "fwlight.run": (
+        {"fwlight.errors", "fwlight.types", "fwlight.models", "fwlight.training"},
+        {"torch", "lightning", "tensorboard"},
+    ),
+    "tasks": ({"fwlight.types"}, {"torch", "lightning"}),
+    "callbacks": (
+        {"fwlight.diagnostics", "fwlight.models", "fwlight.training"},
+        {"torch", "lightning", "matplotlib", "tqdm"},
+    ),
+    "conf": ({"fwlight.errors"}, {"hydra", "omegaconf", "yaml"}),
+    "conf.building": ({"fwlight.errors"}, {"hydra", "lightning"}),
+    "train": ({"conf", "fwlight", "fwlight.errors", "fwlight.run"}, set()),
+}
+PACKAGES = ("fwlight", "tasks", "callbacks", "conf")
+FILES = sorted([path for name in PACKAGES for path in (ROOT / name).rglob("*.py")])
+FILES.append(ROOT / "train.py")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def inside(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def reaches(module: str, package: str) -> bool:
+    """Say whether leave to import `package` covers `module`; fwlight alone is its version."""
+    return module == package if package == "fwlight" else inside(module, package)
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write absolute imports"
+            module = node.module or ""
+            if (ROOT / module.replace(".", "/")).is_dir():
+                # `from package import name`: the name may be a module
+                for alias in node.names:
+                    target = ROOT / module.replace(".", "/") / alias.name
+                    found = target.is_dir() or target.with_suffix(".py").is_file()
+                    yield f"{module}.{alias.name}" if found else module
+            else:
+                yield module
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_follow_the_arrows(path):
+    name = module_name(path)
+    package = max((p for p in ALLOWED if inside(name, p)), key=len)
+    own, others = ALLOWED[package]
+    for module in imports(path):
+        root = module.split(".")[0]
+        if root in OWN:
+            assert any(reaches(module, p) for p in (*own, package)), (
+                f"{name} must not import {module}"
+            )
+        elif root not in sys.stdlib_module_names:
+            assert root in others, f"{name} must not import {module}"
+
+
+def test_imports_table_knows_every_package():
+    for path in FILES:
+        name = module_name(path)
+        assert any(reaches(name, package) for package in ALLOWED), name
+
+
+def test_imports_operators_are_functions():
+    for path in (ROOT / "fwlight" / "ops").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert "Module" not in names, f"{path.name} holds a module; operators are functions"
+
+
+def loaded_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys; print(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_imports_library_needs_torch_and_jaxtyping_only():
+    loaded = loaded_after("import fwlight.ops\nfrom fwlight.attention import FastWeightAttention")
+    assert "torch" in loaded
+    assert not loaded & {"lightning", "pytorch_lightning", "torchmetrics", "hydra", "omegaconf"}
+    assert not loaded & {"tensorboard", "matplotlib", "tokenizers", "sacrebleu", "fla", "conf"}
+
+
+def test_imports_errors_and_configuration_load_no_torch():
+    assert "torch" not in loaded_after("import fwlight.errors, train, conf.composition, conf.sweep")

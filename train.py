@@ -1,0 +1,152 @@
+"""Train a model, test it or let it write: `python train.py key=value ...`; see `--help`."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from conf.composition import Composition, compose_config
+from conf.launch import first_process, run_dir
+from conf.sweep import run_sweep
+from conf.usage import usage
+from fwlight import __version__
+from fwlight.errors import ConfigError, FwlightError, StorageError
+
+
+def train(composition: Composition, arguments: Sequence[str] = ()) -> dict[str, Any]:
+    """Do what `action` says; return the summary, or {"text": ...} of generate.
+
+    Args:
+        composition: From `compose_config`.
+        arguments: The command line, which goes last over what a checkpoint was made with.
+    """
+    from conf.building import build, build_callbacks, build_parts
+    from conf.stored import recompose
+    from fwlight import run
+
+    run.quiet()
+    if composition.config["action"] == "fit":
+        return fit(composition)
+    checkpoint = run.load_checkpoint(composition.config["ckpt"])
+    composition = recompose(checkpoint.get("fwlight"), arguments)
+    warn(composition.warnings)
+    config = composition.config
+    module, data = build_parts(config, checkpoint=checkpoint)
+    if config["action"] == "generate":
+        text = run.generate(
+            module,
+            data,
+            ckpt=config["ckpt"],
+            prompt=read_prompt(config["prompt"], config["input"]),
+            seed=config["seed"],
+            **config["generate"],
+        )
+        return {"text": text}
+    trainer = build("trainer", config["trainer"], callbacks=build_callbacks(config), logger=False)
+    return run.test(trainer, module, data, ckpt=config["ckpt"])
+
+
+def fit(composition: Composition) -> dict[str, Any]:
+    """Train, or go on training, in the run's folder; return the summary."""
+    from conf.building import build, build_callbacks, build_parts
+    from conf.stored import check_resume
+    from fwlight import run
+
+    config = composition.config
+    folder = run.RunFolder.open(
+        run_dir(composition), resume=config["resume"], is_rank_zero=first_process()
+    )
+    try:
+        if folder.resume_from is not None:
+            stored = run.load_checkpoint(folder.resume_from).get("fwlight")
+            composition.warnings.extend(check_resume(stored, composition))
+        if first_process():
+            print(f"run_dir={folder.path}", flush=True)
+        warn(composition.warnings)
+        module, data = build_parts(config)
+        callbacks = build_callbacks(config) + run.run_callbacks(
+            folder,
+            seed=config["seed"],
+            identity={**composition.record(), "version": __version__},
+            **config["callbacks"]["checkpoint"],
+        )
+        loggers = run.build_loggers(
+            folder, hyperparameters=composition.hyperparameters(), **config["logger"]
+        )
+        trainer = build(
+            "trainer", config["trainer"], callbacks=callbacks, logger=loggers, plugins=run.plugins()
+        )
+        if first_process():
+            write(folder.config_yaml, composition.yaml())
+        return run.fit(trainer, module, data, folder=folder)
+    finally:
+        folder.release()
+
+
+def read_prompt(text: str | None, path: str | None) -> str:
+    """Return the text that generate continues."""
+    if text is not None or path is None:
+        return text or ""
+    try:
+        return Path(path).read_text(encoding="utf-8").rstrip("\n")
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"input={path} cannot be read: {error}") from error
+
+
+def write(path: str | Path, text: str) -> None:
+    """Write a small file."""
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def warn(messages: Sequence[str]) -> None:
+    """Print warnings, once per run."""
+    for message in messages if first_process() else ():
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    flags = {flag for flag in ("-h", "--help", "--cfg", "-m") if flag in arguments}
+    arguments = [argument for argument in arguments if argument not in flags]
+    try:
+        if flags & {"-h", "--help"}:
+            print(usage())
+        elif "-m" in flags:
+            return run_sweep(arguments)
+        elif "--cfg" in flags:
+            print(compose_config(arguments).yaml(), end="")
+        else:
+            composition = compose_config(arguments)
+            result, output = train(composition, arguments), composition.config["output"]
+            text = result.get("text") or json.dumps(result, indent=2)
+            if output is not None and first_process():
+                write(output, text + "\n")
+            elif "text" in result:
+                print(text)
+    except (Exception, KeyboardInterrupt) as error:
+        if os.environ.get("FWLIGHT_DEBUG") == "1":
+            traceback.print_exc()
+        code, line = exit_code_and_line(error)
+        print(line, file=sys.stderr)
+        return code
+    return 0
+
+
+def exit_code_and_line(error: BaseException) -> tuple[int, str]:
+    """Explain an exception; without importing torch for a mistake found before it was."""
+    if isinstance(error, FwlightError):
+        return error.exit_code, f"error: {' '.join(str(error).split())}"
+    from fwlight.run import errors
+
+    return errors.exit_code_and_line(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
