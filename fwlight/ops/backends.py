@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from fwlight.ops import fla
+from fwlight.ops import fla, native
 
 Backend = Callable[..., tuple[Tensor | None, Tensor]]
 
 RECURRENT_MAX_LENGTH = 3
-"""Longest sequence that "auto" runs token by token: the delta rule's two forms are equally fast at
-3 to 4 tokens on a CPU, forward alone and with backward, whatever the sizes."""
+"""Longest sequence that "auto" runs token by token rather than by "chunk": the delta rule's two
+forms are equally fast at 3 to 4 tokens on a CPU, forward alone and with backward, whatever the
+sizes. "native" is faster than both at every length, from one token on."""
 
 
 def run_rule(
@@ -46,7 +47,7 @@ def run_rule(
         state = k.new_zeros((*k.shape[:2], k.shape[3], v.shape[3]), dtype=dtype)
     else:
         state = initial_state.to(dtype)
-    name = _choose(backends, backend, k, v)
+    name = _choose(backends, backend, k, v, dtype)
     if k.shape[2] == 0:
         return None if q is None else torch.zeros_like(v), state
     # Autocast would compute the products, and so the state, in half precision.
@@ -57,18 +58,26 @@ def run_rule(
         return None if o is None else o.to(v.dtype), state
 
 
-def _choose(backends: Mapping[str, Backend], backend: str, k: Tensor, v: Tensor) -> str:
+def _choose(
+    backends: Mapping[str, Backend], backend: str, k: Tensor, v: Tensor, dtype: torch.dtype
+) -> str:
     """Return the name of the back end to run."""
-    if backend == "auto":
-        if k.shape[2] <= RECURRENT_MAX_LENGTH:
-            return "recurrent"
-        return "fla" if "fla" in backends and fla.obstacle(k, v) is None else "chunk"
-    if backend not in backends:
+    if backend != "auto" and backend not in backends:
         raise ValueError(f"backend={backend!r} is none of {', '.join(['auto', *backends])}")
-    if backend == "fla" and (obstacle := fla.obstacle(k, v)) is not None:
-        _warn_once(f"backend='fla' cannot run here ({obstacle}); using backend='chunk'")
-        return "chunk"
-    return backend
+    short = k.shape[2] <= RECURRENT_MAX_LENGTH
+    name, obstacle = backend, None
+    if backend == "auto":
+        name = "native" if k.device.type == "cpu" and "native" in backends else "chunk"
+        if "fla" in backends and not short and fla.obstacle(k, v) is None:
+            name = "fla"
+    if name == "native":
+        obstacle = native.obstacle(k, v, dtype)
+    elif name == "fla":
+        obstacle = fla.obstacle(k, v)
+    if obstacle is not None:
+        _warn_once(f"backend={name!r} cannot run here ({obstacle}); using backend='chunk'")
+        name = "chunk"
+    return "recurrent" if backend == "auto" and name == "chunk" and short else name
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from fwlight.ops.chunks import (
     split,
 )
 from fwlight.ops.fla import fla_delta_rule
+from fwlight.ops.native import native_delta_rule
 
 
 def delta_rule(
@@ -44,8 +45,9 @@ def delta_rule(
         beta: Write strengths.
         initial_state: Fast weights S_0 to continue from; None is zero.
         backend: "recurrent" (token by token), "chunk" (chunkwise parallel, differentiable once),
-            "fla" (fla-core on CUDA in half precision; elsewhere "chunk" with one warning) or
-            "auto", which chooses by length and device.
+            "native" (the same in C++ on a CPU, compiled at first use), "fla" (fla-core on CUDA in
+            half precision) or "auto", which chooses by length and device. Where "native" or "fla"
+            cannot run, "chunk" does, with one warning.
 
     Returns:
         o in the dtype of v (None without q), and S_T in float32, or in float64 for float64 inputs.
@@ -193,5 +195,6 @@ def _state_gradients(K: Tensor, W: Tensor, dS_reads: Tensor, dS: Tensor) -> tupl
 BACKENDS: dict[str, Backend] = {
     "recurrent": recurrent_delta_rule,
     "chunk": chunk_delta_rule,
+    "native": native_delta_rule,
     "fla": fla_delta_rule,
 }

@@ -17,6 +17,7 @@ from fwlight.ops.chunks import (
     split,
 )
 from fwlight.ops.fla import fla_sum_rule
+from fwlight.ops.native import native_sum_rule
 
 
 def sum_rule(
@@ -42,8 +43,9 @@ def sum_rule(
         beta: Write strengths; None is 1 everywhere.
         initial_state: Fast weights S_0 to continue from; None is zero.
         backend: "recurrent" (token by token), "chunk" (chunkwise parallel, differentiable once),
-            "fla" (fla-core on CUDA in half precision; elsewhere "chunk" with one warning) or
-            "auto", which chooses by length and device.
+            "native" (the same in C++ on a CPU, compiled at first use), "fla" (fla-core on CUDA in
+            half precision) or "auto", which chooses by length and device. Where "native" or "fla"
+            cannot run, "chunk" does, with one warning.
 
     Returns:
         o in the dtype of v (None without q), and S_T in float32, or in float64 for float64 inputs.
@@ -170,5 +172,6 @@ def _backward(
 BACKENDS: dict[str, Backend] = {
     "recurrent": recurrent_sum_rule,
     "chunk": chunk_sum_rule,
+    "native": native_sum_rule,
     "fla": fla_sum_rule,
 }

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from fwlight.ops import delta_rule, sum_rule
+from fwlight.ops import backends, delta_rule, native, sum_rule
 from tests.ops.discovery import CASES, RULES, assert_near, make_inputs, run, weighted_sum
 
 each_case = pytest.mark.parametrize(("rule", "backend"), CASES)
@@ -64,7 +64,7 @@ def test_shape_errors_name_both_shapes(rule, position, shape, parts):
 @each_choice
 def test_unknown_backend_error_lists_the_choices(function):
     inputs = make_inputs(3)[:4]
-    with pytest.raises(ValueError, match="'chunky' is none of auto, recurrent, chunk, fla"):
+    with pytest.raises(ValueError, match="'chunky' is none of auto, recurrent, chunk, native, fla"):
         function(*inputs, backend="chunky")
 
 
@@ -80,19 +80,21 @@ def test_second_derivatives_are_refused_by_chunk_and_given_by_recurrent(function
 
 
 @each_choice
-def test_auto_is_silent_and_takes_steps_one_by_one(function, monkeypatch):
+@pytest.mark.parametrize("compiled", [True, False])
+def test_auto_chooses_by_length_and_what_can_run(function, compiled, monkeypatch):
     used = []
     kernels = sys.modules[function.__module__].BACKENDS
-    for name in ("recurrent", "chunk"):
-        kernel = kernels[name]
-        monkeypatch.setitem(
-            kernels, name, lambda *a, name=name, kernel=kernel: used.append(name) or kernel(*a)
-        )
+    kernel = kernels["chunk"]
+    for name in ("recurrent", "chunk", "native"):
+        monkeypatch.setitem(kernels, name, lambda *a, name=name: used.append(name) or kernel(*a))
+    monkeypatch.setattr(native, "obstacle", lambda *_: None if compiled else "no compiler")
+    monkeypatch.setattr(backends, "_warn_once", used.append)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         function(*make_inputs(1)[:4])
         function(*make_inputs(64)[:4])
-    assert used == ["recurrent", "chunk"]
+    told = "backend='native' cannot run here (no compiler); using backend='chunk'"
+    assert used == (["native"] * 2 if compiled else [told, "recurrent", told, "chunk"])
 
 
 def test_importing_the_operators_needs_torch_and_jaxtyping_only():

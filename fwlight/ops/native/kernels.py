@@ -1,0 +1,238 @@
+"""The compiled kernels as torch operators: shapes in, shapes out, and how to differentiate."""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# (torch.library and Function.apply carry no types)
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function
+
+from fwlight.ops.chunks import refuse_second_derivative
+from fwlight.ops.native.build import library
+
+# As in simd.h.
+CHUNK = 16
+PAD = 16
+
+STATES_AT_HAND = 1 << 18
+"""Bytes of recomputed states that the backward pass may keep in the processor's second cache."""
+
+# The one way for an autograd kernel to call what lies under it; used in torch's documentation.
+_below_autograd = torch._C._AutoDispatchBelowAutograd  # pyright: ignore[reportPrivateUsage]
+
+LIBRARY = torch.library.Library("fwlight", "DEF")
+LIBRARY.define(
+    "native_rule(Tensor? q, Tensor k, Tensor v, Tensor? beta, Tensor state, bool delta, bool keep)"
+    " -> (Tensor o, Tensor state, Tensor states, Tensor errors)"
+)
+LIBRARY.define(
+    "native_rule_backward(Tensor? q, Tensor k, Tensor v, Tensor? beta, Tensor? d_o, Tensor d_state,"
+    " Tensor states, Tensor errors, bool delta)"
+    " -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbeta, Tensor d_state)"
+)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Return x with a contiguous last dimension, as it is if it has one."""
+    return x if x.shape[-1] == 1 or x.stride(-1) == 1 else x.contiguous()
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    """Return new memory for a tensor `[B, H, T, ...]`, heads inside tokens if x has them so."""
+    b, h, t, *rest = x.shape
+    if x.stride(1) < x.stride(2):
+        return x.new_empty((b, t, h, *rest)).transpose(1, 2)
+    return x.new_empty((b, h, t, *rest))
+
+
+def _chunks_per_state(k: Tensor, v: Tensor) -> int:
+    """Return for how many chunks one state is kept; the backward pass computes the others again.
+
+    The more, the less memory is written and read; but those of one group should fit a cache.
+    """
+    # int: also where the compiler of torch traces with symbolic sizes.
+    size = int(k.shape[3]) * int(v.shape[3]) * k.dtype.itemsize
+    return min(max(STATES_AT_HAND // size, 4), 16)
+
+
+def _forward_results(
+    q: Tensor | None, k: Tensor, v: Tensor, delta: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return memory for (o, S_T, states, errors); what is not wanted is empty."""
+    b, h, t, d_key = k.shape
+    d_value = v.shape[3]
+    chunks = (t + CHUNK - 1) // CHUNK
+    every = _chunks_per_state(k, v)
+    groups = (chunks + every - 1) // every
+    keys, values = ((d + PAD - 1) // PAD * PAD for d in (d_key, d_value))
+    return (
+        v.new_empty(0) if q is None else _empty_like(v),
+        v.new_empty((b, h, d_key, d_value)),
+        v.new_empty((b, h, groups, values, keys) if keep else 0),
+        v.new_empty((b, h, chunks, values, CHUNK) if keep and delta else 0),
+    )
+
+
+def _backward_results(
+    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, d_state: Tensor
+) -> tuple[Tensor, ...]:
+    wanted = [v.new_empty(0) if x is None else _empty_like(x) for x in (q, k, v, beta)]
+    return *wanted, torch.empty_like(d_state, memory_format=torch.contiguous_format)
+
+
+def _sequence(x: Tensor | None) -> tuple[int, ...]:
+    """Return address and strides of B, H and T; zeros for nothing."""
+    return (0, 0, 0, 0) if x is None else (x.data_ptr(), *x.stride()[:3])
+
+
+def _call(name: str, delta: bool, k: Tensor, v: Tensor, *values: int) -> None:
+    every = _chunks_per_state(k, v)
+    arguments = (int(delta), *k.shape, v.shape[3], torch.get_num_threads(), every, *values)
+    packed = (ctypes.c_int64 * len(arguments))(*arguments)
+    if getattr(library(k.dtype), name)(packed):
+        raise MemoryError(f"{name}: no memory for q, k {list(k.shape)} and v {list(v.shape)}")
+
+
+def _forward(
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor | None,
+    state: Tensor,
+    delta: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    q = None if q is None else _dense(q)
+    k, v, state = _dense(k), _dense(v), state.contiguous()
+    o, last, states, errors = results = _forward_results(q, k, v, delta, keep)
+    _call(
+        "fwlight_forward",
+        delta,
+        k,
+        v,
+        *_sequence(q),
+        *_sequence(k),
+        *_sequence(v),
+        *_sequence(beta),
+        *_sequence(None if q is None else o),
+        state.data_ptr(),
+        last.data_ptr(),
+        states.data_ptr() if keep else 0,
+        errors.data_ptr() if keep and delta else 0,
+    )
+    return results
+
+
+def _backward(
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor | None,
+    d_o: Tensor | None,
+    d_state: Tensor,
+    states: Tensor,
+    errors: Tensor,
+    delta: bool,
+) -> tuple[Tensor, ...]:
+    if q is None or d_o is None:
+        q = d_o = None
+    else:
+        q, d_o = _dense(q), _dense(d_o)
+    k, v, d_state = _dense(k), _dense(v), d_state.contiguous()
+    dq, dk, dv, dbeta, d_initial = results = _backward_results(q, k, v, beta, d_state)
+    _call(
+        "fwlight_backward",
+        delta,
+        k,
+        v,
+        *_sequence(q),
+        *_sequence(k),
+        *_sequence(v),
+        *_sequence(beta),
+        *_sequence(d_o),
+        *_sequence(None if q is None else dq),
+        *_sequence(dk),
+        *_sequence(dv),
+        *_sequence(None if beta is None else dbeta),
+        d_state.data_ptr(),
+        d_initial.data_ptr(),
+        states.data_ptr(),
+        errors.data_ptr() if delta else 0,
+    )
+    return results
+
+
+class _Rule(Function):
+    @staticmethod
+    def forward(ctx: Any, delta: bool, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        with _below_autograd():
+            o, last, states, errors = _OP(*inputs, delta, True)
+        q, k, v, beta, _ = inputs
+        ctx.delta = delta
+        ctx.save_for_backward(q, k, v, beta, states, errors)
+        ctx.set_materialize_grads(False)
+        return o, last
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
+        q, k, v, beta, states, errors = ctx.saved_tensors
+        d_o, d_last = grads
+        if q is None or d_o is None:
+            q = d_o = None
+        if d_last is None:
+            d_last = v.new_zeros((*k.shape[:2], k.shape[3], v.shape[3]))
+        results = _BACKWARD_OP(q, k, v, beta, d_o, d_last, states, errors, ctx.delta)
+        dq, dk, dv, dbeta, d_initial = results
+        dq = None if q is None else dq
+        return None, dq, dk, dv, None if beta is None else dbeta, d_initial
+
+
+def _autograd(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *inputs, delta, keep = arguments
+    wanted = any(x is not None and x.requires_grad for x in inputs)
+    if not (wanted and torch.is_grad_enabled()):
+        with _below_autograd():
+            return _OP(*inputs, delta, keep)
+    k, v = inputs[1:3]
+    o, last = _Rule.apply(delta, *inputs)
+    return o, last, v.new_empty(0), k.new_empty(0)
+
+
+def _fake_forward(q: Any, k: Any, v: Any, beta: Any, state: Any, delta: bool, keep: bool) -> Any:
+    return _forward_results(q, _dense(k), _dense(v), delta, keep)
+
+
+def _fake_backward(
+    q: Any, k: Any, v: Any, beta: Any, d_o: Any, d_state: Any, states: Any, errors: Any, delta: bool
+) -> Any:
+    q = None if q is None or d_o is None else _dense(q)
+    return _backward_results(q, _dense(k), _dense(v), beta, d_state)
+
+
+LIBRARY.impl("native_rule", _forward, "CPU")
+LIBRARY.impl("native_rule_backward", _backward, "CPU")
+LIBRARY.impl("native_rule", _autograd, "Autograd")
+torch.library.register_fake("fwlight::native_rule", _fake_forward, lib=LIBRARY)
+torch.library.register_fake("fwlight::native_rule_backward", _fake_backward, lib=LIBRARY)
+_OP = torch.ops.fwlight.native_rule.default
+_BACKWARD_OP = torch.ops.fwlight.native_rule_backward.default
+
+
+def native_delta_rule(
+    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor, S: Tensor
+) -> tuple[Tensor | None, Tensor]:
+    """Run the delta rule in compiled code, in chunks that stay in the processor's cache."""
+    o, last, _, _ = _OP(q, k, v, beta, S, True, False)
+    return None if q is None else o, last
+
+
+def native_sum_rule(
+    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, S: Tensor
+) -> tuple[Tensor | None, Tensor]:
+    """Run the sum rule in compiled code, in chunks that stay in the processor's cache."""
+    o, last, _, _ = _OP(q, k, v, beta, S, False, False)
+    return None if q is None else o, last

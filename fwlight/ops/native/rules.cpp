@@ -1,0 +1,212 @@
+// The C interface: every call takes one array of 64-bit integers (sizes, addresses, strides).
+// FW_REAL, float or double, is given by the compiler's command line.
+#include <memory>
+
+#include "rules.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+inline int omp_get_thread_num() { return 0; }
+#endif
+
+namespace {
+
+class Arguments {
+ public:
+  explicit Arguments(const Index* p) : p_(p) {}
+  Index number() { return *p_++; }
+  template <class T>
+  T* pointer() {
+    return reinterpret_cast<T*>(*p_++);
+  }
+  template <class T>
+  Sequence<T> sequence() {
+    T* data = pointer<T>();
+    const Index b = number(), h = number(), t = number();
+    return {data, b, h, t};
+  }
+
+ private:
+  const Index* p_;
+};
+
+struct Sizes {
+  Index batch, heads, tokens, keys, values, threads, every;
+  Index keys_pad, values_pad, slices, slice;  // `slice`: columns of each slice but the last
+
+  explicit Sizes(Arguments& a)
+      : batch(a.number()), heads(a.number()), tokens(a.number()), keys(a.number()),
+        values(a.number()), threads(a.number()), every(a.number()) {
+    keys_pad = (keys + PAD - 1) / PAD * PAD;
+    values_pad = (values + PAD - 1) / PAD * PAD;
+    // Heads share the threads; where there are fewer, each is cut into slices of columns.
+    const Index blocks = values_pad / PAD;
+    const Index wanted = std::max<Index>(1, std::min(blocks, threads / std::max<Index>(1, batch * heads)));
+    slice = (blocks + wanted - 1) / wanted * PAD;
+    slices = (values_pad + slice - 1) / slice;
+  }
+  Index chunks() const { return (tokens + CHUNK - 1) / CHUNK; }
+  Index groups() const { return (chunks() + every - 1) / every; }
+  Index tasks() const { return batch * heads * slices; }
+  Shape shape(Index part) const {
+    const Index first = part * slice;
+    const Index columns = std::min(slice, values_pad - first);
+    return {tokens, keys, keys_pad, std::min(columns, values - first), columns};
+  }
+};
+
+template <class T>
+T* offset(T* p, Index n) {
+  return p ? p + n : p;
+}
+
+template <class T>
+struct Forward {
+  Sizes s;
+  Sequence<T> q, k, v, beta, o;
+  T *initial, *last, *states, *errors;
+
+  explicit Forward(Arguments a)
+      : s(a), q(a.sequence<T>()), k(a.sequence<T>()), v(a.sequence<T>()), beta(a.sequence<T>()),
+        o(a.sequence<T>()), initial(a.pointer<T>()), last(a.pointer<T>()), states(a.pointer<T>()),
+        errors(a.pointer<T>()) {}
+
+  ForwardHead<T> head(Index n, Index part) const {
+    const Index b = n / s.heads, h = n % s.heads, first = part * s.slice;
+    const Index state = s.keys_pad * s.values_pad, error = s.values_pad * CHUNK;
+    return {
+        q.data ? q.at(b, h) : nullptr,
+        k.at(b, h),
+        v.at(b, h) + first,
+        beta.data ? beta.at(b, h) : nullptr,
+        q.token, k.token, v.token, beta.token,
+        initial + n * s.keys * s.values + first,
+        last + n * s.keys * s.values + first,
+        s.values,
+        q.data ? o.at(b, h) + first : nullptr,
+        o.token,
+        offset(states, n * s.groups() * state + first * s.keys_pad),
+        offset(errors, n * s.chunks() * error + first * CHUNK),
+        state, error, s.every,
+    };
+  }
+
+  template <bool DELTA>
+  void run() const {
+    const Index tasks = s.tasks();
+    if (s.tokens <= 4 && !states) {
+      const bool alone = s.batch * s.heads * s.tokens * s.keys * s.values < 262144;
+#pragma omp parallel for schedule(static) num_threads(alone ? 1 : s.threads)
+      for (Index i = 0; i < tasks; ++i) {
+        step_head<T, DELTA>(s.shape(i % s.slices), head(i / s.slices, i % s.slices));
+      }
+      return;
+    }
+    const Index threads = std::max<Index>(1, std::min(s.threads, tasks)), size = forward_scratch(s.shape(0));
+    const Scratch<T> scratch(threads * size);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (Index i = 0; i < tasks; ++i) {
+      T* own = scratch.get() + omp_get_thread_num() * size;
+      forward_head<T, DELTA>(s.shape(i % s.slices), head(i / s.slices, i % s.slices), own);
+    }
+  }
+};
+
+template <class T>
+struct Backward {
+  Sizes s;
+  Sequence<T> q, k, v, beta, d_o, dq, dk, dv, dbeta;
+  T *d_last, *d_initial, *states, *errors;
+
+  explicit Backward(Arguments a)
+      : s(a), q(a.sequence<T>()), k(a.sequence<T>()), v(a.sequence<T>()), beta(a.sequence<T>()),
+        d_o(a.sequence<T>()), dq(a.sequence<T>()), dk(a.sequence<T>()), dv(a.sequence<T>()),
+        dbeta(a.sequence<T>()), d_last(a.pointer<T>()), d_initial(a.pointer<T>()),
+        states(a.pointer<T>()), errors(a.pointer<T>()) {}
+
+  // `partial`: where slices after the first leave their share of dq, dk and dbeta.
+  BackwardHead<T> head(Index n, Index part, T* partial) const {
+    const Index b = n / s.heads, h = n % s.heads, first = part * s.slice, K = s.keys;
+    const Index state = s.keys_pad * s.values_pad, error = s.values_pad * CHUNK;
+    BackwardHead<T> a = {
+        q.data ? q.at(b, h) : nullptr,
+        k.at(b, h),
+        v.at(b, h) + first,
+        beta.data ? beta.at(b, h) : nullptr,
+        q.data ? d_o.at(b, h) + first : nullptr,
+        d_last + n * s.keys * s.values + first,
+        q.token, k.token, v.token, beta.token, d_o.token,
+        s.values,
+        states + n * s.groups() * state + first * s.keys_pad,
+        offset(errors, n * s.chunks() * error + first * CHUNK),
+        state, error, s.every,
+        q.data ? dq.at(b, h) : nullptr,
+        dk.at(b, h),
+        dv.at(b, h) + first,
+        dbeta.data ? dbeta.at(b, h) : nullptr,
+        d_initial + n * s.keys * s.values + first,
+        dq.token, dk.token, dv.token, dbeta.token,
+    };
+    if (part > 0) {
+      T* own = partial + (n * (s.slices - 1) + part - 1) * share();
+      a.dq = a.dq ? own : nullptr;
+      a.dk = own + s.tokens * K;
+      a.dbeta = a.dbeta ? own + 2 * s.tokens * K : nullptr;
+      a.dq_ld = a.dk_ld = K;
+      a.dbeta_ld = 1;
+    }
+    return a;
+  }
+  Index share() const { return s.tokens * (2 * s.keys + 1); }
+
+  template <bool DELTA>
+  void run() const {
+    const Index heads = s.batch * s.heads, tasks = s.tasks();
+    const std::unique_ptr<T[]> partial(s.slices > 1 ? new T[heads * (s.slices - 1) * share()] : nullptr);
+    const Index threads = std::max<Index>(1, std::min(s.threads, tasks)), size = backward_scratch(s.shape(0), s.every);
+    const Scratch<T> scratch(threads * size);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (Index i = 0; i < tasks; ++i) {
+      const Index part = i % s.slices;
+      T* own = scratch.get() + omp_get_thread_num() * size;
+      backward_head<T, DELTA>(s.shape(part), head(i / s.slices, part, partial.get()), own);
+    }
+    if (!partial) return;
+    // In a fixed order, so that the sums are the same in every run.
+#pragma omp parallel for schedule(static) num_threads(s.threads)
+    for (Index i = 0; i < heads * s.tokens; ++i) {
+      const Index n = i / s.tokens, t = i % s.tokens, K = s.keys;
+      const Index b = n / s.heads, h = n % s.heads;
+      for (Index part = 1; part < s.slices; ++part) {
+        const T* own = partial.get() + (n * (s.slices - 1) + part - 1) * share();
+        T* to_k = dk.at(b, h) + t * dk.token;
+        for (Index j = 0; j < K; ++j) to_k[j] += own[s.tokens * K + t * K + j];
+        if (q.data) {
+          T* to_q = dq.at(b, h) + t * dq.token;
+          for (Index j = 0; j < K; ++j) to_q[j] += own[t * K + j];
+        }
+        if (dbeta.data) dbeta.at(b, h)[t * dbeta.token] += own[2 * s.tokens * K + t];
+      }
+    }
+  }
+};
+
+template <class Pass>
+int call(const Index* arguments) noexcept {
+  try {
+    const bool delta = arguments[0];
+    const Pass pass{Arguments(arguments + 1)};
+    delta ? pass.template run<true>() : pass.template run<false>();
+    return 0;
+  } catch (...) {  // memory ran out
+    return 1;
+  }
+}
+
+}  // namespace
+
+extern "C" {
+int fwlight_forward(const Index* arguments) { return call<Forward<FW_REAL>>(arguments); }
+int fwlight_backward(const Index* arguments) { return call<Backward<FW_REAL>>(arguments); }
+}

@@ -1,0 +1,268 @@
+"""The native back end beyond its mathematics: building, caching, falling back, and torch's view."""
+
+import os
+import stat
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from fwlight.ops import delta_rule, native, sum_rule
+from fwlight.ops.native import build
+from tests.ops.discovery import assert_near, make_inputs, weighted_sum
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLE = make_inputs(2)
+OBSTACLE = native.obstacle(SAMPLE[1], SAMPLE[2], torch.float32)
+needs_compiler = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
+each_rule = pytest.mark.parametrize("rule", [sum_rule, delta_rule])
+
+USE = """
+import warnings, torch
+warnings.simplefilter("always")
+from fwlight.ops import delta_rule
+x = torch.ones(1, 1, 20, 4)
+o, _ = delta_rule(x, x / 2, x, x[..., 0], backend="{backend}")
+expected, _ = delta_rule(x, x / 2, x, x[..., 0], backend="recurrent")
+assert torch.allclose(o, expected), (o, expected)
+"""
+
+
+def start(backend: str = "native", **environment: str) -> subprocess.Popen[str]:
+    """A process that uses the back end, told nothing of this one's environment but PATH."""
+    settings = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.Popen(
+        [sys.executable, "-c", USE.format(backend=backend)],
+        env=settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, out
+    return out
+
+
+def quick_compiler(folder: Path) -> str:
+    """The compiler, without the optimisation that takes its time; counts its calls in `log`."""
+    path = folder / "compiler"
+    compiler, _ = build._compiler()
+    path.write_text(f'#!/bin/sh\necho "$@" >> {folder}/log\nexec {" ".join(compiler)} "$@" -O1\n')
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+def times_compiled(folder: Path) -> int:
+    return (folder / "log").read_text().count("rules.cpp")
+
+
+@needs_compiler
+def test_processes_that_build_at_once_both_succeed_and_a_later_one_finds_it(tmp_path):
+    cache = tmp_path / "cache"
+    environment = {"CXX": quick_compiler(tmp_path), "FWLIGHT_CACHE": str(cache)}
+    outputs = [finish(process) for process in [start(**environment), start(**environment)]]
+    assert outputs == ["", ""]
+    assert 1 <= times_compiled(tmp_path) <= 2
+    (library,) = cache.iterdir()
+    (tmp_path / "log").unlink()
+    assert finish(start(**environment)) == ""
+    assert times_compiled(tmp_path) == 0
+    library.write_bytes(b"damaged")
+    assert finish(start(**environment)) == ""
+    assert times_compiled(tmp_path) == 1
+    assert library.stat().st_size > 1000
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", ["file", "read-only", "no home"])
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, kind):
+    place = tmp_path / "cache"
+    environment = {"CXX": quick_compiler(tmp_path), "FWLIGHT_CACHE": str(place)}
+    if kind == "file":
+        place.write_text("")
+    elif kind == "read-only":
+        # A folder of the kernel's: not even root can write there.
+        environment["FWLIGHT_CACHE"] = "/proc/self"
+    else:
+        del environment["FWLIGHT_CACHE"]
+    assert finish(start(**environment)) == ""
+    assert times_compiled(tmp_path) == 1
+
+
+@needs_compiler
+def test_a_read_only_cache_is_read(tmp_path):
+    cache = tmp_path / "cache"
+    environment = {"CXX": quick_compiler(tmp_path), "FWLIGHT_CACHE": str(cache)}
+    finish(start(**environment))
+    (tmp_path / "log").unlink()
+    cache.chmod(0o500)
+    assert finish(start(**environment)) == ""
+    assert times_compiled(tmp_path) == 0
+    cache.chmod(0o700)
+
+
+@pytest.mark.parametrize("backend", ["native", "auto"])
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"PATH": ""}, "c++, g++ or clang++ are not on the PATH"),
+        ({"CXX": "no-such-compiler"}, "CXX='no-such-compiler' does not work"),
+        ({"CXX": "false"}, "CXX='false' does not work"),
+    ],
+)
+def test_without_a_compiler_one_line_says_that_chunk_is_used(backend, environment, reason):
+    out = finish(start(backend, **environment))
+    assert out.count("RuntimeWarning") == 1
+    assert f"backend='native' cannot run here (there is no C++ compiler: {reason})" in out
+
+
+@needs_compiler
+@pytest.mark.parametrize("sizes", [(1, 1), (3, 40), (16, 16), (48, 17), (33, 80)])
+@each_rule
+def test_any_sizes_and_layouts_agree_with_recurrent(rule, sizes):
+    inputs = make_inputs(90, b=2, h=3, d_key=sizes[0], d_value=sizes[1])
+    q, k, v, beta, state = inputs
+    # Heads before tokens, strides in the last dimension, one value for many tokens.
+    variants = [
+        [x.contiguous() for x in inputs],
+        [q.mT.contiguous().mT, k, v.mT.contiguous().mT, beta, state.mT.contiguous().mT],
+        [q, k, v[:, :, :1].expand_as(v), beta[:, :, :1].expand_as(beta), state],
+        [q.repeat_interleave(2, 2)[:, :, ::2], k, v, beta, state],
+    ]
+    for arguments in variants:
+        *tokens, initial = arguments
+        outputs = rule(*tokens, initial_state=initial, backend="native")
+        expected = rule(*tokens, initial_state=initial, backend="recurrent")
+        for actual, wanted in zip(
+            [*outputs, *torch.autograd.grad(weighted_sum(*outputs), inputs)],
+            [*expected, *torch.autograd.grad(weighted_sum(*expected), inputs)],
+            strict=True,
+        ):
+            assert_near(actual, wanted)
+
+
+@needs_compiler
+@each_rule
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_inside_a_head_agree_and_repeat_bit_for_bit(rule, threads):
+    inputs = make_inputs(70, h=1, d_key=24, d_value=70)
+    before = torch.get_num_threads()
+
+    def results(n):
+        torch.set_num_threads(n)
+        outputs = rule(*inputs[:4], initial_state=inputs[4], backend="native")
+        return [*outputs, *torch.autograd.grad(weighted_sum(*outputs), inputs)]
+
+    try:
+        first, again, single = results(threads), results(threads), results(1)
+    finally:
+        torch.set_num_threads(before)
+    for actual, repeated, wanted in zip(first, again, single, strict=True):
+        assert torch.equal(actual, repeated)
+        assert_near(actual, wanted, 1e-12)
+
+
+@needs_compiler
+@each_rule
+def test_half_precision_comes_back_with_a_float32_state(rule):
+    inputs = [x.detach().bfloat16().requires_grad_() for x in make_inputs(50)[:4]]
+    o, state = rule(*inputs, backend="native")
+    expected, expected_state = rule(*(x.float() for x in inputs), backend="recurrent")
+    assert (o.dtype, state.dtype) == (torch.bfloat16, torch.float32)
+    assert_near(o, expected, 1e-2)
+    assert_near(state, expected_state, 1e-6)
+    gradients = torch.autograd.grad(weighted_sum(o.float(), state), inputs)
+    assert all(g.dtype == torch.bfloat16 for g in gradients)
+
+
+@needs_compiler
+@each_rule
+def test_second_derivatives_are_refused(rule):
+    inputs = make_inputs(5)
+    loss = weighted_sum(*rule(*inputs[:4], backend="native")) ** 2
+    with pytest.raises(RuntimeError, match="use backend='recurrent'"):
+        torch.autograd.grad(loss, inputs[:4], create_graph=True)
+
+
+@needs_compiler
+@each_rule
+def test_backward_keeps_memory_in_proportion_to_the_arguments(rule):
+    b, h, t, d_key, d_value = 1, 2, 4096, 128, 64
+    inputs = [x.detach().float() for x in make_inputs(t, h=h, d_key=d_key, d_value=d_value)[:4]]
+    inputs = [x.requires_grad_() for x in inputs]
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: kept.setdefault(x.data_ptr(), x), lambda x: x
+    ):
+        rule(*inputs, backend="native")
+    added = sum(x.numel() for p, x in kept.items() if p not in {y.data_ptr() for y in inputs})
+    assert added < 0.5 * b * h * t * 2 * (d_key + d_value)
+
+
+@needs_compiler
+@each_rule
+@pytest.mark.parametrize("reads", [True, False])
+def test_operators_pass_the_checks_of_torch(rule, reads):
+    q, k, v, beta, state = make_inputs(20)
+    arguments = (q if reads else None, k, v, beta, state, rule is delta_rule, False)
+    torch.library.opcheck(torch.ops.fwlight.native_rule.default, arguments)
+
+
+COMPILE = """
+import torch
+from fwlight.ops import {rule}
+from tests.ops.discovery import assert_near, make_inputs, weighted_sum
+
+def function(*arguments):
+    return {rule}(*arguments[:4], initial_state=arguments[4], backend="{backend}")
+
+def results(function, inputs):
+    outputs = function(*inputs)
+    return [*outputs, *torch.autograd.grad(weighted_sum(*outputs), inputs)]
+
+compiled = torch.compile(function, fullgraph=True)
+for t in (40, 50, 60):  # after the first change of a size it becomes a symbol
+    inputs = make_inputs(t)
+    for actual, wanted in zip(results(compiled, inputs), results(function, inputs), strict=True):
+        assert_near(actual, wanted)
+
+class Module(torch.nn.Module):
+    def forward(self, *arguments):
+        return function(*arguments)
+
+detached = tuple(x.detach() for x in inputs)
+exported = torch.export.export(Module(), detached)
+assert "fwlight.native_rule" in exported.graph_module.print_readable(print_output=False)
+assert_near(exported.module()(*detached)[0], function(*inputs)[0])
+"""
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(("rule", "backend"), [("sum_rule", "auto"), ("delta_rule", "native")])
+def test_compiled_and_exported_programs_hold_the_operator(rule, backend):
+    # In a process of its own: the checks of annotations under pytest cannot be compiled.
+    command = [sys.executable, "-c", COMPILE.format(rule=rule, backend=backend)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@needs_compiler
+def test_a_gradient_through_a_chain_of_states_needs_no_outputs():
+    q, k, v, beta, _ = make_inputs(33)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, state = delta_rule(None, k, v, beta, backend="native")
+        o, last = delta_rule(q, k, v, beta, initial_state=state, backend="native")
+    gradients = torch.autograd.grad(o.sum() + 0 * last.sum(), (k, v, beta))
+    _, state = delta_rule(None, k, v, beta, backend="recurrent")
+    o, _ = delta_rule(q, k, v, beta, initial_state=state, backend="recurrent")
+    expected = torch.autograd.grad(o.sum(), (k, v, beta))
+    for actual, wanted in zip(gradients, expected, strict=True):
+        assert_near(actual, wanted)
