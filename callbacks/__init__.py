@@ -1,0 +1,1 @@
+"""Onlookers of a training: hook, reduce, draw. They never steer the mathematics."""

@@ -1,0 +1,62 @@
+"""Text that the model writes while it learns."""
+
+from typing import Any, cast
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from fwlight.models import DecoderLM, generate
+from fwlight.training import TrainingModule
+
+
+class TextSamples(Callback):
+    """Shows a continuation of each prompt after every evaluation, as text in TensorBoard.
+
+    The data module gives `encode` and `decode`. Randomness comes from a generator of its own, so
+    training is the same with and without samples, and the same step shows the same text again.
+
+    Args:
+        prompts: What to continue.
+        max_new_tokens: Length of a continuation.
+        temperature: Divisor of the logits; 0 always takes the most likely token.
+        top_k: Sample among the k most likely tokens only; 0 is all.
+        top_p: Sample among the most likely tokens that together reach this probability.
+        seed: Seed of the samples.
+    """
+
+    def __init__(
+        self,
+        *,
+        prompts: tuple[str, ...] = ("The", "This function returns"),
+        max_new_tokens: int = 40,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 0.95,
+        seed: int = 0,
+    ) -> None:
+        self.prompts = tuple(prompts)
+        self.max_new_tokens = max_new_tokens
+        self.temperature = temperature
+        self.top_k = top_k
+        self.top_p = top_p
+        self.seed = seed
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sample and show."""
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        module = cast(TrainingModule, pl_module)
+        # Lightning sets it where pyright does not see it.
+        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        for number, prompt in enumerate(self.prompts):
+            tokens = generate(
+                cast(DecoderLM, module.network),
+                torch.tensor([data.encode(prompt)], device=module.device),
+                max_new_tokens=self.max_new_tokens,
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                generator=torch.Generator(module.device).manual_seed(self.seed),
+            )
+            text = data.decode(tokens[0].tolist())
+            module.log_text(f"samples/{number}", text, trainer.global_step)

@@ -1,0 +1,77 @@
+"""One run: its folder, checkpoints, resuming, random state, logs and actions."""
+
+import logging
+import warnings
+from typing import Any
+
+from lightning import Callback
+
+from fwlight.run.actions import fit, generate, test
+from fwlight.run.checkpoint_io import AtomicCheckpointIO, load_checkpoint
+from fwlight.run.checkpointing import RunCheckpoint
+from fwlight.run.clock import RunClock
+from fwlight.run.errors import exit_code_and_line
+from fwlight.run.folder import RunFolder
+from fwlight.run.loggers import build_loggers
+from fwlight.run.rng import RandomState
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "RunFolder",
+    "build_loggers",
+    "exit_code_and_line",
+    "fit",
+    "generate",
+    "load_checkpoint",
+    "plugins",
+    "quiet",
+    "run_callbacks",
+    "test",
+]
+
+
+def plugins() -> list[AtomicCheckpointIO]:
+    """Return the plug-ins every Trainer of a run needs."""
+    return [AtomicCheckpointIO()]
+
+
+def run_callbacks(
+    folder: RunFolder,
+    *,
+    seed: int,
+    every_n_train_steps: int | None,
+    keep_every_n_train_steps: int | None = None,
+    identity: dict[str, Any],
+) -> list[Callback]:
+    """Return the callbacks every run needs; they come after all others in the Trainer's list.
+
+    Args:
+        folder: Where checkpoints go.
+        seed: Seed of the random numbers drawn in training.
+        every_n_train_steps: Updates between two writes of `last.ckpt`; None or 0: at the end only.
+        keep_every_n_train_steps: Updates between two copies that are kept, or None.
+        identity: Plain containers that say what was trained; stored as `fwlight`.
+    """
+    # The order matters: the random state is back in place before a checkpoint stores it.
+    return [
+        RunClock(),
+        RandomState(seed=seed),
+        RunCheckpoint(
+            folder.checkpoints,
+            every_n_train_steps=every_n_train_steps,
+            keep_every_n_train_steps=keep_every_n_train_steps,
+            identity=identity,
+        ),
+    ]
+
+
+def quiet() -> None:
+    """Hide Lightning's notices of what is as intended here; warnings of substance stay."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*is smaller than the logging interval.*",  # sizes are the configuration's
+        ".*does not have many workers.*",  # the loaders are no DataLoaders
+        r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",  # Lightning's own code
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,215 @@
+"""What a run does: fit, test, generate."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from fwlight.errors import CheckpointError, ConfigError
+from fwlight.models import DecoderLM
+from fwlight.models import generate as generate_tokens
+from fwlight.run.checkpoint_io import load_checkpoint
+from fwlight.run.checkpointing import RunCheckpoint
+from fwlight.run.clock import RunClock
+from fwlight.run.errors import TERMINATED
+from fwlight.run.files import write_atomically
+from fwlight.run.folder import RunFolder
+from fwlight.training.module import TrainingModule, perplexity
+
+
+def fit(
+    trainer: Trainer, module: TrainingModule, data: LightningDataModule, *, folder: RunFolder
+) -> dict[str, Any]:
+    """Train, test the best checkpoint, write summary.json and print a short summary.
+
+    A training that is already complete is only tested. The folder is released at the end.
+
+    Args:
+        trainer: With the run's plug-ins, callbacks and loggers.
+        module: What is trained.
+        data: On what.
+        folder: Where to, and where to go on from.
+
+    Returns:
+        What summary.json holds; see `summarise`.
+    """
+    try:
+        if folder.resume_from is not None:
+            _say(f"resuming {folder.resume_from} after step {folder.resume_step}")
+        _train(trainer, module, data, ckpt_path=folder.resume_from)
+        if folder.resume_from is not None and trainer.global_step == folder.resume_step:
+            _say(f"training was already complete at step {trainer.global_step}")
+        checkpoint = _of_kind(trainer, RunCheckpoint)
+        tested = checkpoint.last_path
+        if checkpoint.best and checkpoint.best_path.exists():
+            tested = checkpoint.best_path
+            load_weights(module, load_checkpoint(tested), tested)
+        trainer.test(module, datamodule=data, verbose=False)
+        summary = summarise(trainer, module, tested=tested.name)
+        _write_summary(folder, summary)
+        _say(_as_text(summary))
+        return summary
+    finally:
+        folder.release()
+
+
+def test(
+    trainer: Trainer, module: TrainingModule, data: LightningDataModule, *, ckpt: str | Path
+) -> dict[str, Any]:
+    """Evaluate a checkpoint on the test split.
+
+    Returns:
+        `test/loss`, `test/ppl`, and the `global_step` of the checkpoint.
+
+    Raises:
+        CheckpointError: It is missing, damaged or of another model.
+        DataError: It was trained on other data.
+    """
+    checkpoint = load_checkpoint(ckpt)
+    load_data_state(data, checkpoint)
+    load_weights(module, checkpoint, ckpt)
+    trainer.test(module, datamodule=data, verbose=False)
+    measured = {k: v for k, v in module.latest.items() if k.startswith("test/")}
+    results = {**measured, "global_step": checkpoint.get("global_step")}
+    _say(_as_text(results))
+    return results
+
+
+def generate(
+    module: TrainingModule,
+    data: Any,
+    *,
+    ckpt: str | Path,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+) -> str:
+    """Continue a prompt with the model of a checkpoint.
+
+    Args:
+        module: A module whose network can be sampled from.
+        data: With `encode(text) -> ids` and `decode(ids) -> text` of the checkpoint's vocabulary.
+        ckpt: The checkpoint.
+        prompt: Text to continue.
+        max_new_tokens: How many tokens to add.
+        temperature: Divisor of the logits; 0 always takes the most likely token.
+        top_k: Sample among the k most likely tokens only; 0 is all.
+        top_p: Sample among the most likely tokens that together reach this probability.
+        seed: The same seed gives the same text.
+
+    Returns:
+        Prompt and continuation as text.
+    """
+    checkpoint = load_checkpoint(ckpt)
+    load_data_state(data, checkpoint)
+    load_weights(module, checkpoint, ckpt)
+    ids = data.encode(prompt)
+    if not ids:
+        raise ConfigError("prompt= is empty; give some text to continue")
+    tokens = generate_tokens(
+        cast(DecoderLM, module.network),
+        torch.tensor([ids], device=module.device),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        generator=torch.Generator(module.device).manual_seed(seed),
+    )
+    return data.decode(tokens[0].tolist())
+
+
+def summarise(trainer: Trainer, module: TrainingModule, *, tested: str) -> dict[str, Any]:
+    """Return the final metrics of a run, None where there is none.
+
+    `train/` is the last logged step, `val/` the last evaluation, `val/best_*` the best one and
+    `test/` the checkpoint named by `tested_checkpoint`.
+    """
+    best = _of_kind(trainer, RunCheckpoint).best
+    clock = _of_kind(trainer, RunClock).state_dict()
+    names = ("train/loss", "val/loss", "val/ppl", "test/loss", "test/ppl")
+    seconds = clock["train_seconds"]
+    return {
+        **{name: module.latest.get(name) for name in names},
+        "val/best_loss": best.get("value"),
+        "val/best_ppl": perplexity(best["value"]) if best else None,
+        "val/best_step": best.get("step"),
+        "tested_checkpoint": tested,
+        "tokens_per_second": clock["tokens"] / seconds if seconds else None,
+        "parameters": sum(p.numel() for p in module.network.parameters()),
+        "wall_seconds": clock["wall_seconds"],
+        "global_step": trainer.global_step,
+    }
+
+
+def load_weights(module: LightningModule, checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Put a checkpoint's weights into a module.
+
+    Raises:
+        CheckpointError: They are not this model's.
+    """
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1:2] or [str(error)]
+        raise CheckpointError(
+            f"the checkpoint {path} is of another model ({reason[0].strip()})"
+        ) from error
+
+
+def load_data_state(data: Any, checkpoint: dict[str, Any]) -> None:
+    """Give the data module its state from a checkpoint: it compares, or takes the vocabulary."""
+    state = checkpoint.get(type(data).__qualname__)
+    if state is not None:
+        data.load_state_dict(state)
+
+
+def _train(
+    trainer: Trainer, module: LightningModule, data: LightningDataModule, *, ckpt_path: Path | None
+) -> None:
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    except SIGTERMException as error:  # a SystemExit that would end in exit code 0
+        raise SystemExit(TERMINATED) from error
+    except SystemExit as error:  # what Lightning makes of Ctrl-C, with exit code 1
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
+
+
+def _of_kind(trainer: Trainer, kind: type[Any]) -> Any:
+    # Lightning sets the list where pyright does not see it.
+    callbacks = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    return next(callback for callback in callbacks if isinstance(callback, kind))
+
+
+@rank_zero_only
+def _write_summary(folder: RunFolder, summary: dict[str, Any]) -> None:
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in summary.items()
+    }
+    text = json.dumps(finite, indent=2) + "\n"
+    write_atomically(folder.summary_json, lambda file: file.write(text.encode()))
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _as_text(summary: dict[str, Any]) -> str:
+    width = max(map(len, summary))
+    lines = [
+        f"{name:<{width}}  {value:.6g}" if isinstance(value, float) else f"{name:<{width}}  {value}"
+        for name, value in summary.items()
+        if value is not None
+    ]
+    return "\n".join(lines)

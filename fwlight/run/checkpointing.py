@@ -1,0 +1,136 @@
+"""When checkpoints are written."""
+
+from pathlib import Path
+from typing import Any, cast
+
+from lightning import Callback, LightningModule, Trainer
+
+from fwlight.training.module import TrainingModule
+
+
+class RunCheckpoint(Callback):
+    """Writes `last.ckpt`, kept copies and `best.ckpt`.
+
+    A step at which an evaluation is due is saved after it: a checkpoint from before would make
+    Lightning skip that evaluation on resume. The last step is always evaluated and saved.
+
+    Args:
+        folder: Where to.
+        every_n_train_steps: Updates between two writes of `last.ckpt`; None or 0: at the end only.
+        keep_every_n_train_steps: Updates between two copies named `step-000100.ckpt`, or None.
+        identity: Stored in every checkpoint as `fwlight`.
+        monitor: The metric whose smallest value makes `best.ckpt`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every_n_train_steps: int | None,
+        keep_every_n_train_steps: int | None = None,
+        identity: dict[str, Any],
+        monitor: str = "val/loss",
+    ) -> None:
+        self.folder = folder
+        self.every_n_train_steps = every_n_train_steps
+        self.keep_every_n_train_steps = keep_every_n_train_steps
+        self.identity = identity
+        self.monitor = monitor
+        self.best: dict[str, Any] = {}
+        """`value` and `step` of the best evaluation so far; empty before the first."""
+        self._saved_step = -1
+
+    @property
+    def best_path(self) -> Path:
+        """The checkpoint of the best evaluation."""
+        return self.folder / "best.ckpt"
+
+    @property
+    def last_path(self) -> Path:
+        """The newest checkpoint."""
+        return self.folder / "last.ckpt"
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save if due, unless an evaluation comes first."""
+        if trainer.fit_loop._should_accumulate():
+            return
+        if _is_last_step(trainer):
+            # Lightning evaluates once more where it is told to stop, though not at max_steps.
+            trainer.should_stop = True
+        if not _evaluates_now(trainer):
+            self._save_if_due(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the best, and what was put off."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        value = cast(TrainingModule, pl_module).latest.get(self.monitor)
+        if value is not None and value < self.best.get("value", float("inf")):
+            self.best = {"value": value, "step": trainer.global_step}
+            self._save(trainer, self.best_path)
+        # Half of an accumulated gradient cannot be stored.
+        if not trainer.fit_loop._should_accumulate():
+            self._save_if_due(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the final state if it is not saved yet."""
+        if self._saved_step != trainer.global_step:
+            self._save_last(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Say what was trained."""
+        checkpoint["fwlight"] = self.identity
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best evaluation so far."""
+        return {"best": dict(self.best)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self.best = dict(state_dict["best"])
+
+    def _save_if_due(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        if _divides(self.keep_every_n_train_steps, step):
+            self._save(trainer, self.folder / f"step-{step:06d}.ckpt")
+        if _divides(self.every_n_train_steps, step) or trainer.should_stop:
+            self._save_last(trainer)
+
+    def _save_last(self, trainer: Trainer) -> None:
+        self._save(trainer, self.last_path)
+        self._saved_step = trainer.global_step
+
+    @staticmethod
+    def _save(trainer: Trainer, path: Path) -> None:
+        # A run resumed from here logs on after this step: what was logged until now must be there.
+        for logger in trainer.loggers:
+            logger.save()
+        trainer.save_checkpoint(path)
+
+
+def _divides(interval: int | None, step: int) -> bool:
+    return bool(interval) and step % interval == 0
+
+
+def _is_last_step(trainer: Trainer) -> bool:
+    if trainer.max_steps != -1:
+        return trainer.global_step >= trainer.max_steps
+    epochs = trainer.max_epochs
+    ends = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+    return epochs not in (None, -1) and ends and trainer.current_epoch + 1 >= epochs
+
+
+def _evaluates_now(trainer: Trainer) -> bool:
+    """Whether Lightning evaluates before the next step; it offers no public way to ask."""
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)

@@ -1,0 +1,152 @@
+"""The folder that holds everything of a run."""
+
+import fcntl
+import os
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+from fwlight.errors import CheckpointError, ConfigError, StorageError
+from fwlight.run.checkpoint_io import newest_whole, step_of
+from fwlight.run.files import remove_partial_files
+
+
+class RunFolder:
+    """Paths of a run, and where it goes on from.
+
+        config.yaml          the resolved configuration
+        metrics.csv          step, metric, value
+        summary.json         the final metrics
+        tensorboard/         event files
+        checkpoints/         last.ckpt, best.ckpt, step-000100.ckpt, each with its .sha256
+
+    Make one with `open`.
+    """
+
+    def __init__(self, path: Path, *, is_rank_zero: bool) -> None:
+        self.path = path
+        self.is_rank_zero = is_rank_zero
+        self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
+        self.metrics_csv = path / "metrics.csv"
+        self.summary_json = path / "summary.json"
+        self.config_yaml = path / "config.yaml"
+        self.resume_from: Path | None = None
+        """The checkpoint this run goes on from."""
+        self.resume_step: int | None = None
+        """Updates made there; 0 where an earlier start got to no checkpoint; None for a new run."""
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def open(cls, path: str | Path, *, resume: str, is_rank_zero: bool) -> "RunFolder":
+        """Make the folder, or find where its run goes on.
+
+        Rank zero creates, locks and cleans the folder; the other ranks only read it.
+
+        Args:
+            path: The run's folder.
+            resume: `never`: the folder must hold no run; `auto`: go on from `last.ckpt`, or if
+                that is damaged from the newest whole checkpoint, or from the start if there is
+                none; else the checkpoint to go on from.
+            is_rank_zero: Whether this process writes.
+
+        Raises:
+            ConfigError: It holds a run and resume is `never`, or another process uses it.
+            CheckpointError: The checkpoint to resume is missing or damaged, or all are.
+            StorageError: It cannot be written.
+        """
+        folder = cls(Path(path).absolute(), is_rank_zero=is_rank_zero)
+        holds_run = folder._holds_run()
+        try:
+            if is_rank_zero:
+                folder._make_and_lock()
+                if resume == "never" and holds_run:
+                    raise ConfigError(
+                        f"run_dir={path} already holds a run; resume=auto continues it, another "
+                        "run_dir starts anew"
+                    )
+                remove_partial_files(folder.path)
+                remove_partial_files(folder.checkpoints)
+            if resume != "never":
+                folder._find_start(resume, holds_run=holds_run)
+        except BaseException:
+            folder.release()
+            raise
+        return folder
+
+    def release(self) -> None:
+        """Let another process use the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.release()
+
+    def _holds_run(self) -> bool:
+        files = (self.config_yaml, self.metrics_csv, self.summary_json)
+        return any(file.exists() for file in files) or any(self.checkpoints.glob("*.ckpt"))
+
+    def _make_and_lock(self) -> None:
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a+")
+            # The folder of the checkpoints is the one that must not fail hours later.
+            probe = self.checkpoints / f".probe.{os.getpid()}.partial"
+            probe.write_bytes(b"0" * 4096)
+            probe.unlink()
+        except OSError as error:
+            self.release()
+            raise StorageError(
+                f"run_dir={self.path} cannot be written ({error.strerror or error}); choose "
+                "another run_dir or free some space"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.seek(0)
+            owner = self._lock.read().strip() or "unknown"
+            self.release()
+            raise ConfigError(
+                f"run_dir={self.path} is in use by process {owner}; wait for it or choose another"
+            ) from error
+        except OSError:
+            _warn(f"the file system of run_dir={self.path} has no locks; start no second run there")
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+
+    def _find_start(self, resume: str, *, holds_run: bool) -> None:
+        found = self._find_checkpoint(resume)
+        if found is not None:
+            self.resume_from, self.resume_step = found
+        elif holds_run:
+            self.resume_step = 0
+
+    def _find_checkpoint(self, resume: str) -> tuple[Path, int] | None:
+        if resume != "auto":
+            return Path(resume).absolute(), step_of(resume)
+        last = self.checkpoints / "last.ckpt"
+        files = sorted(self.checkpoints.glob("*.ckpt"))
+        if not files:
+            return None
+        found = newest_whole([last], report=self._report) if last in files else None
+        found = found or newest_whole([f for f in files if f != last], report=self._report)
+        if found is None:
+            raise CheckpointError(
+                f"no checkpoint in {self.checkpoints} is whole; start anew in another run_dir"
+            )
+        if last in files and found[0] != last:
+            self._report(f"going on from {found[0]}")
+        return found
+
+    def _report(self, message: str) -> None:
+        if self.is_rank_zero:
+            _warn(message)
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)

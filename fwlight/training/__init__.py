@@ -1,0 +1,16 @@
+"""LightningModules: loss, metrics, optimiser and logging around any network."""
+
+from fwlight.training.lm import LanguageModelingModule
+from fwlight.training.metrics import TokenLoss
+from fwlight.training.module import TrainingModule
+from fwlight.training.optim import OptimizerConfig, build_optimizer, lr_factor, warmup_cosine
+
+__all__ = [
+    "LanguageModelingModule",
+    "OptimizerConfig",
+    "TokenLoss",
+    "TrainingModule",
+    "build_optimizer",
+    "lr_factor",
+    "warmup_cosine",
+]

@@ -1,0 +1,214 @@
+"""What the LightningModules of all tasks share: update, checks, logging."""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fwlight.errors import NumericalError
+from fwlight.training.optim import OptimizerConfig, build_optimizer, lr_factor
+
+
+class TrainingModule(LightningModule):
+    """A network with its optimiser; subclasses add `training_step` and the evaluation.
+
+    A training step returns `update_loss(nll_sum, targets)`. The gradient of an update is then that
+    of the mean over all target tokens of all its batches and ranks, and every logged value is the
+    exact one of its update, never a running mean. Device values are read at logged steps only,
+    apart from the one number that says whether loss and gradient are finite.
+
+    Metrics are logged at step n = number of completed updates.
+
+    Args:
+        network: What is trained.
+        optimizer: How.
+        max_steps: Number of updates of the whole training, the horizon of the schedule.
+
+    Raises:
+        ValueError: If a cosine schedule has no horizon, or a warm-up longer than it.
+    """
+
+    def __init__(self, network: nn.Module, *, optimizer: OptimizerConfig, max_steps: int) -> None:
+        super().__init__()
+        if optimizer.schedule == "cosine" and max_steps < 1:
+            raise ValueError(
+                f"optimizer.schedule=cosine ends at trainer.max_steps, which is {max_steps}: "
+                "set it, or optimizer.schedule=constant"
+            )
+        if optimizer.schedule == "cosine" and optimizer.warmup_steps > max_steps:
+            raise ValueError(
+                f"optimizer.warmup_steps={optimizer.warmup_steps} is longer than "
+                f"trainer.max_steps={max_steps}"
+            )
+        self.network = network
+        self.optimizer_config = optimizer
+        self.max_steps = max_steps
+        self.latest: dict[str, float] = {}
+        """The newest value of every logged metric."""
+        self.tokens_seen = torch.zeros((), dtype=torch.float64)
+        """Target tokens trained on by this process's run so far, over all ranks; on the device."""
+        self._sums: Tensor | None = None
+        self._reference = torch.ones((), dtype=torch.float64)
+        self._grad_norm = torch.zeros(())
+        self._update: tuple[Tensor, Tensor, float] | None = None
+
+    def update_loss(self, nll_sum: Float[Tensor, ""], targets: Tensor) -> Float[Tensor, ""]:
+        """Return what to differentiate, given the sum over this rank's target tokens.
+
+        DDP averages gradients over W ranks and Lightning divides each of k accumulated batches by
+        k, so the sum is multiplied by W k / n with n the targets of all ranks in the first batch;
+        `on_before_optimizer_step` turns n into the targets of all k batches.
+
+        Args:
+            nll_sum: Negative log-likelihood summed over this rank's targets of the batch.
+            targets: How many they are, a scalar.
+        """
+        sums = torch.stack((nll_sum.detach().double(), targets.double()))
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(sums)
+        if self._sums is None:
+            self._sums, self._reference = sums, sums[1].clamp(min=1)
+        else:
+            self._sums = self._sums + sums
+        factor = self.trainer.world_size * self.trainer.accumulate_grad_batches / self._reference
+        return nll_sum * factor.to(nll_sum.dtype)
+
+    def step_metrics(self) -> dict[str, float]:
+        """Read the values of the last update: loss, perplexity, learning rate, gradient norm."""
+        if self._update is None:
+            return {}
+        sums, grad_norm, lr = self._update
+        nll, targets, norm = torch.cat((sums, grad_norm.double().view(1))).tolist()
+        loss = nll / targets if targets else math.nan
+        return {
+            "train/loss": loss,
+            "train/ppl": perplexity(loss),
+            "train/lr": lr,
+            "train/grad_norm": norm,
+        }
+
+    def logs_at(self, step: int) -> bool:
+        """Whether training metrics are logged at a step: every so many, and the last one."""
+        # Lightning sets it where pyright does not see it.
+        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        return bool(every) and (step % every == 0 or step == self.trainer.max_steps)
+
+    def record(self, metrics: dict[str, float], step: int) -> None:
+        """Log values at a step, and keep them in `latest`."""
+        if self.trainer.sanity_checking:
+            return
+        self.latest.update(metrics)
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step)
+
+    # Lightning's hooks
+
+    def configure_optimizers(self) -> Optimizer:
+        """Build the optimiser; its learning rate is set before every update."""
+        # A fused optimiser unscales float16 gradients itself, too late for clipping.
+        return build_optimizer(self, self.optimizer_config, fused=self._grad_scaler is None)
+
+    def on_train_start(self) -> None:
+        """Let the configured values win over those a checkpoint brought along."""
+        config = self.optimizer_config
+        for group in self.trainer.optimizers[0].param_groups:
+            decay = config.weight_decay if group["params"][0].ndim >= 2 else 0.0
+            group.update(betas=tuple(config.betas), eps=config.eps, weight_decay=decay)
+        self.tokens_seen = self.tokens_seen.to(self.device)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Any = None,
+    ) -> None:
+        """Set the learning rate, update, and log where a log is due."""
+        step = self.trainer.global_step + 1
+        lr = self.optimizer_config.lr * lr_factor(
+            self.optimizer_config, step, max_steps=self.max_steps
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        assert self._sums is not None
+        self._update = (self._sums, self._grad_norm, lr)
+        self.tokens_seen = self.tokens_seen + self._sums[1]
+        self._sums = None
+        # Here and not in on_train_batch_end: whatever is saved there has these values logged.
+        if self.logs_at(step):
+            self.record(self.step_metrics(), step)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Norm the gradient by all targets of the update, measure it, and check that it is finite.
+
+        Raises:
+            NumericalError: on all ranks, before the update, if loss or gradient are not finite.
+        """
+        assert self._sums is not None
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        if self.trainer.accumulate_grad_batches > 1:
+            scale = self._reference / self._sums[1].clamp(min=1)
+            for gradient in gradients:
+                gradient.mul_(scale)
+        self._grad_norm = torch.nn.utils.get_total_norm(gradients)
+        # A float16 gradient may overflow: its scaler skips that update.
+        norm = self._grad_norm if self._grad_scaler is None else torch.zeros_like(self._grad_norm)
+        if not torch.isfinite(norm + self._sums[0]):
+            what = "loss" if not torch.isfinite(self._sums[0]) else "gradient"
+            raise NumericalError(
+                f"the {what} of step {self.trainer.global_step + 1} is not finite; the update was "
+                "not made: lower optimizer.lr, lengthen optimizer.warmup_steps or use "
+                "trainer.precision=32-true"
+            )
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm that was measured, which spares a second pass over the gradient."""
+        if gradient_clip_algorithm == "value":
+            self.clip_gradients(
+                optimizer,
+                gradient_clip_val=gradient_clip_val,
+                gradient_clip_algorithm=gradient_clip_algorithm,
+            )
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(
+                self.parameters(), gradient_clip_val, self._grad_norm
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the newest metrics for the summary of a resumed run."""
+        checkpoint["metrics"] = dict(self.latest)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them back."""
+        self.latest = dict(checkpoint.get("metrics", {}))
+
+    @property
+    def _grad_scaler(self) -> Any:
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    @rank_zero_only
+    def log_text(self, tag: str, text: str, step: int) -> None:
+        """Show text at a step in every logger that can."""
+        for logger in self.loggers:
+            if (show := getattr(logger, "log_text", None)) is not None:
+                show(tag, text, step)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that overflows."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

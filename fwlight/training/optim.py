@@ -1,0 +1,100 @@
+"""Adam and its learning rate as a function of the update's number."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How parameters are updated.
+
+    The learning rate is computed anew for every update from this record, and a resumed run takes
+    the other values from it too: what is configured is what is in force.
+    """
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    betas: Sequence[float] = (0.9, 0.999)
+    """Adam's two decay rates."""
+    eps: float = 1e-8
+    """Adam's denominator offset."""
+    weight_decay: float = 0.0
+    """Decoupled decay (AdamW) of matrices; vectors such as biases and gains do not decay."""
+    warmup_steps: int = 0
+    """Updates until the peak is reached."""
+    schedule: str = "cosine"
+    """What follows the warm-up: "cosine" to 0 at `max_steps`, or "constant", the peak for ever."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without meaning."""
+        object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas={list(self.betas)} must be two numbers in [0, 1)")
+        if not (self.lr > 0 and self.eps > 0 and math.isfinite(self.lr)):
+            raise ValueError(f"optimizer.lr={self.lr} and eps={self.eps} must be above 0")
+        if self.weight_decay < 0 or self.warmup_steps < 0:
+            raise ValueError(
+                f"optimizer.weight_decay={self.weight_decay} and "
+                f"warmup_steps={self.warmup_steps} must not be negative"
+            )
+        if self.schedule not in ("cosine", "constant"):
+            raise ValueError(f"optimizer.schedule={self.schedule!r}: choose cosine or constant")
+
+
+def warmup_cosine(n: int, *, peak: float = 1.0, warmup_steps: int, max_steps: int) -> float:
+    """Learning rate of update `n`: linear warm-up, then a cosine to 0.
+
+    `peak * n / warmup_steps` up to and including `n = warmup_steps`, then
+    `peak * (1 + cos(pi n / max_steps)) / 2`. The cosine is taken at n itself, without subtracting
+    the warm-up, as in the reference code of Schlag et al. (2021b).
+
+    Args:
+        n: Number of the update, from 1.
+        peak: Highest learning rate.
+        warmup_steps: Length of the warm-up; 0 for none.
+        max_steps: Where the cosine reaches 0; it stays there.
+    """
+    if n <= warmup_steps:
+        return peak * n / warmup_steps
+    return peak * 0.5 * (1 + math.cos(math.pi * min(n, max_steps) / max_steps))
+
+
+def lr_factor(config: OptimizerConfig, n: int, *, max_steps: int) -> float:
+    """Fraction of the peak learning rate that update `n` (from 1) uses."""
+    if config.schedule == "cosine":
+        return warmup_cosine(n, warmup_steps=config.warmup_steps, max_steps=max_steps)
+    return min(1.0, n / config.warmup_steps) if config.warmup_steps else 1.0
+
+
+def build_optimizer(
+    module: nn.Module, config: OptimizerConfig, *, fused: bool = True
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; Adam itself where `weight_decay` is 0.
+
+    Args:
+        module: Whose parameters.
+        config: The values.
+        fused: Use the fused kernels where every parameter's device has them.
+
+    Raises:
+        ValueError: If no parameter is trainable.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("no parameter of the model is trainable")
+    decayed = [p for p in parameters if p.ndim >= 2]
+    others = [p for p in parameters if p.ndim < 2]
+    groups = [
+        {"params": params, "weight_decay": decay}
+        for params, decay in ((decayed, config.weight_decay), (others, 0.0))
+        if params
+    ]
+    available = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+    first, second = config.betas
+    return torch.optim.AdamW(
+        groups, lr=config.lr, betas=(first, second), eps=config.eps, fused=fused and available
+    )

@@ -1,0 +1,137 @@
+"""metrics.csv and TensorBoard."""
+
+import math
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fwlight.run import RunFolder, build_loggers
+from fwlight.run.loggers import CsvLogger, TensorBoard, purge_csv
+
+
+def accumulator(path):
+    events = EventAccumulator(str(path), size_guidance={"scalars": 0, "tensors": 0})
+    return events.Reload()
+
+
+def scalars(path, tag):
+    return [(event.step, event.value) for event in accumulator(path).Scalars(tag)]
+
+
+def start(path, **settings):
+    with RunFolder.open(path, resume="auto", is_rank_zero=True) as folder:
+        return folder, build_loggers(folder, hyperparameters={"optimizer": {"lr": 0.1}}, **settings)
+
+
+def test_csv_values_read_back_exactly(tmp_path):
+    logger = CsvLogger(tmp_path / "metrics.csv")
+    values = {"a": 1 / 3, "b": 1e-300, "c": math.inf, "d": 2}
+    logger.log_metrics(values, 7)
+    logger.log_metrics({"a": 0.1}, 8)
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert lines[0] == "step,metric,value"
+    assert {n: float(v) for s, n, v in (x.split(",") for x in lines[1:5]) if s == "7"} == values
+    assert lines[5] == "8,a,0.1"
+
+
+def test_purge_drops_later_rows_test_results_and_half_rows(tmp_path):
+    path = tmp_path / "metrics.csv"
+    rows = ["1,train/loss,3.0\n", "5,val/loss,2.0\n", "5,test/loss,2.0\n", "6,train/loss,1.5\n"]
+    path.write_text("step,metric,value\n" + "".join(rows) + "5,train/lo")
+    purge_csv(path, 5)
+    assert path.read_text() == "step,metric,value\n" + rows[0] + rows[1]
+    purge_csv(path, 0)
+    assert path.read_text() == "step,metric,value\n"
+    purge_csv(tmp_path / "none.csv", 5)
+
+
+def test_resumed_curves_are_continuous(tmp_path):
+    folder, loggers = start(tmp_path)
+    for step in range(1, 9):
+        for logger in loggers:
+            logger.log_metrics({"train/loss": float(step)}, step)
+            logger.save()
+    folder.resume_step = 5
+    loggers = build_loggers(folder, hyperparameters={})
+    for step in range(6, 11):
+        for logger in loggers:
+            logger.log_metrics({"train/loss": float(-step)}, step)
+            logger.save()
+    expected = [(s, float(s if s <= 5 else -s)) for s in range(1, 11)]
+    assert scalars(folder.tensorboard, "train/loss") == expected
+    lines = folder.metrics_csv.read_text().splitlines()[1:]
+    assert [(int(x.split(",")[0]), float(x.split(",")[2])) for x in lines] == expected
+
+
+def test_only_csv_is_written_without_tensorboard(tmp_path):
+    folder, loggers = start(tmp_path, tensorboard=False)
+    assert [type(logger) for logger in loggers] == [CsvLogger]
+    assert not folder.tensorboard.exists()
+
+
+def test_hparams_tab_has_the_configuration_and_real_metrics(tmp_path):
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    logger = TensorBoard(
+        tmp_path,
+        purge_step=None,
+        hyperparameters={
+            "optimizer": {"lr": 0.1, "betas": [0.9, 0.999]},
+            "run_dir": None,
+            "seed": 1,
+            "odd": math.nan,
+        },
+    )
+    logger.log_metrics({"val/ppl": 12.5}, 10)
+    logger.log_metrics({"test/ppl": 11.5}, 10)
+    logger.finalize("success")
+    logger.finalize("success")
+    plugin = accumulator(tmp_path).summary_metadata
+    data = {
+        tag: HParamsPluginData.FromString(metadata.plugin_data.content)
+        for tag, metadata in plugin.items()
+        if metadata.plugin_data.plugin_name == "hparams"
+    }
+    started = data["_hparams_/session_start_info"].session_start_info.hparams
+    assert started["optimizer.lr"].number_value == 0.1
+    assert started["optimizer.betas"].string_value == "[0.9, 0.999]"
+    assert started["seed"].number_value == 1
+    named = data["_hparams_/experiment"].experiment.metric_infos
+    assert {info.name.tag for info in named} == {"val/ppl", "test/ppl"}
+    assert "_hparams_/session_end_info" in data
+    assert scalars(tmp_path, "val/ppl") == [(10, 12.5)]
+    assert scalars(tmp_path, "test/ppl") == [(10, 11.5)]  # and no placeholder beside it
+
+
+def test_text_is_shown_verbatim(tmp_path):
+    logger = TensorBoard(tmp_path, purge_step=None, hyperparameters={})
+    logger.log_text("samples/0", "one\n# two *three*", 4)
+    logger.save()
+    (event,) = accumulator(tmp_path).Tensors("samples/0/text_summary")
+    assert event.step == 4
+    assert event.tensor_proto.string_val[0].decode() == "    one\n    # two *three*"
+
+
+@pytest.mark.parametrize("kind", ["csv", "tensorboard"])
+def test_logger_that_cannot_write_warns_once_and_goes_on(tmp_path, capsys, kind):
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "x"
+    if kind == "csv":
+        logger = CsvLogger(path)
+    else:
+        logger = TensorBoard(path, purge_step=None, hyperparameters={})
+    for step in range(3):
+        logger.log_metrics({"a": 1.0}, step)
+        logger.save()
+    logger.finalize("success")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning:")
+    assert str(path) in line
+
+
+def test_csv_on_a_full_disk_warns_once_and_goes_on(tmp_path, capsys):
+    (tmp_path / "metrics.csv").symlink_to("/dev/full")
+    logger = CsvLogger(tmp_path / "metrics.csv")
+    for step in range(3):
+        logger.log_metrics({"a": 1.0}, step)
+    assert capsys.readouterr().err.count("No space left on device") == 1
