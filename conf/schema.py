@@ -49,7 +49,7 @@ class FeatureMap(OpenSection):
 class UpdateRule(OpenSection):
     """model/update_rule=."""
 
-    backend: Literal["auto", "recurrent", "chunk", "fla"]
+    backend: Literal["auto", "recurrent", "chunk", "native", "fla"]
 
 
 @dataclass

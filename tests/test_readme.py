@@ -1,0 +1,83 @@
+"""The README's commands: every one composes, and the ways of running are run at a tiny size."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from conf.composition import compose_config
+from conf.sweep import expand
+from train import main
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = "".join(blocks("bash")).splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+TRAINING = [words[words.index("train.py") + 1 :] for words in commands() if "train.py" in words]
+TINY = ["size=tiny", "debug=fdr"]
+OWN_TEXT = ["task.data=text", "task.path=my_book.txt"]
+
+
+def test_readme_names_only_known_programs() -> None:
+    assert TRAINING
+    assert {words[0] for words in commands()} <= {
+        "make",
+        "python",
+        "source",
+        "tensorboard",
+        "torchrun",
+    }
+
+
+def test_readme_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = [words[1] for words in commands() if words[0] == "make"]
+    assert {"demo", "test"} <= set(targets)
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+@pytest.mark.parametrize("arguments", TRAINING, ids=" ".join)
+def test_readme_command_composes(arguments: list[str]) -> None:
+    if "--help" in arguments:
+        return
+    if "-m" in arguments:
+        assert len(expand([word for word in arguments if word != "-m"])) > 1
+    else:
+        compose_config(arguments)
+
+
+@pytest.mark.slow
+def test_readme_story_runs_at_a_tiny_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Train on one's own file, resume, swap a part, test and generate, in the README's order."""
+    (tmp_path / "my_book.txt").write_text("the old man saw many ships .\n" * 2000)
+    monkeypatch.chdir(tmp_path)
+    for arguments in TRAINING:
+        if {"-m", "--help", "trainer=ddp"} & set(arguments):
+            continue
+        words = list(arguments)
+        if not any(word.startswith("action=") for word in words):
+            words += [word for word in TINY if word not in words]
+            words += [word for word in OWN_TEXT if word not in words]
+        if not any(word.startswith(("action=", "run_dir=")) for word in words):
+            words.append(f"run_dir=runs/{len(list(tmp_path.glob('runs/*')))}")
+        assert main(words) == 0, (words, capsys.readouterr().err)
+
+
+def test_readme_library_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("python")
+    exec(compile(code, "README.md", "exec"), {})
+    # 4 heads, each with 2 * 16 * 2 features and 16 values
+    assert capsys.readouterr().out == f"{4 * 64 * 16}\n"
