@@ -50,12 +50,15 @@ def run_rule(
     name = _choose(backends, backend, k, v, dtype)
     if k.shape[2] == 0:
         return None if q is None else torch.zeros_like(v), state
-    # Autocast would compute the products, and so the state, in half precision.
-    with torch.autocast(k.device.type, enabled=False):
-        inputs = v.dtype if name == "fla" else dtype
-        q_, beta_ = (None if x is None else x.to(inputs) for x in (q, beta))
-        o, state = backends[name](q_, k.to(inputs), v.to(inputs), beta_, state)
-        return None if o is None else o.to(v.dtype), state
+    inputs = v.dtype if name == "fla" else dtype
+    arguments = [x if x is None or x.dtype == inputs else x.to(inputs) for x in (q, k, v, beta)]
+    if torch.is_autocast_enabled(k.device.type):
+        # It would compute the products, and so the state, in half precision.
+        with torch.autocast(k.device.type, enabled=False):
+            o, state = backends[name](*arguments, state)
+    else:
+        o, state = backends[name](*arguments, state)
+    return o if o is None or o.dtype == v.dtype else o.to(v.dtype), state
 
 
 def _choose(
@@ -92,12 +95,12 @@ def _check_shapes(
         raise ValueError(
             f"k must be [B, H, T, K] and v [B, H, T, V], not {list(k.shape)} and {list(v.shape)}"
         )
-    expected = {
-        "q": (q, k.shape),
-        "beta": (beta, k.shape[:3]),
-        "initial_state": (state, (*k.shape[:2], k.shape[3], v.shape[3])),
-    }
-    for name, (x, shape) in expected.items():
+    expected = (
+        ("q", q, k.shape),
+        ("beta", beta, k.shape[:3]),
+        ("initial_state", state, (*k.shape[:2], k.shape[3], v.shape[3])),
+    )
+    for name, x, shape in expected:
         if x is not None and x.shape != shape:
             raise ValueError(
                 f"{name} has shape {list(x.shape)}; with k {list(k.shape)} and v {list(v.shape)} "

@@ -1,6 +1,7 @@
 """The native back end beyond its mathematics: building, caching, falling back, and torch's view."""
 
 import os
+import platform
 import stat
 import subprocess
 import sys
@@ -120,6 +121,40 @@ def test_without_a_compiler_one_line_says_that_chunk_is_used(backend, environmen
     out = finish(start(backend, **environment))
     assert out.count("RuntimeWarning") == 1
     assert f"backend='native' cannot run here (there is no C++ compiler: {reason})" in out
+
+
+GRADIENTS = """
+import torch
+from fwlight.ops import delta_rule, sum_rule
+from tests.ops.discovery import assert_near, make_inputs, weighted_sum
+
+for rule in (delta_rule, sum_rule):
+    for t, d_key, d_value in ((3, 5, 70), (70, 40, 20), (70, 5, 7)):
+        inputs = make_inputs(t, d_key=d_key, d_value=d_value)
+        inputs = [x.detach().float().requires_grad_() for x in inputs]
+        results = []
+        for backend in ("native", "recurrent"):
+            outputs = rule(*inputs[:4], initial_state=inputs[4], backend=backend)
+            gradients = torch.autograd.grad(weighted_sum(*outputs), inputs)
+            with torch.no_grad():
+                results.append([*outputs, *gradients, *rule(*inputs[:4], backend=backend)])
+        for actual, wanted in zip(*results, strict=True):
+            assert_near(actual, wanted, 5e-6)
+"""
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names instruction sets of x86")
+@pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx"])
+def test_narrower_vectors_give_the_same_numbers(tmp_path, without):
+    compiler, _ = build._compiler()
+    environment = {"CXX": f"{' '.join(compiler)} {without}", "FWLIGHT_CACHE": str(tmp_path)}
+    command = [sys.executable, "-W", "error", "-c", GRADIENTS]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @needs_compiler

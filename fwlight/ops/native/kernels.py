@@ -64,16 +64,16 @@ def _forward_results(
     """Return memory for (o, S_T, states, errors); what is not wanted is empty."""
     b, h, t, d_key = k.shape
     d_value = v.shape[3]
-    chunks = (t + CHUNK - 1) // CHUNK
+    o = v.new_empty(0) if q is None else _empty_like(v)
+    last = v.new_empty((b, h, d_key, d_value))
+    if not keep:
+        return o, last, v.new_empty(0), v.new_empty(0)
     every = _chunks_per_state(k, v)
+    chunks = (t + CHUNK - 1) // CHUNK
     groups = (chunks + every - 1) // every
     keys, values = ((d + PAD - 1) // PAD * PAD for d in (d_key, d_value))
-    return (
-        v.new_empty(0) if q is None else _empty_like(v),
-        v.new_empty((b, h, d_key, d_value)),
-        v.new_empty((b, h, groups, values, keys) if keep else 0),
-        v.new_empty((b, h, chunks, values, CHUNK) if keep and delta else 0),
-    )
+    errors = v.new_empty((b, h, chunks, values, CHUNK) if delta else 0)
+    return o, last, v.new_empty((b, h, groups, values, keys)), errors
 
 
 def _backward_results(
@@ -106,8 +106,26 @@ def _forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     q = None if q is None else _dense(q)
-    k, v, state = _dense(k), _dense(v), state.contiguous()
-    o, last, states, errors = results = _forward_results(q, k, v, delta, keep)
+    k, v = _dense(k), _dense(v)
+    results = _forward_results(q, k, v, delta, keep)
+    o, last, states, errors = results
+    _launch_forward(q, k, v, beta, state, delta, None if q is None else o, last, states, errors)
+    return results
+
+
+def _launch_forward(
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor | None,
+    state: Tensor,
+    delta: bool,
+    o: Tensor | None,
+    last: Tensor,
+    states: Tensor | None = None,
+    errors: Tensor | None = None,
+) -> None:
+    state = state.contiguous()
     _call(
         "fwlight_forward",
         delta,
@@ -117,13 +135,13 @@ def _forward(
         *_sequence(k),
         *_sequence(v),
         *_sequence(beta),
-        *_sequence(None if q is None else o),
+        *_sequence(o),
         state.data_ptr(),
         last.data_ptr(),
-        states.data_ptr() if keep else 0,
-        errors.data_ptr() if keep and delta else 0,
+        # The address of nothing is zero, which says that nothing is to be kept.
+        0 if states is None else states.data_ptr(),
+        0 if errors is None else errors.data_ptr(),
     )
-    return results
 
 
 def _backward(
@@ -191,10 +209,13 @@ class _Rule(Function):
         return None, dq, dk, dv, None if beta is None else dbeta, d_initial
 
 
+def _requires_grad(*inputs: Tensor | None) -> bool:
+    return any(x is not None and x.requires_grad for x in inputs)
+
+
 def _autograd(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *inputs, delta, keep = arguments
-    wanted = any(x is not None and x.requires_grad for x in inputs)
-    if not (wanted and torch.is_grad_enabled()):
+    if not (torch.is_grad_enabled() and _requires_grad(*inputs)):
         with _below_autograd():
             return _OP(*inputs, delta, keep)
     k, v = inputs[1:3]
@@ -222,17 +243,31 @@ _OP = torch.ops.fwlight.native_rule.default
 _BACKWARD_OP = torch.ops.fwlight.native_rule_backward.default
 
 
+def _run(
+    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, S: Tensor, delta: bool
+) -> tuple[Tensor | None, Tensor]:
+    traced = type(k) is not Tensor or torch.compiler.is_compiling()
+    if traced or (torch.is_grad_enabled() and _requires_grad(q, k, v, beta, S)):
+        o, last, _, _ = _OP(q, k, v, beta, S, delta, False)
+        return None if q is None else o, last
+    # Dispatching an operator written in Python takes as long as the step of a small layer.
+    q = None if q is None else _dense(q)
+    k, v = _dense(k), _dense(v)
+    o = None if q is None else _empty_like(v)
+    last = v.new_empty(S.shape)
+    _launch_forward(q, k, v, beta, S, delta, o, last)
+    return o, last
+
+
 def native_delta_rule(
     q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor, S: Tensor
 ) -> tuple[Tensor | None, Tensor]:
     """Run the delta rule in compiled code, in chunks that stay in the processor's cache."""
-    o, last, _, _ = _OP(q, k, v, beta, S, True, False)
-    return None if q is None else o, last
+    return _run(q, k, v, beta, S, True)
 
 
 def native_sum_rule(
     q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, S: Tensor
 ) -> tuple[Tensor | None, Tensor]:
     """Run the sum rule in compiled code, in chunks that stay in the processor's cache."""
-    o, last, _, _ = _OP(q, k, v, beta, S, False, False)
-    return None if q is None else o, last
+    return _run(q, k, v, beta, S, False)

@@ -2,7 +2,9 @@
 // FW_REAL, float or double, is given by the compiler's command line.
 #include <memory>
 
-#include "rules.h"
+#include "backward.h"
+#include "forward.h"
+#include "step.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -42,7 +44,8 @@ struct Sizes {
     values_pad = (values + PAD - 1) / PAD * PAD;
     // Heads share the threads; where there are fewer, each is cut into slices of columns.
     const Index blocks = values_pad / PAD;
-    const Index wanted = std::max<Index>(1, std::min(blocks, threads / std::max<Index>(1, batch * heads)));
+    const Index free = threads / std::max<Index>(1, batch * heads);
+    const Index wanted = std::max<Index>(1, std::min(blocks, free));
     slice = (blocks + wanted - 1) / wanted * PAD;
     slices = (values_pad + slice - 1) / slice;
   }
@@ -55,11 +58,6 @@ struct Sizes {
     return {tokens, keys, keys_pad, std::min(columns, values - first), columns};
   }
 };
-
-template <class T>
-T* offset(T* p, Index n) {
-  return p ? p + n : p;
-}
 
 template <class T>
 struct Forward {
@@ -103,7 +101,8 @@ struct Forward {
       }
       return;
     }
-    const Index threads = std::max<Index>(1, std::min(s.threads, tasks)), size = forward_scratch(s.shape(0));
+    const Index threads = std::max<Index>(1, std::min(s.threads, tasks));
+    const Index size = forward_scratch(s.shape(0));
     const Scratch<T> scratch(threads * size);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (Index i = 0; i < tasks; ++i) {
@@ -163,8 +162,10 @@ struct Backward {
   template <bool DELTA>
   void run() const {
     const Index heads = s.batch * s.heads, tasks = s.tasks();
-    const std::unique_ptr<T[]> partial(s.slices > 1 ? new T[heads * (s.slices - 1) * share()] : nullptr);
-    const Index threads = std::max<Index>(1, std::min(s.threads, tasks)), size = backward_scratch(s.shape(0), s.every);
+    const Index numbers = heads * (s.slices - 1) * share();
+    const std::unique_ptr<T[]> partial(numbers ? new T[numbers] : nullptr);
+    const Index threads = std::max<Index>(1, std::min(s.threads, tasks));
+    const Index size = backward_scratch(s.shape(0), s.every);
     const Scratch<T> scratch(threads * size);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (Index i = 0; i < tasks; ++i) {

@@ -74,7 +74,10 @@ struct Tile {
   }
   FW_INLINE void subtract_from(T* p, Index ld) const {
     FW_UNROLL for (int m = 0; m < ROWS; ++m) {
-      FW_UNROLL for (int j = 0; j < VECS; ++j) store(p + m * ld + j * W, load(p + m * ld + j * W) - c[m][j]);
+      FW_UNROLL for (int j = 0; j < VECS; ++j) {
+        T* at = p + m * ld + j * W;
+        store(at, load(at) - c[m][j]);
+      }
     }
   }
   FW_INLINE void add_columns_of(const T* A, Index lda, const T* B, Index ldb, Index n) {
@@ -98,14 +101,17 @@ struct Tile {
       FW_UNROLL for (int j = 0; j < VECS; ++j) b[j] = load(B + j * W);
       FW_UNROLL for (int m = 0; m < ROWS; ++m) {
         const T* row = p[m / 4];
-        const T x = m % 4 == 0 ? row[0] : m % 4 == 1 ? row[lda] : m % 4 == 2 ? row[2 * lda] : row[lda3];
-        const vec a = x - vec{};
+        const Index at = m % 4 == 0 ? 0 : m % 4 == 1 ? lda : m % 4 == 2 ? 2 * lda : lda3;
+        const vec a = row[at] - vec{};
         FW_UNROLL for (int j = 0; j < VECS; ++j) c[m][j] += a * b[j];
       }
       FW_UNROLL for (int g = 0; g < GROUPS; ++g) ++p[g];
     }
   }
 };
+
+// What is done for one tile at row i and column j.
+#define FW_TILE [&](auto& tile, Index i, Index j) __attribute__((always_inline))
 
 // Call f(tile, row, column) for tiles that cover `rows` x `columns`, both multiples of PAD.
 template <class T, class F>
@@ -181,7 +187,8 @@ inline void transpose(const T* from, Index ld_from, T* to, Index ld_to, Index ro
 // Copy `rows` x `columns` numbers and fill up to `all_rows` x `all_columns` with zeros.
 template <class T>
 inline void pack(
-    const T* from, Index ld_from, Index rows, Index columns, T* to, Index all_rows, Index all_columns) {
+    const T* from, Index ld_from, Index rows, Index columns, T* to, Index all_rows,
+    Index all_columns) {
   for (Index i = 0; i < rows; ++i) {
     std::memcpy(to + i * all_columns, from + i * ld_from, columns * sizeof(T));
     if (columns < all_columns) {
@@ -195,5 +202,7 @@ inline void pack(
 
 template <class T>
 inline void unpack(const T* from, Index ld_from, Index rows, Index columns, T* to, Index ld_to) {
-  for (Index i = 0; i < rows; ++i) std::memcpy(to + i * ld_to, from + i * ld_from, columns * sizeof(T));
+  for (Index i = 0; i < rows; ++i) {
+    std::memcpy(to + i * ld_to, from + i * ld_from, columns * sizeof(T));
+  }
 }

@@ -1,0 +1,65 @@
+// A few tokens of one head, one by one, as in decoding.
+#pragma once
+#include "forward.h"
+
+// Columns v to v + VECS vectors of one token: write S' = S + k u, read o. S and S' may be one.
+template <class T, bool DELTA, int VECS>
+FW_INLINE void step_columns(
+    const T* S, T* S_new, Index ld, Index keys, const T* q, const T* k, const T* v, T b, T* o) {
+  constexpr int W = Simd<T>::width;
+  typename Simd<T>::vec u[VECS], y[VECS];
+  FW_UNROLL for (int j = 0; j < VECS; ++j) u[j] = load(v + j * W);
+  if constexpr (DELTA) {
+    for (Index i = 0; i < keys; ++i) {
+      FW_UNROLL for (int j = 0; j < VECS; ++j) u[j] -= k[i] * load(S + i * ld + j * W);
+    }
+  }
+  FW_UNROLL for (int j = 0; j < VECS; ++j) u[j] *= b, y[j] = typename Simd<T>::vec{};
+  for (Index i = 0; i < keys; ++i) {
+    const T q_i = q ? q[i] : T(0);
+    FW_UNROLL for (int j = 0; j < VECS; ++j) {
+      const auto x = load(S + i * ld + j * W) + k[i] * u[j];
+      store(S_new + i * ld + j * W, x);
+      y[j] += q_i * x;
+    }
+  }
+  if (o) {
+    FW_UNROLL for (int j = 0; j < VECS; ++j) store(o + j * W, y[j]);
+  }
+}
+
+// Token by token, for a few tokens without a backward pass; it works in place on the last state.
+template <class T, bool DELTA>
+void step_head(const Shape& s, const ForwardHead<T>& a) {
+  constexpr int W = Simd<T>::width;
+  for (Index t = 0; t < s.tokens; ++t) {
+    const T* S = t == 0 ? a.initial : a.last;
+    const T* q = a.q ? a.q + t * a.q_ld : nullptr;
+    const T* k = a.k + t * a.k_ld;
+    const T* v = a.v + t * a.v_ld;
+    T* o = q ? a.o + t * a.o_ld : nullptr;
+    const T b = a.beta ? a.beta[t * a.beta_ld] : T(1);
+    Index j = 0;
+    for (; j + 4 * W <= s.values; j += 4 * W) {
+      step_columns<T, DELTA, 4>(
+          S + j, a.last + j, a.state_ld, s.keys, q, k, v + j, b, offset(o, j));
+    }
+    for (; j + W <= s.values; j += W) {
+      step_columns<T, DELTA, 1>(
+          S + j, a.last + j, a.state_ld, s.keys, q, k, v + j, b, offset(o, j));
+    }
+    for (; j < s.values; ++j) {
+      T u = v[j], y = 0;
+      if (DELTA) {
+        for (Index i = 0; i < s.keys; ++i) u -= k[i] * S[i * a.state_ld + j];
+      }
+      u *= b;
+      for (Index i = 0; i < s.keys; ++i) {
+        const T x = S[i * a.state_ld + j] + k[i] * u;
+        a.last[i * a.state_ld + j] = x;
+        if (q) y += q[i] * x;
+      }
+      if (o) o[j] = y;
+    }
+  }
+}
