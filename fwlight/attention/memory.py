@@ -78,9 +78,7 @@ class FastWeightMemory(nn.Module):
         check_choice("read_norm", read_norm, READ_NORMS)
         check_choice("out_norm", out_norm, OUT_NORMS)
         if read_norm == "full" and not needs_beta(update_rule):
-            raise ValueError(
-                "read_norm='full' needs a rule that removes: delta or fwm"
-            )
+            raise ValueError("read_norm='full' needs a rule that removes: delta or fwm")
         d_value = d_head if d_value is None else d_value
         self.feature_map = feature_map()
         self.update_rule = update_rule

@@ -4,6 +4,7 @@ import io
 import re
 
 import pytest
+import torch
 from lightning import Callback
 
 from callbacks.progress import Progress
@@ -12,6 +13,15 @@ from callbacks.throughput import Throughput
 from fwlight import run
 from tests.run import standin
 from tests.run.standin import Settings, rows
+
+
+@pytest.fixture(autouse=True, scope="module")
+def single_thread():
+    """More threads only wait for one another on so small a model."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Terminal(io.StringIO):

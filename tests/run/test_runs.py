@@ -23,9 +23,14 @@ from tests.run.standin import Settings, rows
 ROOT = Path(standin.__file__).resolve().parents[2]
 
 
-@pytest.fixture(autouse=True)
-def quiet():
+@pytest.fixture(autouse=True, scope="module")
+def single_thread():
+    """As the scripts: the number of threads decides how sums are rounded."""
     run.quiet()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def fit(run_dir, **settings):
@@ -41,9 +46,7 @@ def command(run_dir, **settings):
 
 def script(run_dir, *, launcher=(sys.executable,), **settings):
     """Run as processes of their own."""
-    # Sums are rounded by the number of threads, which must be that of this process.
-    threads = 1 if settings.get("devices", 1) > 1 else torch.get_num_threads()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*launcher, *command(run_dir, **settings)],
         env=environment,
@@ -80,10 +83,9 @@ def timeless(summary):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """An uninterrupted run: its folder, summary and what it printed is not needed."""
+def whole(tmp_path_factory, single_thread):
+    """An uninterrupted run: its folder and its summary."""
     path = tmp_path_factory.mktemp("whole") / "run"
-    run.quiet()
     return path, fit(path)
 
 
