@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from conf.composition import Composition, compose_config
-from conf.launch import first_process, run_dir
-from conf.sweep import run_sweep
-from conf.usage import usage
+from cli.composition import Composition, compose_config
+from cli.launch import first_process, run_dir
+from cli.sweep import run_sweep
+from cli.usage import usage
 from fwlight import __version__
 from fwlight.errors import ConfigError, FwlightError, StorageError
 
@@ -23,8 +23,8 @@ def train(composition: Composition, arguments: Sequence[str] = ()) -> dict[str, 
         composition: From `compose_config`.
         arguments: The command line, which goes last over what a checkpoint was made with.
     """
-    from conf.building import build, build_callbacks, build_parts
-    from conf.stored import recompose
+    from cli.building import build, build_callbacks, build_parts
+    from cli.stored import recompose
     from fwlight import run
 
     run.quiet()
@@ -51,8 +51,8 @@ def train(composition: Composition, arguments: Sequence[str] = ()) -> dict[str, 
 
 def fit(composition: Composition) -> dict[str, Any]:
     """Train, or go on training, in the run's folder; return the summary."""
-    from conf.building import build, build_callbacks, build_parts
-    from conf.stored import check_resume
+    from cli.building import build, build_callbacks, build_parts
+    from cli.stored import check_resume
     from fwlight import run
 
     config = composition.config

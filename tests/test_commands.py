@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-import conf.composition
-import conf.overrides
-from conf.sweep import expand, run_sweep
+import cli.composition
+import cli.overrides
+from cli.sweep import expand, run_sweep
 from fwlight.errors import ConfigError
 from train import main
 
@@ -128,7 +128,7 @@ def test_train_traceback_on_demand(monkeypatch, capsys):
 def test_help_names_every_option(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for group, options in conf.overrides.groups().items():
+    for group, options in cli.overrides.groups().items():
         assert not options or f"{group}={'|'.join(options)}" in shown
 
 
@@ -181,15 +181,15 @@ def test_sweep_of_an_experiment(tmp_path, monkeypatch):
     import shutil
 
     copy = tmp_path / "conf"
-    shutil.copytree(conf.overrides.CONF, copy, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    shutil.copytree(cli.overrides.CONF, copy, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     (copy / "experiment").mkdir(exist_ok=True)
     (copy / "experiment" / "two.yaml").write_text(
         "# @package _global_\n"
         "defaults:\n  - override /model: linear\n"
         "sweep: {task.seq_len: 'range(10,31,10)', seed: '1,2'}\n"
     )
-    monkeypatch.setattr(conf.overrides, "CONF", copy)
-    monkeypatch.setattr(conf.composition, "CONF", copy)
+    monkeypatch.setattr(cli.overrides, "CONF", copy)
+    monkeypatch.setattr(cli.composition, "CONF", copy)
     points = expand(["experiment=two", "seed=5"])
     assert [p.composition.config["task"]["seq_len"] for p in points] == [10, 20, 30]
     assert {p.composition.config["seed"] for p in points} == {5}

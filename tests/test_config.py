@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 
-from conf.building import build, build_callbacks
-from conf.composition import Composition, compose_config
-from conf.launch import run_dir
-from conf.overrides import CONF, groups
-from conf.stored import check_resume, recompose
+from cli.building import build, build_callbacks
+from cli.composition import Composition, compose_config
+from cli.launch import run_dir
+from cli.overrides import CONF, groups
+from cli.stored import check_resume, recompose
 from fwlight.attention import FastWeightAttention, SoftmaxAttention
 from fwlight.errors import CheckpointError, ConfigError
 from fwlight.models import DecoderLM

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-OWN = ("fwlight", "tasks", "callbacks", "conf", "benchmarks", "train", "tests")
+OWN = ("fwlight", "tasks", "callbacks", "cli", "benchmarks", "train", "tests")
 
 # Longest prefix of a file's module name -> what of ours and of others it may import. The standard
 # library is free; a package may import itself.
@@ -37,11 +37,11 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"fwlight.diagnostics", "fwlight.models", "fwlight.training"},
         {"torch", "lightning", "matplotlib", "tqdm"},
     ),
-    "conf": ({"fwlight.errors"}, {"hydra", "omegaconf", "yaml"}),
-    "conf.building": ({"fwlight.errors"}, {"hydra", "lightning"}),
-    "train": ({"conf", "fwlight", "fwlight.errors", "fwlight.run"}, set()),
+    "cli": ({"fwlight.errors"}, {"hydra", "omegaconf", "yaml"}),
+    "cli.building": ({"fwlight.errors"}, {"hydra", "lightning"}),
+    "train": ({"cli", "fwlight", "fwlight.errors", "fwlight.run"}, set()),
 }
-PACKAGES = ("fwlight", "tasks", "callbacks", "conf")
+PACKAGES = ("fwlight", "tasks", "callbacks", "cli")
 FILES = sorted([path for name in PACKAGES for path in (ROOT / name).rglob("*.py")])
 FILES.append(ROOT / "train.py")
 
@@ -117,8 +117,8 @@ def test_imports_library_needs_torch_and_jaxtyping_only():
     loaded = loaded_after("import fwlight.ops\nfrom fwlight.attention import FastWeightAttention")
     assert "torch" in loaded
     assert not loaded & {"lightning", "pytorch_lightning", "torchmetrics", "hydra", "omegaconf"}
-    assert not loaded & {"tensorboard", "matplotlib", "tokenizers", "sacrebleu", "fla", "conf"}
+    assert not loaded & {"tensorboard", "matplotlib", "tokenizers", "sacrebleu", "fla", "cli"}
 
 
 def test_imports_errors_and_configuration_load_no_torch():
-    assert "torch" not in loaded_after("import fwlight.errors, train, conf.composition, conf.sweep")
+    assert "torch" not in loaded_after("import fwlight.errors, train, cli.composition, cli.sweep")

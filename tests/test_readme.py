@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from conf.composition import compose_config
-from conf.sweep import expand
+from cli.composition import compose_config
+from cli.sweep import expand
 from train import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +26,13 @@ def commands() -> list[list[str]]:
 TRAINING = [words[words.index("train.py") + 1 :] for words in commands() if "train.py" in words]
 TINY = ["size=tiny", "debug=fdr"]
 OWN_TEXT = ["task.data=text", "task.path=my_book.txt"]
+
+
+def test_readme_links_lead_somewhere_and_nothing_is_left_to_fill_in() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        assert not re.search(r"\b[A-Z]+_[A-Z]+\b(?![=`.])", page.read_text(encoding="utf-8")), page
 
 
 def test_readme_names_only_known_programs() -> None:

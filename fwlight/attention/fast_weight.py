@@ -18,15 +18,16 @@ class FastWeightAttention(MultiHeadAttention):
         d_model: Width of input and output.
         n_heads: Number of heads.
         d_head: Size of a head's q, k and v before the feature map.
-        feature_map: Makes the map phi; this and the next seven as in `FastWeightMemory`.
+        feature_map: Makes the map phi. This and what follows, down to `read_eps`, are the slots
+            and numbers of `FastWeightMemory`, described there.
         update_rule: A function of `fwlight.ops`, options bound.
-        key_norm: See `FastWeightMemory`.
-        read_norm: See `FastWeightMemory`.
-        out_norm: See `FastWeightMemory`.
-        output_scale: See `FastWeightMemory`.
-        key_norm_eps: See `FastWeightMemory`.
-        query_norm_eps: See `FastWeightMemory`.
-        read_eps: See `FastWeightMemory`.
+        key_norm: Slot.
+        read_norm: Slot.
+        out_norm: Slot.
+        output_scale: Factor on every read.
+        key_norm_eps: For `key_norm`.
+        query_norm_eps: For `key_norm`.
+        read_eps: For `read_norm`.
         beta_max: Largest write strength: 1, or 2 to allow negative eigenvalues of the state's
             transition (Grazzi et al. 2025).
 

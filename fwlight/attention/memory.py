@@ -50,12 +50,12 @@ class FastWeightMemory(nn.Module):
             (learnt gain, DeltaNet) over each head's output, or "none".
         output_scale: Factor on every read; the language model of the reference code has
             d_head^(-1/2) here, the paper's equations have none.
-        key_norm_eps: Added to the divisor of keys under `key_norm`.
+        key_norm_eps: Added to the sum of a key's features; under "l2" the least divisor.
         query_norm_eps: The same for queries.
         read_eps: Added to the divisors of `read_norm`.
 
     Raises:
-        ValueError: If an option is unknown, or read_norm is "full" with another rule than delta.
+        ValueError: If an option is unknown, or read_norm is "full" with a rule that only adds.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class FastWeightMemory(nn.Module):
 
     @property
     def state_size(self) -> int:
-        """How many numbers one head carries for one sequence."""
+        """How many numbers one head carries for one sequence, not counting a map's one constant."""
         return self.d_dot * (self.d_value + (self.read_norm != "none"))
 
     def _run(
@@ -162,10 +162,8 @@ class FastWeightMemory(nn.Module):
                 z = _running_key_sum(k, None if state is None else state.key_sum)
             if self.read_norm == "full":
                 written_k, written_beta = self._normalised_write(k, beta, z)
-            o, weights = self.update_rule(
-                *(None if x is None else x.to(v.dtype) for x in (q, written_k, v, written_beta)),
-                initial_state=None if state is None else state.weights,
-            )
+            weights = None if state is None else state.weights
+            o, weights = self.update_rule(q, written_k, v, written_beta, initial_state=weights)
             if z is not None and o is not None:
                 o = o / ((z[:, :, 1:] * q).sum(-1, keepdim=True) + self.read_eps)
             if o is not None:
@@ -177,7 +175,8 @@ class FastWeightMemory(nn.Module):
 
         With c_t = z_{t-1} . k_t, and c_t = 1 at the first write of an empty memory, the value
         retrieved before the write is divided by c_t when k is divided by c_t; beta multiplied by
-        c_t leaves the write itself in proportion.
+        c_t leaves the write itself in proportion. As in the reference code, a key orthogonal to all
+        before has c = 0 and writes nothing; positive maps have no such keys.
         """
         empty = (z[:, :, :-1] == 0).all(-1)
         c = (z[:, :, :-1] * k).sum(-1).masked_fill(empty, 1.0)
@@ -189,7 +188,7 @@ class FastWeightMemory(nn.Module):
         k, offset = self.feature_map.key(
             _at_least_float32(k),
             offset=offset,
-            scale_cancels=self.key_norm == "sum",
+            scale_cancels=self.key_norm != "none",
             padding_mask=padding_mask,
         )
         k = self._normalise(k, self.key_norm_eps)

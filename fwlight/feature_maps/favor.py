@@ -10,6 +10,7 @@ from fwlight.checks import check_choice, check_sizes
 from fwlight.feature_maps.base import FeatureMap
 
 ORTHOGONAL = ("features", "inputs")
+NORMS = ("independent", "shared")
 REDRAW = ("never", "training", "always")
 
 _UNSET = -math.inf  # the carried offset of a sequence that has shown only padding so far
@@ -22,14 +23,15 @@ class FAVORFeatureMap(FeatureMap):
     E[phi(q) . phi(k)] = exp(q . k) over the random matrix W `[d, m]` (Choromanski et al. 2021,
     lemma 1; Schlag et al. 2021b, eq. 20). Unscaled keys of a retrieval model grow until float32
     underflows (|k|^2 / 2 > 87), so the default divides inputs by d^(1/4), which makes the kernel
-    exp(q . k / sqrt(d)), and subtracts a maximum from the exponent where that changes no result:
-    per token for queries, and for keys that are divided by their sum; one constant per sequence,
-    the first key's maximum, for other keys. It is carried with the state, so that parts of a
-    sequence agree, and does not depend on later tokens.
+    exp(q . k / sqrt(d)), and subtracts a maximum from the exponents: per token for queries, and for
+    keys whose scale `key_norm` cancels; one constant per sequence, the first key's maximum, for
+    other keys. It is carried with the state, so that parts of a sequence agree, and does not depend
+    on later tokens. Under a key_norm or read_norm these factors cancel, up to eps.
 
     The reference implementations are `input_scale=1.0, stabilise=False, kernel_eps=0.0,
-    orthogonal="features", redraw="always"` (synthetic tasks) and `input_scale=1.0,
-    stabilise=False, kernel_eps=1e-4, orthogonal="inputs", redraw="training"` (language model).
+    orthogonal="features", norms="shared", redraw="always"` (synthetic tasks) and
+    `input_scale=1.0, stabilise=False, kernel_eps=1e-4, orthogonal="inputs", redraw="training"`
+    (language model).
 
     Args:
         d_head: Size d of the head vectors.
@@ -38,7 +40,10 @@ class FAVORFeatureMap(FeatureMap):
         stabilise: Whether maxima are subtracted from the exponents as above.
         kernel_eps: Added to every exponential.
         orthogonal: Which vectors are orthogonal in blocks: "features", the columns of W (one per
-            random feature), or "inputs", its rows (one per coordinate of x).
+            random feature), or "inputs", its rows (one per coordinate of x), with which the
+            estimate is only approximately that of the kernel.
+        norms: Where the vectors' norms come from: a Gaussian of their own ("independent"), or the
+            one whose directions were taken ("shared"), which biases the estimate.
         redraw: When W changes: "never", "training" (each sequence start in training mode) or
             "always" (also in evaluation). Never while a state is carried.
 
@@ -58,16 +63,18 @@ class FAVORFeatureMap(FeatureMap):
         stabilise: bool = True,
         kernel_eps: float = 1e-6,
         orthogonal: str = "features",
+        norms: str = "independent",
         redraw: str = "never",
     ) -> None:
         super().__init__()
         check_sizes(d_head=d_head, num_features=num_features)
         check_choice("orthogonal", orthogonal, ORTHOGONAL)
+        check_choice("norms", norms, NORMS)
         check_choice("redraw", redraw, REDRAW)
         self.d_head, self.num_features = d_head, num_features
         self.input_scale = d_head**-0.25 if input_scale is None else input_scale
         self.stabilise, self.kernel_eps = stabilise, kernel_eps
-        self.orthogonal, self.redraw = orthogonal, redraw
+        self.orthogonal, self.norms, self.redraw = orthogonal, norms, redraw
         # A map's draws follow from its own seed and a counter. The seed comes from the global
         # generator when the model is built, so layers differ and ranks agree; both are saved, so
         # a resumed run draws what an uninterrupted one would.
@@ -132,11 +139,10 @@ class FAVORFeatureMap(FeatureMap):
         count, size = (m, d) if self.orthogonal == "features" else (d, m)
         blocks: list[Tensor] = []
         for _ in range(math.ceil(count / size)):
-            gaussian = torch.randn(
-                size, size, generator=generator, dtype=torch.float64, device="cpu"
-            )
+            gaussian = _gaussian(size, generator)
             orthonormal, _ = torch.linalg.qr(gaussian)
-            blocks.append(orthonormal.T * gaussian.norm(dim=1, keepdim=True))
+            lengths = gaussian if self.norms == "shared" else _gaussian(size, generator)
+            blocks.append(orthonormal.T * lengths.norm(dim=1, keepdim=True))
         vectors = torch.cat(blocks)[:count]
         return (vectors.T if self.orthogonal == "features" else vectors).contiguous().to(dtype)
 
@@ -145,8 +151,14 @@ class FAVORFeatureMap(FeatureMap):
         return (
             f"d_head={self.d_head}, num_features={self.num_features}, "
             f"input_scale={self.input_scale:.4g}, stabilise={self.stabilise}, "
-            f"kernel_eps={self.kernel_eps}, orthogonal={self.orthogonal}, redraw={self.redraw}"
+            f"kernel_eps={self.kernel_eps}, orthogonal={self.orthogonal}, norms={self.norms}, "
+            f"redraw={self.redraw}"
         )
+
+
+def _gaussian(size: int, generator: torch.Generator) -> Tensor:
+    # On the CPU also while a model is built on another device: the same seed, the same draw.
+    return torch.randn(size, size, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def _sequence_offset(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -119,7 +120,8 @@ class DecoderLM(nn.Module):
         self, hidden: Float[Tensor, "b t m"], targets: Int[Tensor, "b t"]
     ) -> Float[Tensor, "b t"]:
         """Return -log p(target) per position in nats; 0 where the target is IGNORE_INDEX."""
-        logits = self.output(hidden).flatten(0, 1).float()
+        logits = self.output(hidden).flatten(0, 1)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(
             logits, targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
         )

@@ -22,7 +22,8 @@ def generate(
     """Continue `prompt` with the carried state; returns prompt and continuation.
 
     The prompt is read in one pass, every further token in a step of constant cost (for models
-    with a state of constant size). The model is put into evaluation mode for the call.
+    with a state of constant size). The model is in evaluation mode during the
+    call, and afterwards as it was.
 
     Args:
         model: The language model.
@@ -43,6 +44,8 @@ def generate(
             f"top_p={top_p} must lie in (0, 1]"
         )
     was_training = model.training
+    # A random feature map may take a new draw for every sequence; training must not notice.
+    buffers = [(module, dict(module.named_buffers(recurse=False))) for module in model.modules()]
     model.eval()
     try:
         tokens, step, state = [prompt], prompt, None
@@ -53,6 +56,9 @@ def generate(
             tokens.append(step)
     finally:
         model.train(was_training)
+        for module, before in buffers:
+            for name, buffer in before.items():
+                setattr(module, name, buffer)
     return torch.cat(tokens, dim=1)
 
 

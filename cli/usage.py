@@ -1,6 +1,6 @@
 """The text of `python train.py --help`."""
 
-from conf.overrides import groups
+from cli.overrides import groups
 
 _TEXT = """\
 usage: python train.py [--cfg] [-m] key=value ...

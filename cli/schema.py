@@ -8,7 +8,7 @@ their own (the class they configure checks those).
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from conf.checks import OpenSection, Pattern, Range, Section
+from cli.checks import OpenSection, Pattern, Range, Section
 
 Count = Annotated[int, Range(low=1)]
 Natural = Annotated[int, Range(low=0)]
@@ -42,6 +42,7 @@ class FeatureMap(OpenSection):
     stabilise: bool
     kernel_eps: NonNegative
     orthogonal: Literal["features", "inputs"]
+    norms: Literal["independent", "shared"]
     redraw: Literal["never", "training", "always"]
 
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fwlight.errors import ConfigError
 
-CONF = Path(__file__).resolve().parent
+CONF = Path(__file__).resolve().parent.parent / "conf"
 
 FREE_TEXT = (
     *("prompt", "ckpt", "input", "output", "run_dir", "resume"),

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from conf.composition import Composition, compose_config
-from conf.overrides import CONF, parse
+from cli.composition import Composition, compose_config
+from cli.overrides import CONF, parse
 from fwlight.errors import ConfigError
 
 

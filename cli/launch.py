@@ -4,7 +4,7 @@ import os
 from datetime import datetime
 from pathlib import Path
 
-from conf.composition import Composition
+from cli.composition import Composition
 from fwlight.errors import ConfigError
 
 _RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")

@@ -7,7 +7,7 @@ Only group choices and `key=value` texts are composed, through the same checks a
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from conf.composition import Composition, compose_config
+from cli.composition import Composition, compose_config
 from fwlight.errors import CheckpointError, ConfigError
 
 _MACHINE = ("trainer", "callbacks", "logger", "debug")

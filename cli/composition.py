@@ -16,10 +16,12 @@ from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from conf.checks import check_section
-from conf.overrides import CONF, FREE_TEXT, groups, parse, set_value
-from conf.schema import Config
+from cli.checks import check_section
+from cli.overrides import CONF, FREE_TEXT, groups, parse, set_value
+from cli.schema import Config
 from fwlight.errors import ConfigError
+
+SIGNED_MAPS = ("identity", "tanh", "silu")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Composition:
     warnings: list[str]
 
     def record(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps, in plain containers; see `conf.stored`."""
+        """Return what a checkpoint keeps, in plain containers; see `cli.stored`."""
         return {"choices": self.choices, "overrides": self.overrides, "config": self.config}
 
     def yaml(self) -> str:
@@ -165,6 +167,13 @@ def _first_line(error: Exception) -> str:
 
 def _warnings(values: dict[str, Any], choices: dict[str, str]) -> list[str]:
     model = values["model"]
+    feature_map = choices.get("model/feature_map")
+    normalised = model.get("key_norm") == "sum" or model.get("read_norm") not in ("none", None)
+    if feature_map in SIGNED_MAPS and normalised:
+        return [
+            f"model/feature_map={feature_map} has features of both signs, whose sum may be near 0: "
+            "divide by something else (model.key_norm=l2 model.read_norm=none)"
+        ]
     if choices.get("model/update_rule") == "sum" and model.get("read_norm") == "none":
         return [
             f"model={choices['model']} model/update_rule=sum with read_norm=none is an "

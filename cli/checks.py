@@ -1,4 +1,4 @@
-"""Check values against dataclasses of annotated keys; see `conf.schema` for the dataclasses."""
+"""Check values against dataclasses of annotated keys; see `cli.schema` for the dataclasses."""
 
 import re
 import types
