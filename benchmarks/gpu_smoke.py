@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,9 +46,7 @@ def main() -> int:
     return 0 if all(results) else 1
 
 
-def check_rule(
-    rule: Callable[..., tuple[Tensor, Tensor]], backend: str, dtype: torch.dtype
-) -> bool:
+def check_rule(rule: Callable[..., Any], backend: str, dtype: torch.dtype) -> bool:
     """Compare o, the final state and the gradient of k with float64 on the CPU."""
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.rand(2, 4, 130, 64, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -72,7 +71,7 @@ def check_rule(
 
 
 def outcome(
-    rule: Callable[..., tuple[Tensor, Tensor]],
+    rule: Callable[..., Any],
     backend: str,
     q: Tensor,
     k: Tensor,

@@ -107,11 +107,11 @@ def contenders(rule: str, shape: Shape, product: Any) -> dict[str, Callable[[], 
 
 
 def _softmax(shape: Shape, v: Tensor, d_o: Tensor) -> Callable[[], object]:
-    raw = [torch.randn_like(v).requires_grad_() for _ in range(2)]
+    q, k = (torch.randn_like(v).requires_grad_() for _ in range(2))
 
     def call() -> object:
-        o = scaled_dot_product_attention(*raw, v, is_causal=True)
-        return torch.autograd.grad(o, (*raw, v), d_o)
+        o = scaled_dot_product_attention(q, k, v, is_causal=True)
+        return torch.autograd.grad(o, (q, k, v), d_o)
 
     return call
 

@@ -29,6 +29,8 @@ class MultiHeadAttention(nn.Module):
         ValueError: If a size is below 1 or `beta_max` is not positive.
     """
 
+    memory: Any  # a module with `forward`, `write` and `read`
+
     def __init__(
         self,
         d_model: int,

@@ -113,7 +113,9 @@ class FastWeightMemory(nn.Module):
             initial_state: The state to continue from; None is an empty memory.
             padding_mask: True where a position is padding: it writes nothing.
         """
-        return self._run(q, k, v, beta, initial_state, padding_mask)
+        o, state = self._run(q, k, v, beta, initial_state, padding_mask)
+        assert o is not None  # there were queries
+        return o, state
 
     def write(
         self,
@@ -160,13 +162,13 @@ class FastWeightMemory(nn.Module):
             written_k, written_beta, z = k, beta, None
             if self.read_norm != "none":
                 z = _running_key_sum(k, None if state is None else state.key_sum)
-            if self.read_norm == "full":
-                written_k, written_beta = self._normalised_write(k, beta, z)
+                if self.read_norm == "full" and beta is not None:
+                    written_k, written_beta = self._normalised_write(k, beta, z)
             weights = None if state is None else state.weights
             o, weights = self.update_rule(q, written_k, v, written_beta, initial_state=weights)
-            if z is not None and o is not None:
-                o = o / ((z[:, :, 1:] * q).sum(-1, keepdim=True) + self.read_eps)
-            if o is not None:
+            if o is not None and q is not None:
+                if z is not None:
+                    o = o / ((z[:, :, 1:] * q).sum(-1, keepdim=True) + self.read_eps)
                 o = self.out_norm(_at_least_float32(o) * self.output_scale).to(v.dtype)
         return o, MemoryState(weights, None if z is None else z[:, :, -1], offset)
 
@@ -176,7 +178,7 @@ class FastWeightMemory(nn.Module):
         With c_t = z_{t-1} . k_t, and c_t = 1 at the first write of an empty memory, the value
         retrieved before the write is divided by c_t when k is divided by c_t; beta multiplied by
         c_t leaves the write itself in proportion. As in the reference code, a key orthogonal to all
-        before has c = 0 and writes nothing; positive maps have no such keys.
+        before has c = 0 and writes nothing; maps that are nowhere 0 have no such keys.
         """
         empty = (z[:, :, :-1] == 0).all(-1)
         c = (z[:, :, :-1] * k).sum(-1).masked_fill(empty, 1.0)

@@ -1,5 +1,9 @@
 """FAVOR+: positive random features of the softmax kernel (Choromanski et al. 2021)."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+# (torch.linalg and Tensor.norm carry no types)
+
 import math
 
 import torch
@@ -51,6 +55,8 @@ class FAVORFeatureMap(FeatureMap):
         ValueError: If a size is below 1 or an option is unknown.
     """
 
+    seed: Tensor
+    draws: Tensor
     projection: Tensor
     """The draw W `[d, m]`, saved with the model."""
 

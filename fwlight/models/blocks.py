@@ -41,6 +41,8 @@ class DecoderBlock(nn.Module):
         ValueError: If `norm` is unknown.
     """
 
+    attention: Any  # as `fwlight.attention.MultiHeadAttention`
+
     def __init__(
         self,
         *,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +89,7 @@ class DecoderLM(nn.Module):
     @property
     def state_size(self) -> int | None:
         """Numbers carried for one sequence; None where they grow with its length."""
-        sizes = [block.attention.state_size for block in self.blocks]
+        sizes = [cast(DecoderBlock, block).attention.state_size for block in self.blocks]
         return None if None in sizes else sum(sizes)
 
     def forward(
