@@ -52,7 +52,7 @@ def script(run_dir, *, launcher=(sys.executable,), **settings):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
