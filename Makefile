@@ -23,7 +23,7 @@ demo: $(STAMP)  ## Train a delta-rule language model on this Python's documentat
 	$(BIN)/python -m benchmarks.ngram beside=runs/demo
 
 test: $(STAMP)  ## Run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)  ## Check format, lint and types
 	$(BIN)/ruff format --check .
