@@ -45,22 +45,21 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.schedule={self.schedule!r}: choose cosine or constant")
 
 
-def warmup_cosine(n: int, *, peak: float = 1.0, warmup_steps: int, max_steps: int) -> float:
-    """Learning rate of update `n`: linear warm-up, then a cosine to 0.
+def warmup_cosine(n: int, *, warmup_steps: int, max_steps: int) -> float:
+    """Factor on the peak learning rate at update `n`: linear warm-up, then a cosine to 0.
 
-    `peak * n / warmup_steps` up to and including `n = warmup_steps`, then
-    `peak * (1 + cos(pi n / max_steps)) / 2`. The cosine is taken at n itself, without subtracting
+    `n / warmup_steps` up to and including `n = warmup_steps`, then
+    `(1 + cos(pi n / max_steps)) / 2`. The cosine is taken at n itself, without subtracting
     the warm-up, as in the reference code of Schlag et al. (2021b).
 
     Args:
         n: Number of the update, from 1.
-        peak: Highest learning rate.
         warmup_steps: Length of the warm-up; 0 for none.
         max_steps: Where the cosine reaches 0; it stays there.
     """
     if n <= warmup_steps:
-        return peak * n / warmup_steps
-    return peak * 0.5 * (1 + math.cos(math.pi * min(n, max_steps) / max_steps))
+        return n / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * min(n, max_steps) / max_steps))
 
 
 def lr_factor(config: OptimizerConfig, n: int, *, max_steps: int) -> float:

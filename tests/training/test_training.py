@@ -132,7 +132,7 @@ def test_token_loss_without_targets_is_nan():
     ],
 )
 def test_warmup_cosine_follows_its_formula(n, factor):
-    value = warmup_cosine(n, peak=3.0, warmup_steps=100, max_steps=1000)
+    value = 3.0 * warmup_cosine(n, warmup_steps=100, max_steps=1000)
     assert value == pytest.approx(3 * factor, rel=1e-12, abs=1e-12)
 
 
@@ -224,7 +224,7 @@ def test_logged_values_are_those_of_the_step_itself():
     assert sorted(module.logged) == [4, 6]  # every fourth, and the last
     for step in (4, 6):
         loss = mean_loss(weights[step - 1], data[step - 1 : step]).item()
-        rate = warmup_cosine(step, peak=0.1, warmup_steps=2, max_steps=6)
+        rate = 0.1 * warmup_cosine(step, warmup_steps=2, max_steps=6)
         assert module.logged[step] == pytest.approx(
             {
                 "train/loss": loss,
