@@ -58,6 +58,7 @@ class Model(Section):
     """model=: the slots, and what surrounds them in a block."""
 
     attention: dict
+    memory: dict
     feature_map: FeatureMap
     update_rule: UpdateRule
     key_norm: Literal["none", "sum", "l2"]

@@ -10,7 +10,7 @@ from cli.composition import Composition, compose_config
 from cli.launch import run_dir
 from cli.overrides import CONF, groups
 from cli.stored import check_resume, recompose
-from fwlight.attention import FastWeightAttention, SoftmaxAttention
+from fwlight.attention import FastWeightMemory, KeyValueMemory
 from fwlight.errors import CheckpointError, ConfigError
 from fwlight.models import DecoderLM
 
@@ -86,13 +86,13 @@ def test_config_named_models_are_the_papers():
     assert {*TABLE, "softmax"} == set(MODELS)
     for name, row in TABLE.items():
         attention = network(f"model={name}").blocks[0].attention
-        assert isinstance(attention, FastWeightAttention)
         memory = attention.memory
+        assert isinstance(memory, FastWeightMemory)
         rule = memory.update_rule.func.__name__
         assert (type(memory.feature_map).__name__, memory.key_norm, rule, memory.read_norm) == row
         assert isinstance(memory.out_norm, torch.nn.Identity)
         assert (memory.output_scale, attention.beta_max) == (1.0, 1.0)
-    assert isinstance(network("model=softmax").blocks[0].attention, SoftmaxAttention)
+    assert isinstance(network("model=softmax").blocks[0].attention.memory, KeyValueMemory)
 
 
 def test_config_dpfp_and_favor_have_as_many_features():

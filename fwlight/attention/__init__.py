@@ -1,16 +1,13 @@
-"""Attention layers: a fast weight memory inside its projections, and softmax beside it."""
+"""Attention: projections and heads around a memory, a fast weight matrix or a key-value cache."""
 
-from fwlight.attention.fast_weight import FastWeightAttention
 from fwlight.attention.heads import MultiHeadAttention
 from fwlight.attention.memory import FastWeightMemory, MemoryState
-from fwlight.attention.softmax import KeyValueCache, KeyValueMemory, SoftmaxAttention
+from fwlight.attention.softmax import KeyValueCache, KeyValueMemory
 
 __all__ = [
-    "FastWeightAttention",
     "FastWeightMemory",
     "KeyValueCache",
     "KeyValueMemory",
     "MemoryState",
     "MultiHeadAttention",
-    "SoftmaxAttention",
 ]

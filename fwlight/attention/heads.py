@@ -1,5 +1,6 @@
 """Projections and heads around a memory, the same for every kind of memory."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,21 +16,23 @@ class MultiHeadAttention(nn.Module):
 
     One matrix product makes q, k, v and, where the memory has a write strength, its logits: rows
     of `in_proj` are [q of all heads; k; v; beta], and beta = beta_max * sigmoid(logit) is one
-    number per head and position.
+    number per head and position (Schlag et al. 2021b, sec. 4.2). With a `FastWeightMemory` this is
+    linear attention, and its state has a constant size; with a `KeyValueMemory` it is softmax
+    attention.
 
     Args:
         d_model: Width of input and output.
         n_heads: Number of heads.
         d_head: Size of a head's q, k and v.
-        memory: The core with `forward`, `write` and `read` on `[b, h, t, d]`.
-        has_beta: Whether the memory takes a write strength.
-        beta_max: Largest write strength.
+        memory: Makes the memory from `d_head`.
+        beta_max: Largest write strength: 1, or 2 to allow negative eigenvalues of the state's
+            transition (Grazzi et al. 2025).
 
     Raises:
         ValueError: If a size is below 1 or `beta_max` is not positive.
     """
 
-    memory: Any  # a module with `forward`, `write` and `read`
+    memory: Any  # with the interface of `FastWeightMemory`
 
     def __init__(
         self,
@@ -37,18 +40,17 @@ class MultiHeadAttention(nn.Module):
         n_heads: int,
         d_head: int,
         *,
-        memory: nn.Module,
-        has_beta: bool = False,
+        memory: Callable[[int], nn.Module],
         beta_max: float = 1.0,
     ) -> None:
         super().__init__()
         check_sizes(d_model=d_model, n_heads=n_heads, d_head=d_head)
         if beta_max <= 0:
             raise ValueError(f"beta_max={beta_max} must be positive")
-        self.n_heads, self.d_head = n_heads, d_head
-        self.has_beta, self.beta_max = has_beta, beta_max
-        self.memory = memory
-        self.in_proj = nn.Linear(d_model, n_heads * (3 * d_head + has_beta), bias=False)
+        self.n_heads, self.d_head, self.beta_max = n_heads, d_head, beta_max
+        self.memory = memory(d_head)
+        self.has_beta = self.memory.has_beta
+        self.in_proj = nn.Linear(d_model, n_heads * (3 * d_head + self.has_beta), bias=False)
         self.out_proj = nn.Linear(n_heads * d_head, d_model, bias=False)
 
     def forward(
@@ -101,6 +103,12 @@ class MultiHeadAttention(nn.Module):
         """Read what was written with the queries of `x`."""
         q = F.linear(x, self.in_proj.weight[: self.n_heads * self.d_head])
         return self._merge(self.memory.read(self._heads(q), state))
+
+    @property
+    def state_size(self) -> int | None:
+        """How many numbers are carried for one sequence; None if they grow with its length."""
+        size = self.memory.state_size
+        return None if size is None else self.n_heads * size
 
     def _project(
         self, x: Tensor, *, queries: bool = True

@@ -82,6 +82,7 @@ class FastWeightMemory(nn.Module):
         d_value = d_head if d_value is None else d_value
         self.feature_map = feature_map()
         self.update_rule = update_rule
+        self.has_beta = needs_beta(update_rule)
         self.d_dot, self.d_value = self.feature_map.d_dot(d_head), d_value
         self.key_norm, self.read_norm = key_norm, read_norm
         self.output_scale = output_scale

@@ -1,4 +1,4 @@
-"""Softmax attention behind the same signature, the paper's baseline."""
+"""The memory of softmax attention, the paper's baseline, behind the same signature."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-
-from fwlight.attention.heads import MultiHeadAttention
 
 
 class KeyValueCache(NamedTuple):
@@ -22,11 +20,18 @@ class KeyValueMemory(nn.Module):
     """softmax(q k^T / sqrt(d)) v over everything written (Vaswani et al. 2017, eq. 1).
 
     Args:
+        d_head: Size of queries and keys.
+        d_value: Size of values; None is `d_head`.
         dropout: Probability of dropping an attention weight in training.
     """
 
-    def __init__(self, *, dropout: float = 0.0) -> None:
+    has_beta = False
+    state_size = None
+    """What is carried grows with the length."""
+
+    def __init__(self, d_head: int, *, d_value: int | None = None, dropout: float = 0.0) -> None:
         super().__init__()
+        self.d_head, self.d_value = d_head, d_head if d_value is None else d_value
         self.dropout = dropout
 
     def forward(
@@ -83,30 +88,6 @@ class KeyValueMemory(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=causal and mask is None,
         )
-
-
-class SoftmaxAttention(MultiHeadAttention):
-    """Multi-head softmax attention; calls are those of `MultiHeadAttention`.
-
-    Args:
-        d_model: Width of input and output.
-        n_heads: Number of heads.
-        d_head: Size of a head's q, k and v.
-        dropout: Probability of dropping an attention weight in training.
-
-    Raises:
-        ValueError: If a size is below 1.
-    """
-
-    memory: KeyValueMemory
-
-    def __init__(self, d_model: int, n_heads: int, d_head: int, *, dropout: float = 0.0) -> None:
-        super().__init__(d_model, n_heads, d_head, memory=KeyValueMemory(dropout=dropout))
-
-    @property
-    def state_size(self) -> None:
-        """None: what is carried grows with the length."""
-        return None
 
 
 def _mask_or_zeros(k: Tensor, mask: Tensor | None) -> Tensor:

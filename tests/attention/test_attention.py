@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fwlight.attention import FastWeightAttention, SoftmaxAttention
+from fwlight.attention import FastWeightMemory, KeyValueMemory, MultiHeadAttention
 from fwlight.feature_maps import (
     DPFPFeatureMap,
     EluFeatureMap,
@@ -18,9 +18,15 @@ from fwlight.ops import delta_rule, fwm_rule, sum_rule
 
 D_MODEL, HEADS, D_HEAD = 12, 3, 4
 favor = partial(FAVORFeatureMap, D_HEAD, 6)
-fast = partial(FastWeightAttention, D_MODEL, HEADS, D_HEAD)
+
+
+def fast(*, beta_max: float = 1.0, **slots) -> MultiHeadAttention:
+    memory = partial(FastWeightMemory, **slots)
+    return MultiHeadAttention(D_MODEL, HEADS, D_HEAD, memory=memory, beta_max=beta_max)
+
+
 VARIANTS = {
-    "softmax": partial(SoftmaxAttention, D_MODEL, HEADS, D_HEAD),
+    "softmax": partial(MultiHeadAttention, D_MODEL, HEADS, D_HEAD, memory=KeyValueMemory),
     "linear": partial(fast, feature_map=EluFeatureMap, update_rule=sum_rule, read_norm="output"),
     "performer": partial(fast, feature_map=favor, update_rule=sum_rule, read_norm="output"),
     "delta_dpfp": partial(fast, feature_map=DPFPFeatureMap, update_rule=delta_rule, key_norm="sum"),
@@ -189,4 +195,4 @@ def test_attention_refuses_bad_options(kwargs: dict, message: str) -> None:
 
 def test_attention_refuses_sizes_below_one() -> None:
     with pytest.raises(ValueError, match="n_heads=0"):
-        SoftmaxAttention(8, 0, 4)
+        MultiHeadAttention(8, 0, 4, memory=KeyValueMemory)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fwlight.attention import FastWeightAttention, FastWeightMemory, KeyValueMemory
+from fwlight.attention import FastWeightMemory, KeyValueMemory, MultiHeadAttention
 from fwlight.feature_maps import (
     DPFPFeatureMap,
     EluFeatureMap,
@@ -51,23 +51,22 @@ def load(file: str, group: str) -> dict[str, Tensor]:
         }
 
 
-def published_layer(group: str) -> FastWeightAttention:
+def published_layer(group: str) -> MultiHeadAttention:
     """Our layer with the slots of a case such as `delta_dpfp1/attn_norm/key_sumnorm_only`."""
     layer, norm, *rest = group.split("/")
     rule, feature_map = layer.split("_")
     read_norm = "none"
     if norm == "attn_norm":
         read_norm = "full" if rest == ["with_key_denominator"] else "output"
-    return FastWeightAttention(
-        D_MODEL,
-        HEADS,
-        D_HEAD,
+    memory = partial(
+        FastWeightMemory,
         feature_map=MAPS[feature_map],
         update_rule=RULES[rule],
         key_norm="none" if rule == "sum" else "sum",
         read_norm=read_norm,
         output_scale=D_HEAD**-0.5,
-    ).double()
+    )
+    return MultiHeadAttention(D_MODEL, HEADS, D_HEAD, memory=memory).double()
 
 
 def from_published(weight: Tensor, has_beta: bool) -> Tensor:
@@ -117,7 +116,7 @@ def test_language_model_layer_equals_published(group: str) -> None:
         close(state.key_sum, golden["carry/z"].squeeze(2))
 
 
-def overwrite_initial_state(attention: FastWeightAttention, final: Tensor) -> None:
+def overwrite_initial_state(attention: MultiHeadAttention, final: Tensor) -> None:
     """Reproduce the published gradient of the first key, which is not that of the output.
 
     The reference updates W in place, and the file was made with automatic differentiation through
@@ -144,7 +143,7 @@ def test_retrieval_model_equals_published(group: str) -> None:
     logits = golden["beta_logit"].requires_grad_() if "beta_logit" in golden else None
     beta = None
     if attention == "softmax":
-        memory = KeyValueMemory()
+        memory = KeyValueMemory(D_HEAD)
     else:
         beta = None if rule == "sum" else logits.sigmoid().transpose(1, 2)
         memory = FastWeightMemory(

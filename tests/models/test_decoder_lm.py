@@ -3,24 +3,25 @@ from functools import partial
 import pytest
 import torch
 
-from fwlight.attention import FastWeightAttention, SoftmaxAttention
+from fwlight.attention import FastWeightMemory, KeyValueMemory, MultiHeadAttention
 from fwlight.feature_maps import DPFPFeatureMap, FAVORFeatureMap
 from fwlight.models import DecoderLM, generate
 from fwlight.ops import delta_rule, sum_rule
 from fwlight.types import IGNORE_INDEX
 
-ATTENTION = {
-    "softmax": SoftmaxAttention,
+MEMORY = {
+    "softmax": KeyValueMemory,
     "performer": partial(
-        FastWeightAttention,
+        FastWeightMemory,
         feature_map=partial(FAVORFeatureMap, 4, 6),
         update_rule=sum_rule,
         read_norm="output",
     ),
     "delta": partial(
-        FastWeightAttention, feature_map=DPFPFeatureMap, update_rule=delta_rule, key_norm="sum"
+        FastWeightMemory, feature_map=DPFPFeatureMap, update_rule=delta_rule, key_norm="sum"
     ),
 }
+ATTENTION = {name: partial(MultiHeadAttention, memory=memory) for name, memory in MEMORY.items()}
 every_attention = pytest.mark.parametrize("attention", ATTENTION)
 
 

@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from callbacks.progress import Progress
 from callbacks.text_samples import TextSamples
 from callbacks.throughput import Throughput
 from fwlight import run
-from fwlight.attention import SoftmaxAttention
+from fwlight.attention import KeyValueMemory, MultiHeadAttention
 from fwlight.models import DecoderLM
 from fwlight.training import LanguageModelingModule, OptimizerConfig
 from tasks.lanes import EvalLanes, TrainLanes
@@ -38,7 +39,7 @@ class TinyLM(DecoderLM):
             d_head=4,
             d_ff=16,
             dropout=dropout,
-            attention=SoftmaxAttention,
+            attention=partial(MultiHeadAttention, memory=KeyValueMemory),
         )
         self.noise = noise
 
