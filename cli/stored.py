@@ -76,8 +76,12 @@ def _refuse_changes(stored: Any, composition: Composition, sections: tuple[str, 
         for change in _changes(stored, composition)
         if change[0].startswith(section) and change[0] not in _FREE
     ]
-    # Dropout has no weights; model.attention repeats what its interpolations point to.
-    changes = [c for c in changes if not c[0].endswith("dropout") and ".attention." not in c[0]]
+    # Dropout has no weights; attention and memory repeat what their interpolations point to.
+    changes = [
+        c
+        for c in changes
+        if not c[0].endswith("dropout") and not {"attention", "memory"} & {*c[0].split(".")}
+    ]
     if not changes:
         return
     key, old, new = changes[0]
