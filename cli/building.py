@@ -40,7 +40,7 @@ def build_parts(
         data.load_state_dict(state)
     if config["action"] != "generate":
         data.setup(config["action"])
-    network = build("network", config["network"], vocab_size=data.spec.vocab_size)
+    network = build("network", config["network"], **data.network_sizes)
     return build("module", config["module"], network), data
 
 

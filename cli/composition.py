@@ -5,9 +5,11 @@ one line that names the choices.
 """
 
 from collections.abc import Container, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from operator import getitem
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -91,7 +93,7 @@ def check_together(values: dict[str, Any]) -> None:
         ConfigError: Naming both values.
     """
     size, action = values["size"], values["action"]
-    if size["d_model"] % size["n_heads"]:
+    if size.get("d_model", 0) % size.get("n_heads", 1):
         raise ConfigError(
             f"size.n_heads={size['n_heads']} does not divide size.d_model={size['d_model']}"
         )
@@ -112,7 +114,7 @@ def check_together(values: dict[str, Any]) -> None:
 def _compose_groups(chosen: dict[str, tuple[str, Any]]) -> tuple[DictConfig, dict[str, str]]:
     """Let Hydra put together the chosen options."""
     try:
-        config = _load([text for text, _ in chosen.values()])
+        config = deepcopy(_load(CONF, tuple(text for text, _ in chosen.values())))
     except ConfigCompositionException as error:
         inner = [key for key in chosen if "/" in key]
         if not inner or "Could not override" not in str(error):
@@ -132,9 +134,10 @@ def _compose_groups(chosen: dict[str, tuple[str, Any]]) -> tuple[DictConfig, dic
     return config, choices
 
 
-def _load(arguments: list[str]) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=arguments, return_hydra_config=True)
+@cache  # the points of a sweep choose among few combinations
+def _load(folder: Path, arguments: tuple[str, ...]) -> DictConfig:
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        return compose("config", overrides=list(arguments), return_hydra_config=True)
 
 
 def _adapt(nodes: DictConfig, given: Container[str]) -> list[str]:

@@ -24,7 +24,7 @@ FREE_TEXT = (
 )
 """Keys whose value is taken as typed: commas, quotes and = mean nothing in it."""
 
-_DERIVED = ("network", "module", "sweep")  # sections that other keys fill
+_DERIVED = ("network", "module", "sweep", "report")  # sections that other keys fill
 
 
 def groups() -> dict[str, list[str]]:

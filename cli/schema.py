@@ -88,6 +88,12 @@ class Task(OpenSection):
     seq_len: Count
     min_count: Count | None
     max_vocab_size: Count | None
+    setting: Literal["capacity", "update"]
+    n_keys: Count
+    eval_sequences: Count
+    eval_length: Literal["training", "n_keys"]
+    max_queries: Count | None
+    redraw_eval: bool
 
 
 @dataclass
@@ -135,6 +141,7 @@ class Checkpoint(Section):
 
     every_n_train_steps: Count
     keep_every_n_train_steps: Count | None
+    save_best: bool
 
 
 @dataclass
@@ -184,3 +191,4 @@ class Config(Section):
     output: str | None
     generate: Generate
     sweep: dict
+    report: dict | None

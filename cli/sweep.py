@@ -1,12 +1,13 @@
 """`train.py -m`: every combination of values as a run of its own, one process per core."""
 
 import itertools
+import multiprocessing
+import multiprocessing.connection
 import os
 import re
+import runpy
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,9 @@ class Point:
 def expand(arguments: Sequence[str]) -> list[Point]:
     """Return the points of a sweep: the command line's values, and those of `sweep` in conf/.
 
+    There `sweep` maps keys to their values, whose every combination is run, or it maps the names of
+    curves to lists of such grids. A key on the command line replaces that of the grids.
+
     Raises:
         ConfigError: If a point is no valid configuration, or would start several processes.
     """
@@ -52,48 +56,100 @@ def expand(arguments: Sequence[str]) -> list[Point]:
     points = []
     for chosen in _combinations(values):
         first = compose_config(_texts(chosen))
-        inner = [parse(f"{key}={text}", sweep=True) for key, text in first.config["sweep"].items()]
-        for more in _combinations({key: texts for key, texts in inner if key not in values}):
-            swept = {key: text for key, text in chosen.items() if len(values[key]) > 1} | more
-            points.append(_point(base or f"runs/sweep_{first.choices['task']}", chosen, swept))
+        default_base = f"runs/sweep_{first.choices.get('experiment') or first.choices['task']}"
+        for curve, grids in _curves(first.config["sweep"]):
+            inner = [_grid(grid, given=values) for grid in grids]
+            varied = {key for key in chosen if len(values[key]) > 1}
+            varied |= {key for grid in inner for key in grid if not curve or _varies(key, inner)}
+            for more in itertools.chain.from_iterable(map(_combinations, inner)):
+                swept = {k: text for k, text in (chosen | more).items() if k in varied}
+                name = "__".join([curve] * bool(curve) + [f"{k}-{v}" for k, v in swept.items()])
+                points.append(_point(base or default_base, name, {**chosen, **more}))
     if len({point.folder for point in points}) < len(points):
         raise ConfigError("two points of the sweep differ only in characters no folder name has")
     return points
 
 
 def run_sweep(arguments: Sequence[str]) -> int:
-    """Run the points that are not finished and return the first exit code that is not 0."""
+    """Run the points that are not finished and return the first exit code that is not 0.
+
+    When all are done, what the configuration names as `report` is called with the sweep's folder.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     points = expand(arguments)
     open_points = [point for point in points if not point.finished()]
-    print(f"{len(points)} runs, {len(points) - len(open_points)} of them finished before")
+    finished = len(points) - len(open_points)
+    print(f"{len(points)} runs, {finished} of them finished before", flush=True)
     on_cpu = all(point.composition.config["trainer"]["accelerator"] == "cpu" for point in points)
-    workers = len(os.sched_getaffinity(0)) if on_cpu else 1
-    running: dict[subprocess.Popen[bytes], Point] = {}
-    codes: list[int] = []
+    failed = _run(open_points, workers=len(os.sched_getaffinity(0)) if on_cpu else 1)
+    report = points[0].composition.config["report"]
+    if report is not None and not failed:
+        from cli.building import build
+
+        build("report", report, points[0].folder.parent)
+    return failed
+
+
+def _run(points: list[Point], *, workers: int) -> int:
+    # Each run is a process of its own, forked from one that has imported what all of them need.
+    # That one has a single thread, and so have its runs: they share the cores.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cli.building", "fwlight.run"])
+    waiting, failed = list(points), 0
+    running: dict[Any, Point] = {}
     try:
-        while open_points or running:
-            while open_points and len(running) < workers:
-                point = open_points.pop(0)
-                running[_start(point)] = point
-            process = _wait(running)
-            point = running.pop(process)
-            codes.append(process.returncode)
-            result = "done" if process.returncode == 0 else f"exit code {process.returncode}"
-            print(f"{point.name}: {result} ({_log(point)})", flush=True)
+        while waiting or running:
+            while waiting and len(running) < workers:
+                point = waiting.pop(0)
+                process = context.Process(target=_run_point, args=(point.arguments, _log(point)))
+                process.start()
+                running[process] = point
+            multiprocessing.connection.wait([process.sentinel for process in running])
+            for process in [process for process in running if process.exitcode is not None]:
+                point, code = running.pop(process), process.exitcode
+                failed = failed or code
+                result = f"exit code {code}" if code else "done"
+                print(f"{point.name}: {result} ({_log(point)})", flush=True)
     finally:
         for process in running:
             process.terminate()
-    return next((code for code in codes if code), 0)
+    return failed
 
 
-def _point(base: str, chosen: Mapping[str, str], swept: Mapping[str, str]) -> Point:
+def _run_point(arguments: list[str], log: Path) -> None:
+    """Be a run: what this process prints goes to the log."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    program = str(CONF.parent / "train.py")
+    sys.argv = [program, *arguments]
+    runpy.run_path(program, run_name="__main__")
+
+
+def _curves(sweep: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, str]]]]:
+    """Return the named curves of a sweep, or its one grid without a name."""
+    if any(isinstance(grids, list) for grids in sweep.values()):
+        return list(sweep.items())
+    return [("", [sweep])]
+
+
+def _grid(grid: Mapping[str, str], *, given: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    pairs = [parse(f"{key}={text}", sweep=True) for key, text in grid.items()]
+    return {key: texts for key, texts in pairs if key not in given}
+
+
+def _varies(key: str, grids: Sequence[Mapping[str, list[str]]]) -> bool:
+    return len({text for grid in grids for text in grid.get(key, [""])}) > 1
+
+
+def _point(base: str, name: str, values: Mapping[str, str]) -> Point:
     """Make one point and check it."""
-    if not swept:
+    if not name:
         raise ConfigError("-m found nothing to sweep: give a key several values, as seed=1,2,3")
-    name = "__".join(f"{key}-{text}" for key, text in swept.items())
     name = re.sub(r"[^\w.-]+", "_", name)
-    arguments = _texts({"resume": "auto", **chosen, **swept})
+    arguments = _texts({"resume": "auto", **values})
     arguments.append(f"run_dir={Path(base, name).resolve()}")
     composition = compose_config(arguments)
     trainer = composition.config["trainer"]
@@ -116,26 +172,9 @@ def _texts(values: Mapping[str, str]) -> list[str]:
 
 
 def _without_place(config: Any) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in ("run_dir", "resume")}
+    placed = ("run_dir", "resume", "report", "sweep")
+    return {key: value for key, value in config.items() if key not in placed}
 
 
 def _log(point: Point) -> Path:
     return point.folder.with_name(f"{point.name}.log")
-
-
-def _start(point: Point) -> subprocess.Popen[bytes]:
-    _log(point).parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(CONF.parent / "train.py"), *point.arguments]
-    with _log(point).open("wb") as log:
-        return subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-
-
-def _wait(running: Mapping[subprocess.Popen[bytes], Point]) -> subprocess.Popen[bytes]:
-    """Return the first process that ends."""
-    while True:
-        for process in running:
-            if process.poll() is not None:
-                return process
-        time.sleep(0.2)

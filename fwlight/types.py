@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fwlight.errors import DataError
 
-__all__ = ["IGNORE_INDEX", "DataError", "DataSpec", "LMBatch"]
+__all__ = ["IGNORE_INDEX", "DataError", "DataSpec", "LMBatch", "RetrievalBatch"]
 
 IGNORE_INDEX = -100
 """Target value of positions that no loss or metric counts."""
@@ -23,6 +23,19 @@ class LMBatch(NamedTuple):
     """Token ids `[B, T]`, int64."""
     targets: Tensor
     """Token ids `[B, T]`, int64; `IGNORE_INDEX` where nothing is to be predicted."""
+
+
+class RetrievalBatch(NamedTuple):
+    """Associations to write in order, and what to read afterwards."""
+
+    keys: Tensor
+    """Key ids `[B, T]`, int64."""
+    values: Tensor
+    """Value ids `[B, T]`, int64."""
+    queries: Tensor
+    """Key ids to read with `[B, N]`, int64."""
+    targets: Tensor
+    """Value ids `[B, N]`, int64; `IGNORE_INDEX` where a row has fewer queries."""
 
 
 @dataclass(frozen=True)

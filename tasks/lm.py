@@ -164,6 +164,11 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         return self._fingerprint
 
     @property
+    def network_sizes(self) -> dict[str, int]:
+        """What a network is built with, once `setup` or `load_state_dict` has run."""
+        return {"vocab_size": len(self.vocabulary)}
+
+    @property
     def spec(self) -> DataSpec:
         """What a model must know, once `setup` or `load_state_dict` has run."""
         return DataSpec(

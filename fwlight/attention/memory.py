@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fwlight.checks import check_choice
 from fwlight.feature_maps import FeatureMap
+from fwlight.ops import has_read_weights, read_weights
 
 KEY_NORMS = ("none", "sum", "l2")
 READ_NORMS = ("none", "output", "full")
@@ -139,6 +140,44 @@ class FastWeightMemory(nn.Module):
             if state.key_sum is not None:
                 o = o / (q @ state.key_sum[..., None] + self.read_eps)
             return self.out_norm(o * self.output_scale).to(dtype)
+
+    def recall(
+        self,
+        q: Float[Tensor, "b h d"],
+        k: Float[Tensor, "b h t d"],
+        ids: Int[Tensor, "b t"],
+        beta: Float[Tensor, "b h t"] | None,
+    ) -> Float[Tensor, "b h v"]:
+        """Write one-hot values into an empty memory and read it with one query.
+
+        Returns what `write` and `read` return, for rules linear in the values without forming the
+        state: o = sum_t a_t v_t costs T K instead of T K V.
+
+        Args:
+            q: One query, before the feature map.
+            k: Keys, before the feature map.
+            ids: Which component of each value is 1; below `d_value`.
+            beta: Write strengths; None for rules without.
+        """
+        heads = (-1, k.shape[1], -1)
+        if not has_read_weights(self.update_rule):
+            v = F.one_hot(ids, self.d_value).to(k.dtype)[:, None].expand(*heads, -1)
+            return self.read(q[:, :, None], self.write(k, v, beta)).squeeze(2)
+        self.feature_map.start_sequence()
+        with torch.autocast(k.device.type, enabled=False):
+            k, _ = self._keys(k, None, None)
+            features = self._queries(q[:, :, None]).squeeze(2)
+            written_k, written_beta = k, beta
+            if self.read_norm == "full" and beta is not None:
+                z = _running_key_sum(k, None)
+                written_k, written_beta = self._normalised_write(k, beta, z)
+            weights = read_weights(self.update_rule, features, written_k, written_beta)
+            if self.read_norm != "none":
+                sums = weights if beta is None else (k @ features[..., None]).squeeze(-1)
+                weights = weights / (sums.sum(-1, keepdim=True) + self.read_eps)
+            o = weights.new_zeros(*weights.shape[:2], self.d_value)
+            o = o.scatter_add(-1, ids[:, None].expand(heads), weights)
+            return self.out_norm(o * self.output_scale).to(q.dtype)
 
     @property
     def state_size(self) -> int:

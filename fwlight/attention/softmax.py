@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
@@ -71,6 +71,19 @@ class KeyValueMemory(nn.Module):
     def read(self, q: Float[Tensor, "b h t d"], state: KeyValueCache) -> Float[Tensor, "b h t v"]:
         """Attend from every query to everything written."""
         return self._attend(q, state, causal=False)
+
+    def recall(
+        self,
+        q: Float[Tensor, "b h d"],
+        k: Float[Tensor, "b h t d"],
+        ids: Int[Tensor, "b t"],
+        beta: None = None,
+    ) -> Float[Tensor, "b h v"]:
+        """Write one-hot values and read with one query; see `FastWeightMemory.recall`."""
+        del beta
+        weights = ((k @ q[..., None]).squeeze(-1) * k.shape[-1] ** -0.5).softmax(-1)
+        o = weights.new_zeros(*weights.shape[:2], self.d_value)
+        return o.scatter_add(-1, ids[:, None].expand_as(weights), weights)
 
     def _attend(self, q: Tensor, state: KeyValueCache, *, causal: bool) -> Tensor:
         t, s = q.shape[2], state.k.shape[2]

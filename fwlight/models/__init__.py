@@ -2,5 +2,6 @@
 
 from fwlight.models.decoder_lm import DecoderLM, LMState
 from fwlight.models.generate import generate
+from fwlight.models.retriever import Retriever
 
-__all__ = ["DecoderLM", "LMState", "generate"]
+__all__ = ["DecoderLM", "LMState", "Retriever", "generate"]

@@ -5,6 +5,7 @@ Every rule has the signature `rule(q, k, v, beta, *, initial_state=None, ...) ->
 
 from fwlight.ops.delta_rule import delta_rule
 from fwlight.ops.fwm_rule import fwm_rule
+from fwlight.ops.read_weights import has_read_weights, read_weights
 from fwlight.ops.sum_rule import sum_rule
 
-__all__ = ["delta_rule", "fwm_rule", "sum_rule"]
+__all__ = ["delta_rule", "fwm_rule", "has_read_weights", "read_weights", "sum_rule"]

@@ -41,6 +41,7 @@ def run_callbacks(
     seed: int,
     every_n_train_steps: int | None,
     keep_every_n_train_steps: int | None = None,
+    save_best: bool = True,
     identity: dict[str, Any],
 ) -> list[Callback]:
     """Return the callbacks every run needs; they come after all others in the Trainer's list.
@@ -50,6 +51,7 @@ def run_callbacks(
         seed: Seed of the random numbers drawn in training.
         every_n_train_steps: Updates between two writes of `last.ckpt`; None or 0: at the end only.
         keep_every_n_train_steps: Updates between two copies that are kept, or None.
+        save_best: Whether the best evaluation's state is kept, and tested.
         identity: Plain containers that say what was trained; stored as `fwlight`.
     """
     # The order matters: the random state is back in place before a checkpoint stores it.
@@ -60,6 +62,7 @@ def run_callbacks(
             folder.checkpoints,
             every_n_train_steps=every_n_train_steps,
             keep_every_n_train_steps=keep_every_n_train_steps,
+            save_best=save_best,
             identity=identity,
         ),
     ]

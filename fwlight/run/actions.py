@@ -46,7 +46,7 @@ def fit(
             _say(f"training was already complete at step {trainer.global_step}")
         checkpoint = _of_kind(trainer, RunCheckpoint)
         tested = checkpoint.last_path
-        if checkpoint.best and checkpoint.best_path.exists():
+        if checkpoint.save_best and checkpoint.best and checkpoint.best_path.exists():
             tested = checkpoint.best_path
             load_weights(module, load_checkpoint(tested), tested)
         trainer.test(module, datamodule=data, verbose=False)
@@ -139,7 +139,7 @@ def summarise(trainer: Trainer, module: TrainingModule, *, tested: str) -> dict[
     return {
         **{name: module.latest.get(name) for name in names},
         "val/best_loss": best.get("value"),
-        "val/best_ppl": perplexity(best["value"]) if best else None,
+        "val/best_ppl": perplexity(best["value"]) if best and "val/ppl" in module.latest else None,
         "val/best_step": best.get("step"),
         "tested_checkpoint": tested,
         "tokens_per_second": clock["tokens"] / seconds if seconds else None,

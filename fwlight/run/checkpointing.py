@@ -18,6 +18,7 @@ class RunCheckpoint(Callback):
         folder: Where to.
         every_n_train_steps: Updates between two writes of `last.ckpt`; None or 0: at the end only.
         keep_every_n_train_steps: Updates between two copies named `step-000100.ckpt`, or None.
+        save_best: Whether `best.ckpt` is written.
         identity: Stored in every checkpoint as `fwlight`.
         monitor: The metric whose smallest value makes `best.ckpt`.
     """
@@ -28,12 +29,14 @@ class RunCheckpoint(Callback):
         *,
         every_n_train_steps: int | None,
         keep_every_n_train_steps: int | None = None,
+        save_best: bool = True,
         identity: dict[str, Any],
         monitor: str = "val/loss",
     ) -> None:
         self.folder = folder
         self.every_n_train_steps = every_n_train_steps
         self.keep_every_n_train_steps = keep_every_n_train_steps
+        self.save_best = save_best
         self.identity = identity
         self.monitor = monitor
         self.best: dict[str, Any] = {}
@@ -74,7 +77,8 @@ class RunCheckpoint(Callback):
         value = cast(TrainingModule, pl_module).latest.get(self.monitor)
         if value is not None and value < self.best.get("value", float("inf")):
             self.best = {"value": value, "step": trainer.global_step}
-            self._save(trainer, self.best_path)
+            if self.save_best:
+                self._save(trainer, self.best_path)
         # Half of an accumulated gradient cannot be stored.
         if not trainer.fit_loop._should_accumulate():
             self._save_if_due(trainer)

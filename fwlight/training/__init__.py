@@ -4,10 +4,14 @@ from fwlight.training.lm import LanguageModelingModule
 from fwlight.training.metrics import TokenLoss
 from fwlight.training.module import TrainingModule
 from fwlight.training.optim import OptimizerConfig, build_optimizer, lr_factor, warmup_cosine
+from fwlight.training.retrieval import RetrievalModule
+from fwlight.training.supervised import SupervisedModule
 
 __all__ = [
     "LanguageModelingModule",
     "OptimizerConfig",
+    "RetrievalModule",
+    "SupervisedModule",
     "TokenLoss",
     "TrainingModule",
     "build_optimizer",

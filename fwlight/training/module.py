@@ -80,18 +80,17 @@ class TrainingModule(LightningModule):
         return nll_sum * factor.to(nll_sum.dtype)
 
     def step_metrics(self) -> dict[str, float]:
-        """Read the values of the last update: loss, perplexity, learning rate, gradient norm."""
+        """Read the values of the last update: the loss, the learning rate and the gradient norm."""
         if self._update is None:
             return {}
         sums, grad_norm, lr = self._update
         nll, targets, norm = torch.cat((sums, grad_norm.double().view(1))).tolist()
         loss = nll / targets if targets else math.nan
-        return {
-            "train/loss": loss,
-            "train/ppl": perplexity(loss),
-            "train/lr": lr,
-            "train/grad_norm": norm,
-        }
+        return {**self.loss_metrics("train", loss), "train/lr": lr, "train/grad_norm": norm}
+
+    def loss_metrics(self, split: str, loss: float) -> dict[str, float]:
+        """Return what is logged of a loss; subclasses add what follows from it."""
+        return {f"{split}/loss": loss}
 
     def logs_at(self, step: int) -> bool:
         """Whether training metrics are logged at a step: every so many, and the last one."""

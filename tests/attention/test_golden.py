@@ -15,6 +15,7 @@ from fwlight.feature_maps import (
     FAVORFeatureMap,
     TanhFeatureMap,
 )
+from fwlight.models import Retriever
 from fwlight.ops import delta_rule, fwm_rule, sum_rule
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "reference"
@@ -136,19 +137,20 @@ def overwrite_initial_state(attention: MultiHeadAttention, final: Tensor) -> Non
 
 
 @pytest.mark.parametrize("group", cases("synthetic_retrieval_golden.npz", marker="/out"))
-def test_retrieval_model_equals_published(group: str) -> None:
+@pytest.mark.parametrize("queries", [1, 2])
+def test_retrieval_model_equals_published(group: str, queries: int) -> None:
     golden = load("synthetic_retrieval_golden.npz", group)
     attention, _, rule = group.split("/")[1].partition("_")
     k, q = golden["k"].requires_grad_(), golden["q"].requires_grad_()
+    published_q = q
     logits = golden["beta_logit"].requires_grad_() if "beta_logit" in golden else None
     beta = None
     if attention == "softmax":
-        memory = KeyValueMemory(D_HEAD)
+        memory = KeyValueMemory
     else:
-        beta = None if rule == "sum" else logits.sigmoid().transpose(1, 2)
-        memory = FastWeightMemory(
-            D_HEAD,
-            d_value=golden["v"].shape[-1],
+        beta = None if rule == "sum" else logits.sigmoid().squeeze(2)
+        memory = partial(
+            FastWeightMemory,
             feature_map=MAPS[attention],
             update_rule=RULES[rule],
             key_norm="sum" if rule == "delta" else "none",
@@ -156,17 +158,20 @@ def test_retrieval_model_equals_published(group: str) -> None:
             query_norm_eps=1e-6,
             read_eps=1e-6,
             out_norm="layernorm" if rule == "fwm" else "none",
-        ).double()
-        if "omega" in golden:
-            memory.feature_map.projection = golden["omega"]
-    state = memory.write(k[:, None], golden["v"][:, None], beta)
-    out = memory.read(q[:, None], state).flatten(1)
+        )
+    model = Retriever(n_keys=golden["v"].shape[-1], d_head=D_HEAD, memory=memory).double()
+    if "omega" in golden:
+        model.memory.feature_map.projection = golden["omega"]
+    values = golden["v"].argmax(-1)
+    if queries == 2:  # several queries are read from the state, a single one without forming it
+        q = q.expand(-1, 2, -1)
+    out = model.answer(q, k, values, beta)[:, 0]
     close(out, golden["out"])
 
     loss = (out - golden["target"]).square().sum(-1).mean() / 2
     close(loss, golden["loss"])
     loss.backward()
     close(k.grad, golden["grad_k"])
-    close(q.grad, golden["grad_q"])
+    close(published_q.grad, golden["grad_q"])
     if "grad_beta_logit" in golden:
         close(logits.grad, golden["grad_beta_logit"])
