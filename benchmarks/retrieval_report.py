@@ -1,0 +1,170 @@
+"""The runs of a retrieval sweep as one CSV, one figure beside the published curves, and one table.
+
+    python -m benchmarks.retrieval_report runs/retrieval_capacity capacity
+
+A sweep calls `report` itself when its last run is done.
+"""
+
+import csv
+import json
+import math
+import statistics
+import sys
+from collections import defaultdict
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import yaml
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+PUBLISHED = Path(__file__).parent / "published" / "retrieval.yaml"
+SOLVED = 1e-3
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run."""
+
+    curve: str
+    n_keys: int
+    seed: int
+    steps: int
+    best_loss: float
+    last_loss: float
+    test_loss: float
+    seconds: float
+
+
+def report(folder: Path, *, setting: str) -> None:
+    """Write retrieval.csv, retrieval.png, table.md and a TensorBoard image into a sweep's folder.
+
+    Args:
+        folder: Of the sweep.
+        setting: `capacity` or `update`: which published curves to lay ours over.
+    """
+    runs = read_runs(folder)
+    if not runs:
+        raise SystemExit(f"error: {folder} holds no finished run of a retrieval sweep")
+    with (folder / "retrieval.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(field.name for field in fields(Run))
+        writer.writerows(astuple(run) for run in runs)
+    published = published_losses(setting)
+    text = table(runs, published)
+    (folder / "table.md").write_text(text, encoding="utf-8")
+    figure = draw(runs, published, title=f"Retrieval, {setting}")
+    figure.savefig(folder / "retrieval.png", dpi=130)
+    with SummaryWriter(str(folder / "tensorboard")) as board:
+        board.add_figure(f"retrieval/{setting}", figure)
+    print(text)
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """Return the finished runs under a sweep's folder, by curve, seed and number of keys."""
+    runs = []
+    for path in sorted(folder.glob("*/summary.json")):
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+        best, last, test = (
+            math.nan if summary[name] is None else summary[name]
+            for name in ("val/best_loss", "val/loss", "test/loss")
+        )
+        runs.append(
+            Run(
+                curve=path.parent.name.split("__")[0],
+                n_keys=config["task"]["n_keys"],
+                seed=config["seed"],
+                steps=summary["global_step"],
+                best_loss=best,
+                last_loss=last,
+                test_loss=test,
+                seconds=round(summary["wall_seconds"], 1),
+            )
+        )
+    return sorted(runs, key=lambda run: (run.curve, run.seed, run.n_keys))
+
+
+def published_losses(setting: str) -> dict[str, dict[int, float]]:
+    """Return the published best loss of every curve and number of keys."""
+    curves: dict[str, list[float]] = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))[setting]
+    return {
+        name: {20 * (i + 1): float(loss) for i, loss in enumerate(losses)}
+        for name, losses in curves.items()
+    }
+
+
+def losses_of(runs: list[Run]) -> dict[str, dict[int, list[float]]]:
+    """Return the best losses of all seeds, by curve and number of keys."""
+    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in sorted(runs, key=lambda run: run.n_keys):
+        found[run.curve][run.n_keys].append(run.best_loss)
+    return found
+
+
+def solved_up_to(losses: dict[int, float]) -> int:
+    """Return the largest number of keys up to which every point reaches 0.001; 0 for none."""
+    largest = 0
+    for n_keys in sorted(losses):
+        if not losses[n_keys] <= SOLVED:
+            break
+        largest = n_keys
+    return largest
+
+
+def table(runs: list[Run], published: dict[str, dict[int, float]]) -> str:
+    """Return a Markdown table: how far each curve is solved, and its share of solved points."""
+    lines = [
+        "| curve | runs | largest S with all S up to it solved | published | points solved | "
+        "published | steps |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for curve, by_keys in losses_of(runs).items():
+        ours = {n_keys: statistics.median(losses) for n_keys, losses in by_keys.items()}
+        theirs = published.get(curve, {})
+        mine = [run for run in runs if run.curve == curve]
+        cells: list[Any] = [curve, len(mine), solved_up_to(ours) or "none"]
+        cells.append((solved_up_to(theirs) or "none") if theirs else "-")
+        cells += [_share(ours), _share(theirs) if theirs else "-"]
+        lines.append(f"| {' | '.join(map(str, cells))} | {sum(run.steps for run in mine):,} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(runs: list[Run], published: dict[str, dict[int, float]], *, title: str) -> Figure:
+    """Return a figure: loss against the number of keys, linear as in the paper and logarithmic."""
+    figure, axes = plt.subplots(1, 2, figsize=(15, 6.5), layout="constrained")
+    colours = [plt.colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
+    for (curve, by_keys), colour in zip(losses_of(runs).items(), colours, strict=False):
+        n_keys = list(by_keys)
+        medians = [statistics.median(losses) for losses in by_keys.values()]
+        for axis in axes:
+            axis.plot(n_keys, medians, marker="o", markersize=3, color=colour, label=curve)
+            low, high = ([f(losses) for losses in by_keys.values()] for f in (min, max))
+            axis.fill_between(n_keys, low, high, color=colour, alpha=0.25, linewidth=0)
+            if curve in published:
+                axis.plot(*zip(*published[curve].items(), strict=True), "--", color=colour, lw=1)
+    axes[0].set_title(f"{title}: best loss, median and range over seeds; dashed: published")
+    axes[0].set_ylim(-0.02, 0.62)
+    axes[1].set_yscale("log")
+    axes[1].axhline(SOLVED, color="black", linewidth=0.8)
+    axes[1].set_title("the same, logarithmic; the line is the loss at which a run stops")
+    for axis in axes:
+        axis.set_xlabel("number of keys S")
+        axis.set_ylabel("loss |y - v|² / 2")
+    axes[0].legend(fontsize="small")
+    return figure
+
+
+def _share(losses: dict[int, float]) -> str:
+    return f"{sum(loss <= SOLVED for loss in losses.values())} of {len(losses)}"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3 or sys.argv[2] not in ("capacity", "update"):
+        raise SystemExit("usage: python -m benchmarks.retrieval_report FOLDER capacity|update")
+    report(Path(sys.argv[1]), setting=sys.argv[2])
