@@ -2,6 +2,12 @@
 #pragma once
 #include "shape.h"
 
+#ifdef _OPENMP
+#include <omp.h>
+#else
+inline int omp_get_thread_num() { return 0; }
+#endif
+
 enum Rule : Index { SUM, DELTA, FWM };  // as in kernels.py
 
 class Arguments {

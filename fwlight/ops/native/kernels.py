@@ -3,7 +3,6 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # (torch.library and Function.apply carry no types)
 
-import ctypes
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from fwlight.ops.chunks import refuse_second_derivative
-from fwlight.ops.native.build import library
+from fwlight.ops.native.launch import LIBRARY, dense, empty_like, launch, sequence
 
 # As in simd.h and arguments.h.
 CHUNK = 16
@@ -24,7 +23,6 @@ STATES_AT_HAND = 1 << 18
 # The one way for an autograd kernel to call what lies under it; used in torch's documentation.
 _below_autograd = torch._C._AutoDispatchBelowAutograd  # pyright: ignore[reportPrivateUsage]
 
-LIBRARY = torch.library.Library("fwlight", "DEF")
 LIBRARY.define(
     "native_rule(Tensor? q, Tensor k, Tensor v, Tensor? beta, Tensor state, str rule, bool keep)"
     " -> (Tensor o, Tensor state, Tensor states, Tensor errors)"
@@ -34,19 +32,6 @@ LIBRARY.define(
     " Tensor states, Tensor errors, str rule)"
     " -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbeta, Tensor d_state)"
 )
-
-
-def _dense(x: Tensor) -> Tensor:
-    """Return x with a contiguous last dimension, as it is if it has one."""
-    return x if x.shape[-1] == 1 or x.stride(-1) == 1 else x.contiguous()
-
-
-def _empty_like(x: Tensor) -> Tensor:
-    """Return new memory for a tensor `[B, H, T, ...]`, heads inside tokens if x has them so."""
-    b, h, t, *rest = x.shape
-    if x.stride(1) < x.stride(2):
-        return x.new_empty((b, t, h, *rest)).transpose(1, 2)
-    return x.new_empty((b, h, t, *rest))
 
 
 def _chunks_per_state(k: Tensor, v: Tensor) -> int:
@@ -65,7 +50,7 @@ def _forward_results(
     """Return memory for (o, S_T, states, errors); what is not wanted is empty."""
     b, h, t, d_key = k.shape
     d_value = v.shape[3]
-    o = v.new_empty(0) if q is None else _empty_like(v)
+    o = v.new_empty(0) if q is None else empty_like(v)
     last = v.new_empty((b, h, d_key, d_value))
     if not keep:
         return o, last, v.new_empty(0), v.new_empty(0)
@@ -82,20 +67,14 @@ def _forward_results(
 def _backward_results(
     q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, d_state: Tensor
 ) -> tuple[Tensor, ...]:
-    wanted = [v.new_empty(0) if x is None else _empty_like(x) for x in (q, k, v, beta)]
+    wanted = [v.new_empty(0) if x is None else empty_like(x) for x in (q, k, v, beta)]
     return *wanted, torch.empty_like(d_state, memory_format=torch.contiguous_format)
-
-
-def _sequence(x: Tensor | None) -> tuple[int, ...]:
-    """Return address and strides of B, H and T; zeros for nothing."""
-    return (0, 0, 0, 0) if x is None else (x.data_ptr(), *x.stride()[:3])
 
 
 def _call(name: str, rule: str, k: Tensor, v: Tensor, *values: int) -> None:
     every = _chunks_per_state(k, v)
-    arguments = (RULES[rule], *k.shape, v.shape[3], torch.get_num_threads(), every, *values)
-    packed = (ctypes.c_int64 * len(arguments))(*arguments)
-    if getattr(library(k.dtype), name)(packed):
+    sizes = *k.shape, v.shape[3], torch.get_num_threads(), every
+    if launch(name, k.dtype, RULES[rule], *sizes, *values):
         raise MemoryError(f"{name}: no memory for q, k {list(k.shape)} and v {list(v.shape)}")
 
 
@@ -108,8 +87,8 @@ def _forward(
     rule: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    q = None if q is None else _dense(q)
-    k, v = _dense(k), _dense(v)
+    q = None if q is None else dense(q)
+    k, v = dense(k), dense(v)
     results = _forward_results(q, k, v, rule, keep)
     o, last, states, errors = results
     _launch_forward(q, k, v, beta, state, rule, None if q is None else o, last, states, errors)
@@ -134,11 +113,11 @@ def _launch_forward(
         rule,
         k,
         v,
-        *_sequence(q),
-        *_sequence(k),
-        *_sequence(v),
-        *_sequence(beta),
-        *_sequence(o),
+        *sequence(q),
+        *sequence(k),
+        *sequence(v),
+        *sequence(beta),
+        *sequence(o),
         state.data_ptr(),
         last.data_ptr(),
         # The address of nothing is zero, which says that nothing is to be kept.
@@ -161,23 +140,23 @@ def _backward(
     if q is None or d_o is None:
         q = d_o = None
     else:
-        q, d_o = _dense(q), _dense(d_o)
-    k, v, d_state = _dense(k), _dense(v), d_state.contiguous()
+        q, d_o = dense(q), dense(d_o)
+    k, v, d_state = dense(k), dense(v), d_state.contiguous()
     dq, dk, dv, dbeta, d_initial = results = _backward_results(q, k, v, beta, d_state)
     _call(
         "fwlight_backward",
         rule,
         k,
         v,
-        *_sequence(q),
-        *_sequence(k),
-        *_sequence(v),
-        *_sequence(beta),
-        *_sequence(d_o),
-        *_sequence(None if q is None else dq),
-        *_sequence(dk),
-        *_sequence(dv),
-        *_sequence(None if beta is None else dbeta),
+        *sequence(q),
+        *sequence(k),
+        *sequence(v),
+        *sequence(beta),
+        *sequence(d_o),
+        *sequence(None if q is None else dq),
+        *sequence(dk),
+        *sequence(dv),
+        *sequence(None if beta is None else dbeta),
         d_state.data_ptr(),
         d_initial.data_ptr(),
         states.data_ptr(),
@@ -227,14 +206,14 @@ def _autograd(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _fake_forward(q: Any, k: Any, v: Any, beta: Any, state: Any, rule: str, keep: bool) -> Any:
-    return _forward_results(q, _dense(k), _dense(v), rule, keep)
+    return _forward_results(q, dense(k), dense(v), rule, keep)
 
 
 def _fake_backward(
     q: Any, k: Any, v: Any, beta: Any, d_o: Any, d_state: Any, states: Any, errors: Any, rule: str
 ) -> Any:
-    q = None if q is None or d_o is None else _dense(q)
-    return _backward_results(q, _dense(k), _dense(v), beta, d_state)
+    q = None if q is None or d_o is None else dense(q)
+    return _backward_results(q, dense(k), dense(v), beta, d_state)
 
 
 LIBRARY.impl("native_rule", _forward, "CPU")
@@ -254,9 +233,9 @@ def _run(
         o, last, _, _ = _OP(q, k, v, beta, S, rule, False)
         return None if q is None else o, last
     # Dispatching an operator written in Python takes as long as the step of a small layer.
-    q = None if q is None else _dense(q)
-    k, v = _dense(k), _dense(v)
-    o = None if q is None else _empty_like(v)
+    q = None if q is None else dense(q)
+    k, v = dense(k), dense(v)
+    o = None if q is None else empty_like(v)
     last = v.new_empty(S.shape)
     _launch_forward(q, k, v, beta, S, rule, o, last)
     return o, last

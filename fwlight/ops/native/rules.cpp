@@ -3,16 +3,11 @@
 
 #include "arguments.h"
 #include "backward.h"
+#include "dpfp.h"
 #include "forward.h"
 #include "fwm_backward.h"
 #include "fwm_forward.h"
 #include "step.h"
-
-#ifdef _OPENMP
-#include <omp.h>
-#else
-inline int omp_get_thread_num() { return 0; }
-#endif
 
 namespace {
 
@@ -166,19 +161,27 @@ struct Backward {
   }
 };
 
-template <class Pass>
-int call(const Index* arguments) noexcept {
+// Returns whether memory ran out.
+template <class F>
+int guarded(F f) noexcept {
   try {
-    const Pass pass{Arguments(arguments)};
-    switch (pass.s.rule) {
-      case SUM: pass.template run<SUM>(); break;
-      case DELTA: pass.template run<DELTA>(); break;
-      case FWM: pass.template run<FWM>(); break;
-    }
+    f();
     return 0;
-  } catch (...) {  // memory ran out
+  } catch (...) {
     return 1;
   }
+}
+
+template <class Pass>
+int call(const Index* arguments) noexcept {
+  return guarded([&] {
+    const Pass pass{Arguments(arguments)};
+    switch (pass.s.rule) {
+      case SUM: return pass.template run<SUM>();
+      case DELTA: return pass.template run<DELTA>();
+      case FWM: return pass.template run<FWM>();
+    }
+  });
 }
 
 }  // namespace
@@ -186,4 +189,7 @@ int call(const Index* arguments) noexcept {
 extern "C" {
 int fwlight_forward(const Index* arguments) { return call<Forward<FW_REAL>>(arguments); }
 int fwlight_backward(const Index* arguments) { return call<Backward<FW_REAL>>(arguments); }
+int fwlight_dpfp(const Index* arguments) {
+  return guarded([&] { Dpfp<FW_REAL>{Arguments(arguments)}.run(); });
+}
 }
