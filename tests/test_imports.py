@@ -20,7 +20,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.checks": (set(), set()),
     "fwlight.types": ({"fwlight.errors"}, {"torch"}),
     "fwlight.ops": (set(), LIBRARY | {"fla"}),
-    "fwlight.feature_maps": ({"fwlight.checks"}, LIBRARY),
+    "fwlight.feature_maps": ({"fwlight.checks", "fwlight.ops.native"}, LIBRARY),
     "fwlight.attention": ({"fwlight.checks", "fwlight.ops", "fwlight.feature_maps"}, LIBRARY),
     "fwlight.models": ({"fwlight.attention", "fwlight.checks", "fwlight.types"}, LIBRARY),
     "fwlight.diagnostics": ({"fwlight.types"}, LIBRARY | {"torchmetrics"}),

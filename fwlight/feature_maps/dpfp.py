@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fwlight.feature_maps.base import FeatureMap
+from fwlight.ops import native
 
 
 class DPFPFeatureMap(FeatureMap):
@@ -13,7 +14,8 @@ class DPFPFeatureMap(FeatureMap):
 
     With r = [relu(x); relu(-x)] of size 2d, block j = 1..nu holds r_i r_{i-j}, indices cyclic in
     2d (Schlag et al. 2021b, eq. 37 and appendix C; eq. 37 writes i + nu, the same features in
-    another order).
+    another order). On CPUs it runs in compiled code where the native update rules do, otherwise in
+    torch's operators.
 
     Args:
         nu: Number of blocks, the paper's capacity parameter; from 1 to 2 d - 1.
@@ -36,6 +38,8 @@ class DPFPFeatureMap(FeatureMap):
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch k"]:
         """Return the nu blocks of products, concatenated."""
+        if native.dpfp_can_run(x):
+            return native.native_dpfp(x, self.nu)
         r = torch.cat([F.relu(x), F.relu(-x)], dim=-1)
         blocks = [r * r.roll(j, dims=-1) for j in range(1, self.nu + 1)]
         return blocks[0] if self.nu == 1 else torch.cat(blocks, dim=-1)

@@ -68,9 +68,10 @@ def _choose(
     if backend != "auto" and backend not in backends:
         raise ValueError(f"backend={backend!r} is none of {', '.join(['auto', *backends])}")
     short = k.shape[2] <= RECURRENT_MAX_LENGTH
+    anywhere = "chunk" if "chunk" in backends else "recurrent"
     name, obstacle = backend, None
     if backend == "auto":
-        name = "native" if k.device.type == "cpu" and "native" in backends else "chunk"
+        name = "native" if k.device.type == "cpu" and "native" in backends else anywhere
         if "fla" in backends and not short and fla.obstacle(k, v) is None:
             name = "fla"
     if name == "native":
@@ -78,8 +79,8 @@ def _choose(
     elif name == "fla":
         obstacle = fla.obstacle(k, v)
     if obstacle is not None:
-        _warn_once(f"backend={name!r} cannot run here ({obstacle}); using backend='chunk'")
-        name = "chunk"
+        _warn_once(f"backend={name!r} cannot run here ({obstacle}); using backend={anywhere!r}")
+        name = anywhere
     return "recurrent" if backend == "auto" and name == "chunk" and short else name
 
 

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fwlight.ops.backends import Backend, run_rule
+from fwlight.ops.native import native_fwm_rule
 
 
 def fwm_rule(
@@ -14,6 +15,7 @@ def fwm_rule(
     beta: Float[Tensor, "b h t"],
     *,
     initial_state: Float[Tensor, "b h k v"] | None = None,
+    backend: str = "auto",
 ) -> tuple[Float[Tensor, "b h t v"] | None, Float[Tensor, "b h k v"]]:
     """Write as the delta rule does, scale the fast weights back into the unit ball, then read.
 
@@ -22,8 +24,7 @@ def fwm_rule(
 
     Schlag et al. 2021a (arXiv 2011.07831), the baseline of Schlag et al. 2021b (arXiv 2102.11174).
     As in the reference code the first write, into a memory that is exactly zero, is not projected.
-    Neither is a write of nothing (beta_t = 0 or k_t = 0), which leaves the state untouched. The
-    projection is not linear: there is no chunkwise form.
+    Neither is a write of nothing (beta_t = 0 or k_t = 0), which leaves the state untouched.
 
     Args:
         q: Queries, features already; None writes only.
@@ -31,14 +32,17 @@ def fwm_rule(
         v: Values.
         beta: Write strengths.
         initial_state: Fast weights S_0 to continue from; None is zero.
+        backend: "recurrent" (token by token), "native" (chunkwise in C++ on a CPU, compiled at
+            first use, differentiable once) or "auto", which is "native" on a CPU. Where "native"
+            cannot run, "recurrent" does, with one warning.
 
     Returns:
         o in the dtype of v (None without q), and S_T in float32, or in float64 for float64 inputs.
 
     Raises:
-        ValueError: If shapes disagree.
+        ValueError: If shapes disagree or the back end is unknown.
     """
-    return run_rule(BACKENDS, "recurrent", q, k, v, beta, initial_state)
+    return run_rule(BACKENDS, backend, q, k, v, beta, initial_state)
 
 
 def recurrent_fwm_rule(
@@ -68,4 +72,4 @@ def _frobenius_norm(S: Tensor) -> Tensor:
     return torch.linalg.vector_norm(S, dim=(-2, -1))  # pyright: ignore
 
 
-BACKENDS: dict[str, Backend] = {"recurrent": recurrent_fwm_rule}
+BACKENDS: dict[str, Backend] = {"recurrent": recurrent_fwm_rule, "native": native_fwm_rule}

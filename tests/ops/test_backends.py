@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from fwlight.ops import backends, delta_rule, native, sum_rule
+from fwlight.ops import backends, delta_rule, fwm_rule, native, sum_rule
 from tests.ops.discovery import CASES, RULES, assert_near, make_inputs, run, weighted_sum
 
 each_case = pytest.mark.parametrize(("rule", "backend"), CASES)
@@ -95,6 +95,18 @@ def test_auto_chooses_by_length_and_what_can_run(function, compiled, monkeypatch
         function(*make_inputs(64)[:4])
     told = "backend='native' cannot run here (no compiler); using backend='chunk'"
     assert used == (["native"] * 2 if compiled else [told, "recurrent", told, "chunk"])
+
+
+def test_without_a_chunkwise_form_recurrent_is_what_runs_anywhere(monkeypatch):
+    told = []
+    monkeypatch.setattr(native, "obstacle", lambda *_: "no compiler")
+    monkeypatch.setattr(backends, "_warn_once", told.append)
+    inputs = make_inputs(64)[:4]
+    expected, _ = fwm_rule(*inputs, backend="recurrent")
+    assert torch.equal(fwm_rule(*inputs)[0], expected)
+    assert told == ["backend='native' cannot run here (no compiler); using backend='recurrent'"]
+    with pytest.raises(ValueError, match="'chunk' is none of auto, recurrent, native"):
+        fwm_rule(*inputs, backend="chunk")
 
 
 def test_importing_the_operators_needs_torch_and_jaxtyping_only():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fwlight.ops import delta_rule, native, sum_rule
+from fwlight.ops import delta_rule, fwm_rule, native, sum_rule
 from fwlight.ops.native import build
 from tests.ops.discovery import assert_near, make_inputs, weighted_sum
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = make_inputs(2)
 OBSTACLE = native.obstacle(SAMPLE[1], SAMPLE[2], torch.float32)
 needs_compiler = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
-each_rule = pytest.mark.parametrize("rule", [sum_rule, delta_rule])
+each_rule = pytest.mark.parametrize("rule", [sum_rule, delta_rule, fwm_rule])
 
 USE = """
 import warnings, torch
@@ -125,10 +125,10 @@ def test_without_a_compiler_one_line_says_that_chunk_is_used(backend, environmen
 
 GRADIENTS = """
 import torch
-from fwlight.ops import delta_rule, sum_rule
+from fwlight.ops import delta_rule, fwm_rule, sum_rule
 from tests.ops.discovery import assert_near, make_inputs, weighted_sum
 
-for rule in (delta_rule, sum_rule):
+for rule in (delta_rule, fwm_rule, sum_rule):
     for t, d_key, d_value in ((3, 5, 70), (70, 40, 20), (70, 5, 7)):
         inputs = make_inputs(t, d_key=d_key, d_value=d_value)
         inputs = [x.detach().float().requires_grad_() for x in inputs]
@@ -245,7 +245,8 @@ def test_backward_keeps_memory_in_proportion_to_the_arguments(rule):
 @pytest.mark.parametrize("reads", [True, False])
 def test_operators_pass_the_checks_of_torch(rule, reads):
     q, k, v, beta, state = make_inputs(20)
-    arguments = (q if reads else None, k, v, beta, state, rule is delta_rule, False)
+    name = rule.__name__.removesuffix("_rule")
+    arguments = (q if reads else None, k, v, beta, state, name, False)
     torch.library.opcheck(torch.ops.fwlight.native_rule.default, arguments)
 
 
@@ -280,7 +281,9 @@ assert_near(exported.module()(*detached)[0], function(*inputs)[0])
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize(("rule", "backend"), [("sum_rule", "auto"), ("delta_rule", "native")])
+@pytest.mark.parametrize(
+    ("rule", "backend"), [("sum_rule", "auto"), ("delta_rule", "native"), ("fwm_rule", "auto")]
+)
 def test_compiled_and_exported_programs_hold_the_operator(rule, backend):
     # In a process of its own: the checks of annotations under pytest cannot be compiled.
     command = [sys.executable, "-c", COMPILE.format(rule=rule, backend=backend)]
@@ -301,3 +304,35 @@ def test_a_gradient_through_a_chain_of_states_needs_no_outputs():
     expected = torch.autograd.grad(o.sum(), (k, v, beta))
     for actual, wanted in zip(gradients, expected, strict=True):
         assert_near(actual, wanted)
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
+def test_fwm_stays_accurate_over_long_sequences_in_float32(size):
+    q, k, v, beta, _ = make_inputs(500, d_key=32, d_value=20)
+    single = [x.detach().float() for x in (q, k, size * v, beta)]
+    single = [x.requires_grad_() for x in single]
+    double = [x.detach().double().requires_grad_() for x in single]
+    outputs = fwm_rule(*single, backend="native")
+    expected = fwm_rule(*double, backend="recurrent")
+    for actual, wanted in zip(
+        [*outputs, *torch.autograd.grad(weighted_sum(*outputs), single)],
+        [*expected, *torch.autograd.grad(weighted_sum(*expected), double)],
+        strict=True,
+    ):
+        assert_near(actual, wanted, 1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fwm_measures_a_memory_that_a_write_erases(dtype):
+    # 3 under one key unprojected, then nothing, exactly zero again; then 2, unprojected too.
+    k = torch.eye(4, dtype=dtype)[0].expand(1, 1, 5, 4)
+    v = torch.tensor([3.0, 0.0, 2.0, 1000.0, 0.25], dtype=dtype)[:, None].expand(1, 1, 5, 3)
+    ones = torch.ones(1, 1, 5, dtype=dtype)
+    for t in range(1, 6):
+        inputs = k[:, :, :t], k[:, :, :t], v[:, :, :t], ones[:, :, :t]
+        o, state = fwm_rule(*inputs, backend="native")
+        expected, last = fwm_rule(*inputs, backend="recurrent")
+        assert_near(o, expected, 1e-6)
+        assert_near(state, last, 1e-6)

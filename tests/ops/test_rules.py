@@ -210,12 +210,13 @@ def test_delta_rule_replaces_what_sum_rule_adds_up(backend):
     assert_near(run("sum_rule", backend, k, k, v, ones)[0], v.cumsum(2), 1e-12)
 
 
-def test_fwm_rule_stays_in_the_unit_ball_after_the_first_write():
+@pytest.mark.parametrize("backend", ["recurrent", "native"])
+def test_fwm_rule_stays_in_the_unit_ball_after_the_first_write(backend):
     q, k, v, beta, _ = (x.detach() for x in make_inputs(30))
     v = 10 * v
     norms = torch.stack(
         [
-            run("fwm_rule", "", q[:, :, :t], k[:, :, :t], v[:, :, :t], beta[:, :, :t])[1].norm(
+            run("fwm_rule", backend, q[:, :, :t], k[:, :, :t], v[:, :, :t], beta[:, :, :t])[1].norm(
                 dim=(-2, -1)
             )
             for t in range(1, 31)

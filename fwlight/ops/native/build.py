@@ -50,11 +50,14 @@ def obstacle(k: Tensor, v: Tensor, dtype: torch.dtype) -> str | None:
         return f"the tensors are on {k.device.type}, not cpu"
     if k.shape[3] == 0 or v.shape[3] == 0:
         return f"keys of size {k.shape[3]} and values of size {v.shape[3]} hold nothing"
-    return _build_obstacle(dtype)
+    return build_obstacle(dtype)
 
 
 @torch.compiler.assume_constant_result  # pyright: ignore[reportUnknownMemberType]
-def _build_obstacle(dtype: torch.dtype) -> str | None:
+def build_obstacle(dtype: torch.dtype) -> str | None:
+    """Return why there are no kernels for numbers of `dtype`, or None if there are."""
+    if dtype not in REALS:
+        return f"the numbers are {str(dtype).removeprefix('torch.')}, not float32 or float64"
     return _try_build(dtype)
 
 
@@ -157,6 +160,6 @@ def _compile(compiler: list[str], identity: str, real: str, work: Path) -> Path:
 
 def _load(path: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path.absolute()))
-    for function in (loaded.fwlight_forward, loaded.fwlight_backward):
+    for function in (loaded.fwlight_forward, loaded.fwlight_backward, loaded.fwlight_dpfp):
         function.restype = ctypes.c_int
     return loaded

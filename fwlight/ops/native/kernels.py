@@ -3,7 +3,6 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # (torch.library and Function.apply carry no types)
 
-import ctypes
 from typing import Any
 
 import torch
@@ -11,11 +10,12 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from fwlight.ops.chunks import refuse_second_derivative
-from fwlight.ops.native.build import library
+from fwlight.ops.native.launch import LIBRARY, dense, empty_like, launch, sequence
 
-# As in simd.h.
+# As in simd.h and arguments.h.
 CHUNK = 16
 PAD = 16
+RULES = {"sum": 0, "delta": 1, "fwm": 2}
 
 STATES_AT_HAND = 1 << 18
 """Bytes of recomputed states that the backward pass may keep in the processor's second cache."""
@@ -23,29 +23,15 @@ STATES_AT_HAND = 1 << 18
 # The one way for an autograd kernel to call what lies under it; used in torch's documentation.
 _below_autograd = torch._C._AutoDispatchBelowAutograd  # pyright: ignore[reportPrivateUsage]
 
-LIBRARY = torch.library.Library("fwlight", "DEF")
 LIBRARY.define(
-    "native_rule(Tensor? q, Tensor k, Tensor v, Tensor? beta, Tensor state, bool delta, bool keep)"
+    "native_rule(Tensor? q, Tensor k, Tensor v, Tensor? beta, Tensor state, str rule, bool keep)"
     " -> (Tensor o, Tensor state, Tensor states, Tensor errors)"
 )
 LIBRARY.define(
     "native_rule_backward(Tensor? q, Tensor k, Tensor v, Tensor? beta, Tensor? d_o, Tensor d_state,"
-    " Tensor states, Tensor errors, bool delta)"
+    " Tensor states, Tensor errors, str rule)"
     " -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbeta, Tensor d_state)"
 )
-
-
-def _dense(x: Tensor) -> Tensor:
-    """Return x with a contiguous last dimension, as it is if it has one."""
-    return x if x.shape[-1] == 1 or x.stride(-1) == 1 else x.contiguous()
-
-
-def _empty_like(x: Tensor) -> Tensor:
-    """Return new memory for a tensor `[B, H, T, ...]`, heads inside tokens if x has them so."""
-    b, h, t, *rest = x.shape
-    if x.stride(1) < x.stride(2):
-        return x.new_empty((b, t, h, *rest)).transpose(1, 2)
-    return x.new_empty((b, h, t, *rest))
 
 
 def _chunks_per_state(k: Tensor, v: Tensor) -> int:
@@ -59,12 +45,12 @@ def _chunks_per_state(k: Tensor, v: Tensor) -> int:
 
 
 def _forward_results(
-    q: Tensor | None, k: Tensor, v: Tensor, delta: bool, keep: bool
+    q: Tensor | None, k: Tensor, v: Tensor, rule: str, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return memory for (o, S_T, states, errors); what is not wanted is empty."""
     b, h, t, d_key = k.shape
     d_value = v.shape[3]
-    o = v.new_empty(0) if q is None else _empty_like(v)
+    o = v.new_empty(0) if q is None else empty_like(v)
     last = v.new_empty((b, h, d_key, d_value))
     if not keep:
         return o, last, v.new_empty(0), v.new_empty(0)
@@ -72,27 +58,23 @@ def _forward_results(
     chunks = (t + CHUNK - 1) // CHUNK
     groups = (chunks + every - 1) // every
     keys, values = ((d + PAD - 1) // PAD * PAD for d in (d_key, d_value))
-    errors = v.new_empty((b, h, chunks, values, CHUNK) if delta else 0)
+    # The FWM rule also keeps what every token divided the state by.
+    per_token = {"sum": 0, "delta": values, "fwm": values + 1}[rule]
+    errors = v.new_empty((b, h, chunks, per_token, CHUNK) if per_token else 0)
     return o, last, v.new_empty((b, h, groups, values, keys)), errors
 
 
 def _backward_results(
     q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, d_state: Tensor
 ) -> tuple[Tensor, ...]:
-    wanted = [v.new_empty(0) if x is None else _empty_like(x) for x in (q, k, v, beta)]
+    wanted = [v.new_empty(0) if x is None else empty_like(x) for x in (q, k, v, beta)]
     return *wanted, torch.empty_like(d_state, memory_format=torch.contiguous_format)
 
 
-def _sequence(x: Tensor | None) -> tuple[int, ...]:
-    """Return address and strides of B, H and T; zeros for nothing."""
-    return (0, 0, 0, 0) if x is None else (x.data_ptr(), *x.stride()[:3])
-
-
-def _call(name: str, delta: bool, k: Tensor, v: Tensor, *values: int) -> None:
+def _call(name: str, rule: str, k: Tensor, v: Tensor, *values: int) -> None:
     every = _chunks_per_state(k, v)
-    arguments = (int(delta), *k.shape, v.shape[3], torch.get_num_threads(), every, *values)
-    packed = (ctypes.c_int64 * len(arguments))(*arguments)
-    if getattr(library(k.dtype), name)(packed):
+    sizes = *k.shape, v.shape[3], torch.get_num_threads(), every
+    if launch(name, k.dtype, RULES[rule], *sizes, *values):
         raise MemoryError(f"{name}: no memory for q, k {list(k.shape)} and v {list(v.shape)}")
 
 
@@ -102,14 +84,14 @@ def _forward(
     v: Tensor,
     beta: Tensor | None,
     state: Tensor,
-    delta: bool,
+    rule: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    q = None if q is None else _dense(q)
-    k, v = _dense(k), _dense(v)
-    results = _forward_results(q, k, v, delta, keep)
+    q = None if q is None else dense(q)
+    k, v = dense(k), dense(v)
+    results = _forward_results(q, k, v, rule, keep)
     o, last, states, errors = results
-    _launch_forward(q, k, v, beta, state, delta, None if q is None else o, last, states, errors)
+    _launch_forward(q, k, v, beta, state, rule, None if q is None else o, last, states, errors)
     return results
 
 
@@ -119,7 +101,7 @@ def _launch_forward(
     v: Tensor,
     beta: Tensor | None,
     state: Tensor,
-    delta: bool,
+    rule: str,
     o: Tensor | None,
     last: Tensor,
     states: Tensor | None = None,
@@ -128,14 +110,14 @@ def _launch_forward(
     state = state.contiguous()
     _call(
         "fwlight_forward",
-        delta,
+        rule,
         k,
         v,
-        *_sequence(q),
-        *_sequence(k),
-        *_sequence(v),
-        *_sequence(beta),
-        *_sequence(o),
+        *sequence(q),
+        *sequence(k),
+        *sequence(v),
+        *sequence(beta),
+        *sequence(o),
         state.data_ptr(),
         last.data_ptr(),
         # The address of nothing is zero, which says that nothing is to be kept.
@@ -153,43 +135,43 @@ def _backward(
     d_state: Tensor,
     states: Tensor,
     errors: Tensor,
-    delta: bool,
+    rule: str,
 ) -> tuple[Tensor, ...]:
     if q is None or d_o is None:
         q = d_o = None
     else:
-        q, d_o = _dense(q), _dense(d_o)
-    k, v, d_state = _dense(k), _dense(v), d_state.contiguous()
+        q, d_o = dense(q), dense(d_o)
+    k, v, d_state = dense(k), dense(v), d_state.contiguous()
     dq, dk, dv, dbeta, d_initial = results = _backward_results(q, k, v, beta, d_state)
     _call(
         "fwlight_backward",
-        delta,
+        rule,
         k,
         v,
-        *_sequence(q),
-        *_sequence(k),
-        *_sequence(v),
-        *_sequence(beta),
-        *_sequence(d_o),
-        *_sequence(None if q is None else dq),
-        *_sequence(dk),
-        *_sequence(dv),
-        *_sequence(None if beta is None else dbeta),
+        *sequence(q),
+        *sequence(k),
+        *sequence(v),
+        *sequence(beta),
+        *sequence(d_o),
+        *sequence(None if q is None else dq),
+        *sequence(dk),
+        *sequence(dv),
+        *sequence(None if beta is None else dbeta),
         d_state.data_ptr(),
         d_initial.data_ptr(),
         states.data_ptr(),
-        errors.data_ptr() if delta else 0,
+        errors.data_ptr(),
     )
     return results
 
 
 class _Rule(Function):
     @staticmethod
-    def forward(ctx: Any, delta: bool, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, rule: str, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
         with _below_autograd():
-            o, last, states, errors = _OP(*inputs, delta, True)
+            o, last, states, errors = _OP(*inputs, rule, True)
         q, k, v, beta, _ = inputs
-        ctx.delta = delta
+        ctx.rule = rule
         ctx.save_for_backward(q, k, v, beta, states, errors)
         ctx.set_materialize_grads(False)
         return o, last
@@ -203,7 +185,7 @@ class _Rule(Function):
             q = d_o = None
         if d_last is None:
             d_last = v.new_zeros((*k.shape[:2], k.shape[3], v.shape[3]))
-        results = _BACKWARD_OP(q, k, v, beta, d_o, d_last, states, errors, ctx.delta)
+        results = _BACKWARD_OP(q, k, v, beta, d_o, d_last, states, errors, ctx.rule)
         dq, dk, dv, dbeta, d_initial = results
         dq = None if q is None else dq
         return None, dq, dk, dv, None if beta is None else dbeta, d_initial
@@ -214,24 +196,24 @@ def _requires_grad(*inputs: Tensor | None) -> bool:
 
 
 def _autograd(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *inputs, delta, keep = arguments
+    *inputs, rule, keep = arguments
     if not (torch.is_grad_enabled() and _requires_grad(*inputs)):
         with _below_autograd():
-            return _OP(*inputs, delta, keep)
+            return _OP(*inputs, rule, keep)
     k, v = inputs[1:3]
-    o, last = _Rule.apply(delta, *inputs)
+    o, last = _Rule.apply(rule, *inputs)
     return o, last, v.new_empty(0), k.new_empty(0)
 
 
-def _fake_forward(q: Any, k: Any, v: Any, beta: Any, state: Any, delta: bool, keep: bool) -> Any:
-    return _forward_results(q, _dense(k), _dense(v), delta, keep)
+def _fake_forward(q: Any, k: Any, v: Any, beta: Any, state: Any, rule: str, keep: bool) -> Any:
+    return _forward_results(q, dense(k), dense(v), rule, keep)
 
 
 def _fake_backward(
-    q: Any, k: Any, v: Any, beta: Any, d_o: Any, d_state: Any, states: Any, errors: Any, delta: bool
+    q: Any, k: Any, v: Any, beta: Any, d_o: Any, d_state: Any, states: Any, errors: Any, rule: str
 ) -> Any:
-    q = None if q is None or d_o is None else _dense(q)
-    return _backward_results(q, _dense(k), _dense(v), beta, d_state)
+    q = None if q is None or d_o is None else dense(q)
+    return _backward_results(q, dense(k), dense(v), beta, d_state)
 
 
 LIBRARY.impl("native_rule", _forward, "CPU")
@@ -244,18 +226,18 @@ _BACKWARD_OP = torch.ops.fwlight.native_rule_backward.default
 
 
 def _run(
-    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, S: Tensor, delta: bool
+    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, S: Tensor, rule: str
 ) -> tuple[Tensor | None, Tensor]:
     traced = type(k) is not Tensor or torch.compiler.is_compiling()
     if traced or (torch.is_grad_enabled() and _requires_grad(q, k, v, beta, S)):
-        o, last, _, _ = _OP(q, k, v, beta, S, delta, False)
+        o, last, _, _ = _OP(q, k, v, beta, S, rule, False)
         return None if q is None else o, last
     # Dispatching an operator written in Python takes as long as the step of a small layer.
-    q = None if q is None else _dense(q)
-    k, v = _dense(k), _dense(v)
-    o = None if q is None else _empty_like(v)
+    q = None if q is None else dense(q)
+    k, v = dense(k), dense(v)
+    o = None if q is None else empty_like(v)
     last = v.new_empty(S.shape)
-    _launch_forward(q, k, v, beta, S, delta, o, last)
+    _launch_forward(q, k, v, beta, S, rule, o, last)
     return o, last
 
 
@@ -263,11 +245,18 @@ def native_delta_rule(
     q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor, S: Tensor
 ) -> tuple[Tensor | None, Tensor]:
     """Run the delta rule in compiled code, in chunks that stay in the processor's cache."""
-    return _run(q, k, v, beta, S, True)
+    return _run(q, k, v, beta, S, "delta")
 
 
 def native_sum_rule(
     q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, S: Tensor
 ) -> tuple[Tensor | None, Tensor]:
     """Run the sum rule in compiled code, in chunks that stay in the processor's cache."""
-    return _run(q, k, v, beta, S, False)
+    return _run(q, k, v, beta, S, "sum")
+
+
+def native_fwm_rule(
+    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor, S: Tensor
+) -> tuple[Tensor | None, Tensor]:
+    """Run the FWM rule in compiled code, in chunks that stay in the processor's cache."""
+    return _run(q, k, v, beta, S, "fwm")

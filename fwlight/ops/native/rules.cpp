@@ -1,63 +1,18 @@
-// The C interface: every call takes one array of 64-bit integers (sizes, addresses, strides).
-// FW_REAL, float or double, is given by the compiler's command line.
+// The C interface. FW_REAL, float or double, is given by the compiler's command line.
 #include <memory>
 
+#include "arguments.h"
 #include "backward.h"
+#include "dpfp.h"
 #include "forward.h"
+#include "fwm_backward.h"
+#include "fwm_forward.h"
 #include "step.h"
-
-#ifdef _OPENMP
-#include <omp.h>
-#else
-inline int omp_get_thread_num() { return 0; }
-#endif
 
 namespace {
 
-class Arguments {
- public:
-  explicit Arguments(const Index* p) : p_(p) {}
-  Index number() { return *p_++; }
-  template <class T>
-  T* pointer() {
-    return reinterpret_cast<T*>(*p_++);
-  }
-  template <class T>
-  Sequence<T> sequence() {
-    T* data = pointer<T>();
-    const Index b = number(), h = number(), t = number();
-    return {data, b, h, t};
-  }
-
- private:
-  const Index* p_;
-};
-
-struct Sizes {
-  Index batch, heads, tokens, keys, values, threads, every;
-  Index keys_pad, values_pad, slices, slice;  // `slice`: columns of each slice but the last
-
-  explicit Sizes(Arguments& a)
-      : batch(a.number()), heads(a.number()), tokens(a.number()), keys(a.number()),
-        values(a.number()), threads(a.number()), every(a.number()) {
-    keys_pad = (keys + PAD - 1) / PAD * PAD;
-    values_pad = (values + PAD - 1) / PAD * PAD;
-    // Heads share the threads; where there are fewer, each is cut into slices of columns.
-    const Index blocks = values_pad / PAD;
-    const Index free = threads / std::max<Index>(1, batch * heads);
-    const Index wanted = std::max<Index>(1, std::min(blocks, free));
-    slice = (blocks + wanted - 1) / wanted * PAD;
-    slices = (values_pad + slice - 1) / slice;
-  }
-  Index chunks() const { return (tokens + CHUNK - 1) / CHUNK; }
-  Index groups() const { return (chunks() + every - 1) / every; }
-  Index tasks() const { return batch * heads * slices; }
-  Shape shape(Index part) const {
-    const Index first = part * slice;
-    const Index columns = std::min(slice, values_pad - first);
-    return {tokens, keys, keys_pad, std::min(columns, values - first), columns};
-  }
-};
+// Numbers kept of a chunk besides states: Xt, and the sizes n_t under the FWM rule.
+Index error_numbers(const Sizes& s) { return (s.values_pad + (s.rule == FWM)) * CHUNK; }
 
 template <class T>
 struct Forward {
@@ -72,7 +27,7 @@ struct Forward {
 
   ForwardHead<T> head(Index n, Index part) const {
     const Index b = n / s.heads, h = n % s.heads, first = part * s.slice;
-    const Index state = s.keys_pad * s.values_pad, error = s.values_pad * CHUNK;
+    const Index state = s.keys_pad * s.values_pad, error = error_numbers(s);
     return {
         q.data ? q.at(b, h) : nullptr,
         k.at(b, h),
@@ -90,24 +45,31 @@ struct Forward {
     };
   }
 
-  template <bool DELTA>
+  template <Rule RULE>
   void run() const {
     const Index tasks = s.tasks();
-    if (s.tokens <= 4 && !states) {
+    if (RULE != FWM && s.tokens <= 4 && !states) {
       const bool alone = s.batch * s.heads * s.tokens * s.keys * s.values < 262144;
 #pragma omp parallel for schedule(static) num_threads(alone ? 1 : s.threads)
       for (Index i = 0; i < tasks; ++i) {
-        step_head<T, DELTA>(s.shape(i % s.slices), head(i / s.slices, i % s.slices));
+        step_head<T, RULE == DELTA>(s.shape(i % s.slices), head(i / s.slices, i % s.slices));
       }
       return;
     }
     const Index threads = std::max<Index>(1, std::min(s.threads, tasks));
-    const Index size = forward_scratch(s.shape(0));
+    const Index size =
+        RULE == FWM ? fwm_forward_scratch(s.shape(0)) : forward_scratch(s.shape(0));
     const Scratch<T> scratch(threads * size);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (Index i = 0; i < tasks; ++i) {
       T* own = scratch.get() + omp_get_thread_num() * size;
-      forward_head<T, DELTA>(s.shape(i % s.slices), head(i / s.slices, i % s.slices), own);
+      const Shape shape = s.shape(i % s.slices);
+      const ForwardHead<T> a = head(i / s.slices, i % s.slices);
+      if constexpr (RULE == FWM) {
+        fwm_forward_head(shape, a, own);
+      } else {
+        forward_head<T, RULE == DELTA>(shape, a, own);
+      }
     }
   }
 };
@@ -127,7 +89,7 @@ struct Backward {
   // `partial`: where slices after the first leave their share of dq, dk and dbeta.
   BackwardHead<T> head(Index n, Index part, T* partial) const {
     const Index b = n / s.heads, h = n % s.heads, first = part * s.slice, K = s.keys;
-    const Index state = s.keys_pad * s.values_pad, error = s.values_pad * CHUNK;
+    const Index state = s.keys_pad * s.values_pad, error = error_numbers(s);
     BackwardHead<T> a = {
         q.data ? q.at(b, h) : nullptr,
         k.at(b, h),
@@ -159,19 +121,25 @@ struct Backward {
   }
   Index share() const { return s.tokens * (2 * s.keys + 1); }
 
-  template <bool DELTA>
+  template <Rule RULE>
   void run() const {
     const Index heads = s.batch * s.heads, tasks = s.tasks();
     const Index numbers = heads * (s.slices - 1) * share();
     const std::unique_ptr<T[]> partial(numbers ? new T[numbers] : nullptr);
     const Index threads = std::max<Index>(1, std::min(s.threads, tasks));
-    const Index size = backward_scratch(s.shape(0), s.every);
+    const Index size = RULE == FWM ? fwm_backward_scratch(s.shape(0), s.every)
+                                   : backward_scratch(s.shape(0), s.every);
     const Scratch<T> scratch(threads * size);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (Index i = 0; i < tasks; ++i) {
       const Index part = i % s.slices;
       T* own = scratch.get() + omp_get_thread_num() * size;
-      backward_head<T, DELTA>(s.shape(part), head(i / s.slices, part, partial.get()), own);
+      const BackwardHead<T> a = head(i / s.slices, part, partial.get());
+      if constexpr (RULE == FWM) {
+        fwm_backward_head(s.shape(part), a, own);
+      } else {
+        backward_head<T, RULE == DELTA>(s.shape(part), a, own);
+      }
     }
     if (!partial) return;
     // In a fixed order, so that the sums are the same in every run.
@@ -193,16 +161,27 @@ struct Backward {
   }
 };
 
-template <class Pass>
-int call(const Index* arguments) noexcept {
+// Returns whether memory ran out.
+template <class F>
+int guarded(F f) noexcept {
   try {
-    const bool delta = arguments[0];
-    const Pass pass{Arguments(arguments + 1)};
-    delta ? pass.template run<true>() : pass.template run<false>();
+    f();
     return 0;
-  } catch (...) {  // memory ran out
+  } catch (...) {
     return 1;
   }
+}
+
+template <class Pass>
+int call(const Index* arguments) noexcept {
+  return guarded([&] {
+    const Pass pass{Arguments(arguments)};
+    switch (pass.s.rule) {
+      case SUM: return pass.template run<SUM>();
+      case DELTA: return pass.template run<DELTA>();
+      case FWM: return pass.template run<FWM>();
+    }
+  });
 }
 
 }  // namespace
@@ -210,4 +189,7 @@ int call(const Index* arguments) noexcept {
 extern "C" {
 int fwlight_forward(const Index* arguments) { return call<Forward<FW_REAL>>(arguments); }
 int fwlight_backward(const Index* arguments) { return call<Backward<FW_REAL>>(arguments); }
+int fwlight_dpfp(const Index* arguments) {
+  return guarded([&] { Dpfp<FW_REAL>{Arguments(arguments)}.run(); });
+}
 }

@@ -72,6 +72,11 @@ struct Tile {
       FW_UNROLL for (int j = 0; j < VECS; ++j) store(p + m * ld + j * W, c[m][j]);
     }
   }
+  FW_INLINE void scale(T x) {
+    FW_UNROLL for (int m = 0; m < ROWS; ++m) {
+      FW_UNROLL for (int j = 0; j < VECS; ++j) c[m][j] *= x - vec{};
+    }
+  }
   FW_INLINE void subtract_from(T* p, Index ld) const {
     FW_UNROLL for (int m = 0; m < ROWS; ++m) {
       FW_UNROLL for (int j = 0; j < VECS; ++j) {

@@ -1,0 +1,57 @@
+// What a call is told: one array of 64-bit integers (the rule, sizes, addresses, strides).
+#pragma once
+#include "shape.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+inline int omp_get_thread_num() { return 0; }
+#endif
+
+enum Rule : Index { SUM, DELTA, FWM };  // as in kernels.py
+
+class Arguments {
+ public:
+  explicit Arguments(const Index* p) : p_(p) {}
+  Index number() { return *p_++; }
+  template <class T>
+  T* pointer() {
+    return reinterpret_cast<T*>(*p_++);
+  }
+  template <class T>
+  Sequence<T> sequence() {
+    T* data = pointer<T>();
+    const Index b = number(), h = number(), t = number();
+    return {data, b, h, t};
+  }
+
+ private:
+  const Index* p_;
+};
+
+struct Sizes {
+  Index rule, batch, heads, tokens, keys, values, threads, every;
+  Index keys_pad, values_pad, slices, slice;  // `slice`: columns of each slice but the last
+
+  explicit Sizes(Arguments& a)
+      : rule(a.number()), batch(a.number()), heads(a.number()), tokens(a.number()),
+        keys(a.number()), values(a.number()), threads(a.number()), every(a.number()) {
+    keys_pad = (keys + PAD - 1) / PAD * PAD;
+    values_pad = (values + PAD - 1) / PAD * PAD;
+    // Heads share the threads; where there are fewer, each is cut into slices of columns, which
+    // the norm of the FWM rule ties together.
+    const Index blocks = values_pad / PAD;
+    const Index free = threads / std::max<Index>(1, batch * heads);
+    const Index wanted = rule == FWM ? 1 : std::max<Index>(1, std::min(blocks, free));
+    slice = (blocks + wanted - 1) / wanted * PAD;
+    slices = (values_pad + slice - 1) / slice;
+  }
+  Index chunks() const { return (tokens + CHUNK - 1) / CHUNK; }
+  Index groups() const { return (chunks() + every - 1) / every; }
+  Index tasks() const { return batch * heads * slices; }
+  Shape shape(Index part) const {
+    const Index first = part * slice;
+    const Index columns = std::min(slice, values_pad - first);
+    return {tokens, keys, keys_pad, std::min(columns, values - first), columns};
+  }
+};

@@ -1,0 +1,38 @@
+"""What all compiled kernels share on their way from tensors to addresses."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from fwlight.ops.native.build import library
+
+LIBRARY = torch.library.Library("fwlight", "DEF")
+
+
+def dense(x: Tensor) -> Tensor:
+    """Return x with a contiguous last dimension, as it is if it has one."""
+    return x if x.shape[-1] == 1 or x.stride(-1) == 1 else x.contiguous()
+
+
+def empty_like(x: Tensor, *last: int | torch.SymInt) -> Tensor:
+    """Return new memory for a tensor `[B, H, T, ...]`, heads inside tokens if x has them so.
+
+    The dimensions after T are those of x unless `last` says otherwise.
+    """
+    b, h, t = x.shape[:3]
+    rest = last or x.shape[3:]
+    if x.stride(1) < x.stride(2):
+        return x.new_empty((b, t, h, *rest)).transpose(1, 2)
+    return x.new_empty((b, h, t, *rest))
+
+
+def sequence(x: Tensor | None) -> tuple[int, ...]:
+    """Return address and strides of B, H and T; zeros for nothing."""
+    return (0, 0, 0, 0) if x is None else (x.data_ptr(), *x.stride()[:3])
+
+
+def launch(name: str, dtype: torch.dtype, *arguments: int) -> int:
+    """Call a compiled function, which returns zero unless memory ran out."""
+    packed = (ctypes.c_int64 * len(arguments))(*arguments)
+    return getattr(library(dtype), name)(packed)
