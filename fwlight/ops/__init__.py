@@ -1,10 +1,12 @@
 """Update rules: pure functions that write associations into fast weights and read them.
 
 Every rule has the signature `rule(q, k, v, beta, *, initial_state=None, ...) -> (o, state)`.
+`delta_read_weights` is one read of a delta memory that is never formed.
 """
 
+from fwlight.ops.delta_read import delta_read_weights
 from fwlight.ops.delta_rule import delta_rule
 from fwlight.ops.fwm_rule import fwm_rule
 from fwlight.ops.sum_rule import sum_rule
 
-__all__ = ["delta_rule", "fwm_rule", "sum_rule"]
+__all__ = ["delta_read_weights", "delta_rule", "fwm_rule", "sum_rule"]
