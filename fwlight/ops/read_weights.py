@@ -3,17 +3,17 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fwlight.ops.delta_read import delta_read_weights
 from fwlight.ops.delta_rule import delta_rule
 from fwlight.ops.sum_rule import sum_rule
 
 
 def has_read_weights(update_rule: Callable[..., Any]) -> bool:
-    """Whether `read_weights` knows a rule: it must be linear in the values."""
-    return getattr(update_rule, "func", update_rule) in (sum_rule, delta_rule)
+    """Whether `read_weights` knows a rule, given with or without its options bound."""
+    return _plain(update_rule) in (sum_rule, delta_rule)
 
 
 def read_weights(
@@ -26,12 +26,7 @@ def read_weights(
 
         S_T^T q = sum_t a_t v_t
 
-    costs T K, however large the values are. Under the sum rule a_t = beta_t k_t . q. Under the
-    delta rule a query that goes back in time loses what each write replaced,
-
-        a_t = beta_t k_t . q_t      q_{t-1} = q_t - a_t k_t      q_T = q
-
-    which is the delta rule itself on reversed keys, with values of size 1 that are 0.
+    Under the sum rule a_t = beta_t k_t . q; for the delta rule see `delta_read_weights`.
 
     Args:
         update_rule: `sum_rule` or `delta_rule`, options bound.
@@ -39,17 +34,13 @@ def read_weights(
         k: Keys, features already.
         beta: Write strengths; None for the sum rule's 1.
     """
-    first = (k @ q[..., None]).squeeze(-1)
-    if getattr(update_rule, "func", update_rule) is sum_rule:
-        return first if beta is None else beta * first
+    if _plain(update_rule) is sum_rule:
+        scores = (k @ q[..., None]).squeeze(-1)
+        return scores if beta is None else beta * scores
     assert beta is not None
-    keys, strengths = k.flip(2), beta.flip(2)
-    o, _ = update_rule(
-        keys.roll(-1, 2),  # each state is read with the next key; the last read is not needed
-        keys,
-        keys.new_zeros(*beta.shape, 1),
-        strengths,
-        initial_state=q[..., None],
-    )
-    seen = torch.cat([first[:, :, -1:], o[:, :, :-1, 0]], dim=2)
-    return (strengths * seen).flip(2)
+    options = getattr(update_rule, "keywords", {})
+    return delta_read_weights(q, k, beta, backend=options.get("backend", "auto"))
+
+
+def _plain(update_rule: Callable[..., Any]) -> Any:
+    return getattr(update_rule, "func", update_rule)

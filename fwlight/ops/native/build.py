@@ -16,6 +16,7 @@ from torch import Tensor
 
 SOURCE = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-w")
+FUNCTIONS = ("fwlight_forward", "fwlight_backward", "fwlight_dpfp", "fwlight_delta_read")
 REALS = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -160,6 +161,6 @@ def _compile(compiler: list[str], identity: str, real: str, work: Path) -> Path:
 
 def _load(path: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path.absolute()))
-    for function in (loaded.fwlight_forward, loaded.fwlight_backward, loaded.fwlight_dpfp):
-        function.restype = ctypes.c_int
+    for name in FUNCTIONS:
+        getattr(loaded, name).restype = ctypes.c_int
     return loaded

@@ -3,6 +3,7 @@
 
 #include "arguments.h"
 #include "backward.h"
+#include "delta_read.h"
 #include "dpfp.h"
 #include "forward.h"
 #include "fwm_backward.h"
@@ -191,5 +192,8 @@ int fwlight_forward(const Index* arguments) { return call<Forward<FW_REAL>>(argu
 int fwlight_backward(const Index* arguments) { return call<Backward<FW_REAL>>(arguments); }
 int fwlight_dpfp(const Index* arguments) {
   return guarded([&] { Dpfp<FW_REAL>{Arguments(arguments)}.run(); });
+}
+int fwlight_delta_read(const Index* arguments) {
+  return guarded([&] { DeltaRead<FW_REAL>{Arguments(arguments)}.run(); });
 }
 }
