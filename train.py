@@ -28,6 +28,7 @@ def train(composition: Composition, arguments: Sequence[str] = ()) -> dict[str, 
     from fwlight import run
 
     run.quiet()
+    run.keep_freed_memory()
     if composition.config["action"] == "fit":
         return fit(composition)
     checkpoint = run.load_checkpoint(composition.config["ckpt"])

@@ -102,12 +102,12 @@ class FAVORFeatureMap(FeatureMap):
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch k"]:
         """Return the features without any stabiliser."""
-        return self._features(self._exponents(x), None)
+        return self._features(*self._exponents(x))
 
     def query(self, q: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t k"]:
         """Return query features, each token's largest exponent moved to 0."""
-        u = self._exponents(q)
-        return self._features(u, u.amax(-1, keepdim=True) if self.stabilise else None)
+        u, shift = self._exponents(q)
+        return self._features(u, shift + _peak(u, shift) if self.stabilise else shift)
 
     def key(
         self,
@@ -118,25 +118,29 @@ class FAVORFeatureMap(FeatureMap):
         padding_mask: Bool[Tensor, "b t"] | None = None,
     ) -> tuple[Float[Tensor, "b h t k"], Float[Tensor, "b h"] | None]:
         """Return key features and the sequence's offset; see `FeatureMap.key`."""
-        u = self._exponents(k)
+        u, shift = self._exponents(k)
         if not self.stabilise:
-            return self._features(u, None), None
-        peak = u.detach().amax(-1)
+            return self._features(u, shift), None
+        peak = _peak(u, shift)
         if scale_cancels:
-            return self._features(u, peak[..., None]), None
-        offset = _sequence_offset(peak, offset, padding_mask)
+            return self._features(u, shift + peak), None
+        offset = _sequence_offset(peak.squeeze(-1), offset, padding_mask)
         constant = offset.masked_fill(offset == _UNSET, 0.0)
-        return self._features(u, constant[..., None, None]), offset
+        # Later keys may be much larger than the one that the constant is from.
+        u = torch.minimum(u, shift.detach() + (constant[..., None, None] + _MAX_EXPONENT))
+        return self._features(u, shift + constant[..., None, None]), offset
 
-    def _exponents(self, x: Tensor) -> Tensor:
+    def _exponents(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return [W^T x; -W^T x] and |x|^2 / 2, which is still to be subtracted."""
         x = x * self.input_scale
         wx = x @ self.projection.to(x.dtype)
-        return torch.cat([wx, -wx], dim=-1) - x.square().sum(-1, keepdim=True) / 2
+        return torch.cat([wx, -wx], dim=-1), x.square().sum(-1, keepdim=True) / 2
 
-    def _features(self, u: Tensor, constant: Tensor | None) -> Tensor:
-        if constant is not None:
-            u = (u - constant.detach()).clamp(max=_MAX_EXPONENT)
-        return (u.exp() + self.kernel_eps) * (2 * self.num_features) ** -0.5
+    def _features(self, u: Tensor, shift: Tensor) -> Tensor:
+        # A token has one shift and many features: the scale joins the shift, not the features.
+        log_scale = -0.5 * math.log(2 * self.num_features)
+        phi = (u - (shift - log_scale)).exp_()
+        return phi + self.kernel_eps * math.exp(log_scale) if self.kernel_eps else phi
 
     def _draw(self, dtype: torch.dtype) -> Tensor:
         """Draw W: blocks of orthonormal vectors, rescaled to the norms of Gaussian vectors."""
@@ -165,6 +169,11 @@ class FAVORFeatureMap(FeatureMap):
 def _gaussian(size: int, generator: torch.Generator) -> Tensor:
     # On the CPU also while a model is built on another device: the same seed, the same draw.
     return torch.randn(size, size, generator=generator, dtype=torch.float64, device="cpu")
+
+
+def _peak(u: Tensor, shift: Tensor) -> Tensor:
+    """Return the largest exponent of every token."""
+    return (u.amax(-1, keepdim=True) - shift).detach()
 
 
 def _sequence_offset(

@@ -7,6 +7,7 @@ from typing import Any
 from lightning import Callback
 
 from fwlight.run.actions import fit, generate, test
+from fwlight.run.allocator import keep_freed_memory
 from fwlight.run.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from fwlight.run.checkpointing import RunCheckpoint
 from fwlight.run.clock import RunClock
@@ -22,6 +23,7 @@ __all__ = [
     "exit_code_and_line",
     "fit",
     "generate",
+    "keep_freed_memory",
     "load_checkpoint",
     "plugins",
     "quiet",
