@@ -110,11 +110,15 @@ def _record(stored: Any) -> tuple[dict[str, str], list[str], dict[str, Any]]:
 
 
 def _changes(stored: Any, composition: Composition) -> Iterator[tuple[str, Any, Any]]:
-    """Yield key, old and new value wherever two configurations differ."""
+    """Yield key, old and new value wherever two configurations differ.
+
+    A key that the old one lacks came with a later version, and what it changes by default is
+    nothing; weights that do not fit are found when they are loaded.
+    """
     old, new = dict(_leaves(_record(stored)[2])), dict(_leaves(composition.config))
-    for key in dict.fromkeys([*new, *old]):
-        if old.get(key) != new.get(key):
-            yield key, old.get(key), new.get(key)
+    for key, value in old.items():
+        if value != new.get(key):
+            yield key, value, new.get(key)
 
 
 def _leaves(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
