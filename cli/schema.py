@@ -87,6 +87,11 @@ class Task(OpenSection):
     batch_size: Count
     eval_batch_size: Count
     seq_len: Count
+    vocab_size: Count
+    n_pairs: list[Count]
+    power: Positive
+    eval_sequences: Count
+    seed: Natural
     min_count: Count | None
     max_vocab_size: Count | None
 

@@ -52,7 +52,8 @@ def test_config_every_option_builds(group: str, option: str):
     model = build("network", config["network"], vocab_size=40)
     module = build("module", config["module"], model)
     assert module.network is model
-    assert len(build_callbacks(config)) == len(config["callbacks"]) - 1
+    chosen = [node for node in config["callbacks"].values() if node is not None]
+    assert len(build_callbacks(config)) == len(chosen) - 1
     if config["trainer"]["accelerator"] == "gpu" and not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="trainer: "):
             build("trainer", config["trainer"], logger=False)
@@ -259,6 +260,15 @@ def test_config_reversed_positions_switch_text_samples_off():
     assert "reversed" in fails(
         "model.positions=sinusoidal_reversed", "action=generate", "ckpt=x", "prompt=x"
     )
+
+
+def test_config_task_chooses_defaults_that_the_command_line_changes():
+    recall = compose_config(["task=mqar"])
+    assert recall.choices["size"] == "mqar"
+    assert recall.config["callbacks"]["text_samples"] is None
+    assert recall.config["task"]["seed"] == recall.config["seed"]
+    assert compose_config(["size=tiny", "task=mqar"]).config["size"]["d_model"] == 32
+    assert compose_config([]).choices["size"] == "demo"
 
 
 # Values
