@@ -90,18 +90,18 @@ def draw(rows: Sequence[Row], slices: Sequence[str]) -> Figure:
         panel.grid(alpha=0.3)
     panels[0].set(ylabel="accuracy", ylim=(-0.03, 1.03))
     lines = [Line2D([], [], color=colour, label=label) for label, colour in colours.items()]
-    for style, label in (("-", "short_conv"), ("--", "no short_conv")):
-        lines.append(Line2D([], [], color="grey", linestyle=style, label=label))
+    lines.append(Line2D([], [], color="grey", linestyle="-", label="short_conv"))
+    lines.append(Line2D([], [], color="grey", linestyle="--", label="no short_conv"))
     figure.legend(handles=lines, loc="center left", bbox_to_anchor=(0.92, 0.5), frameon=False)
     return figure
 
 
 def _row(name: str, config: Row, summary: Row) -> Row:
     model, size = config["model"], config["size"]
-    swept = dict(part.partition("-")[::2] for part in name.split("__"))
+    found = re.search(r"(?:^|__)model-(\w+?)(?:__|$)", name)
     tests = {key.removeprefix("test/"): value for key, value in summary.items() if "test/" in key}
     return {
-        "model": swept.get("model", name),
+        "model": found[1] if found else name,
         "short_conv": model["short_conv"],
         "beta_max": model.get("beta_max", 1.0),
         "seed": config["seed"],

@@ -34,11 +34,11 @@ class MQARDataModule(lightning.LightningDataModule):
     def __init__(
         self,
         *,
-        vocab_size: int = 512,
+        vocab_size: int = 128,
         seq_len: int = 64,
         n_pairs: Sequence[int] = (4, 8, 16),
         power: float = 0.01,
-        batch_size: int = 64,
+        batch_size: int = 32,
         eval_batch_size: int = 256,
         eval_sequences: int = 512,
         seed: int = 1,

@@ -267,7 +267,9 @@ def test_config_task_chooses_defaults_that_the_command_line_changes():
     assert recall.choices["size"] == "mqar"
     assert recall.config["callbacks"]["text_samples"] is None
     assert recall.config["task"]["seed"] == recall.config["seed"]
-    assert compose_config(["size=tiny", "task=mqar"]).config["size"]["d_model"] == 32
+    assert recall.config["model"]["short_conv"] == 4
+    changed = compose_config(["size=tiny", "task=mqar", "model.short_conv=0"]).config
+    assert (changed["size"]["d_model"], changed["model"]["short_conv"]) == (32, 0)
     assert compose_config([]).choices["size"] == "demo"
 
 
