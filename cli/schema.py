@@ -66,6 +66,7 @@ class Model(Section):
     out_norm: Literal["none", "layernorm", "rmsnorm"]
     output_scale: Positive
     beta_max: Annotated[float, Range(above=0, high=2)]
+    short_conv: Literal[0] | Annotated[int, Range(low=2, high=8)]
     key_norm_eps: NonNegative
     query_norm_eps: NonNegative
     read_eps: NonNegative
@@ -86,6 +87,11 @@ class Task(OpenSection):
     batch_size: Count
     eval_batch_size: Count
     seq_len: Count
+    vocab_size: Count
+    n_pairs: list[Count]
+    power: Positive
+    eval_sequences: Count
+    seed: Natural
     min_count: Count | None
     max_vocab_size: Count | None
     setting: Literal["capacity", "update"]

@@ -110,16 +110,21 @@ def _record(stored: Any) -> tuple[dict[str, str], list[str], dict[str, Any]]:
 
 
 def _changes(stored: Any, composition: Composition) -> Iterator[tuple[str, Any, Any]]:
-    """Yield key, old and new value wherever two configurations differ."""
-    old, new = dict(_leaves(_record(stored)[2])), dict(_leaves(composition.config))
-    for key in dict.fromkeys([*new, *old]):
-        if old.get(key) != new.get(key):
-            yield key, old.get(key), new.get(key)
+    """Yield key, old and new value wherever two configurations differ.
+
+    A key that the old one lacks came with a later version, and what it changes by default is
+    nothing; weights that do not fit are found when they are loaded.
+    """
+    old, new = dict(leaves(_record(stored)[2])), dict(leaves(composition.config))
+    for key, value in old.items():
+        if value != new.get(key):
+            yield key, value, new.get(key)
 
 
-def _leaves(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and value of every leaf of a configuration."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{where}{key}.")
+            yield from leaves(value, f"{where}{key}.")
         else:
             yield f"{where}{key}", value

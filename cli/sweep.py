@@ -17,6 +17,7 @@ import yaml
 
 from cli.composition import Composition, compose_config
 from cli.overrides import CONF, parse
+from cli.stored import leaves
 from fwlight.errors import ConfigError
 
 
@@ -39,7 +40,9 @@ class Point:
         if not (self.folder / "summary.json").is_file():
             return False
         stored = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
-        return _without_place(stored) == _without_place(self.composition.config)
+        # A key that was not there yet came with a later version, whose default changes nothing.
+        new = dict(_settings(self.composition.config))
+        return all(new.get(key) == value for key, value in _settings(stored))
 
 
 def expand(arguments: Sequence[str]) -> list[Point]:
@@ -171,9 +174,11 @@ def _texts(values: Mapping[str, str]) -> list[str]:
     return [f"{key}={text}" for key, text in values.items()]
 
 
-def _without_place(config: Any) -> dict[str, Any]:
-    placed = ("run_dir", "resume", "report", "sweep")
-    return {key: value for key, value in config.items() if key not in placed}
+def _settings(config: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what decides a run's results, not where it is or what becomes of it."""
+    for key, value in leaves(config):
+        if key.split(".")[0] not in ("run_dir", "resume", "report", "sweep"):
+            yield key, value
 
 
 def _log(point: Point) -> Path:

@@ -1,16 +1,15 @@
-"""The contract between data and models: batches and what a model must know of its data.
+"""The contract between data and models: batches.
 
 This is the only module of fwlight that `tasks/` imports.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
 from fwlight.errors import DataError
 
-__all__ = ["IGNORE_INDEX", "DataError", "DataSpec", "LMBatch", "RetrievalBatch"]
+__all__ = ["IGNORE_INDEX", "DataError", "LMBatch", "RetrievalBatch"]
 
 IGNORE_INDEX = -100
 """Target value of positions that no loss or metric counts."""
@@ -36,19 +35,3 @@ class RetrievalBatch(NamedTuple):
     """Key ids to read with `[B, N]`, int64."""
     targets: Tensor
     """Value ids `[B, N]`, int64; `IGNORE_INDEX` where a row has fewer queries."""
-
-
-@dataclass(frozen=True)
-class DataSpec:
-    """What a model and a checkpoint must know of the data."""
-
-    vocab_size: int
-    """Number of token ids."""
-    pad_id: int | None
-    """Id of the padding token, or None where the data needs none."""
-    seq_len: int
-    """Longest sequence of a training batch, in tokens."""
-    vocab_hash: str
-    """SHA-256 of the vocabulary, in hexadecimal."""
-    fingerprint: str
-    """SHA-256 of the encoded data, in hexadecimal."""

@@ -12,7 +12,7 @@ import lightning
 import torch
 from torch import Tensor
 
-from fwlight.types import DataError, DataSpec
+from fwlight.types import DataError
 from tasks.corpora import SPLITS, open_corpus
 from tasks.lanes import EvalLanes, TrainLanes
 from tasks.tokenizer import EOS, detokenize, tokenize
@@ -167,17 +167,6 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
     def network_sizes(self) -> dict[str, int]:
         """What a network is built with, once `setup` or `load_state_dict` has run."""
         return {"vocab_size": len(self.vocabulary)}
-
-    @property
-    def spec(self) -> DataSpec:
-        """What a model must know, once `setup` or `load_state_dict` has run."""
-        return DataSpec(
-            vocab_size=len(self.vocabulary),
-            pad_id=None,
-            seq_len=self.seq_len,
-            vocab_hash=self.vocabulary.hash,
-            fingerprint=self.fingerprint,
-        )
 
     def encode(self, text: str) -> list[int]:
         """Ids of a prompt, cut into words as the source's own; a line break becomes `<eos>`.

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from fwlight.types import IGNORE_INDEX, DataError, RetrievalBatch
-from tasks.draws import EvalDraw, TrainDraws, generator
+from tasks.draws import EvalDraw, TrainDraws, rows, seeded
 
 SETTINGS = ("capacity", "update")
 EVAL_LENGTHS = ("training", "n_keys")
@@ -84,14 +84,13 @@ class RetrievalDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> TrainDraws[RetrievalBatch]:
         """This rank's share of every training batch."""
         rank, world_size = self._rank_and_world_size()
-        if self.batch_size % world_size:
-            raise DataError(
-                f"task.batch_size={self.batch_size} sequences cannot be shared evenly by "
-                f"{world_size} processes; choose a multiple of {world_size}"
-            )
-        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
         return TrainDraws(
-            lambda step: _rows(self.training_batch(step), rank, world_size), epoch_limit=limit
+            self.training_batch,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            epoch_limit=1.0 if self.trainer is None else self.trainer.limit_train_batches,
         )
 
     def val_dataloader(self) -> EvalDraw[RetrievalBatch]:
@@ -128,7 +127,7 @@ class RetrievalDataModule(lightning.LightningDataModule):
 
     def training_batch(self, step: int) -> RetrievalBatch:
         """All ranks' sequences of a training step, with one query each."""
-        random = generator(self.seed, "train", step)
+        random = seeded(self.seed, "train", step)
         keys, values = self._sequences(self.batch_size, self.seq_len, random)
         position = torch.randint(self.seq_len, (len(keys), 1), generator=random)
         queries = keys.gather(1, position)
@@ -136,9 +135,9 @@ class RetrievalDataModule(lightning.LightningDataModule):
         targets = values.gather(1, last.argmax(1, keepdim=True))
         return RetrievalBatch(keys, values, queries, targets)
 
-    def evaluation_batch(self, *key: object) -> RetrievalBatch:
+    def evaluation_batch(self, *key: int | str) -> RetrievalBatch:
         """All ranks' sequences of an evaluation, with a query for every key that occurs."""
-        random = generator(self.seed, *key)
+        random = seeded(self.seed, *key)
         keys, values = self._sequences(self.eval_sequences, self.eval_seq_len, random)
         places = torch.arange(keys.shape[1]).expand_as(keys)
         last = torch.full((len(keys), self.n_keys), -1)
@@ -169,7 +168,7 @@ class RetrievalDataModule(lightning.LightningDataModule):
 
         def draw() -> RetrievalBatch:
             step = self.trainer.global_step if redraw and self.trainer is not None else 0
-            return _rows(self.evaluation_batch(split, step), rank, world_size)
+            return rows(self.evaluation_batch(split, step), slice(rank, None, world_size))
 
         return EvalDraw(draw)
 
@@ -177,8 +176,3 @@ class RetrievalDataModule(lightning.LightningDataModule):
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
-
-
-def _rows(batch: RetrievalBatch, rank: int, world_size: int) -> RetrievalBatch:
-    """Return every `world_size`-th row, as each process takes them."""
-    return RetrievalBatch(*(x[rank::world_size] for x in batch))

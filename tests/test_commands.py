@@ -56,6 +56,24 @@ def test_train_writes_the_run_folder(trained):
     assert {"last.ckpt", "best.ckpt"} <= {path.name for path in (trained / "checkpoints").iterdir()}
 
 
+def test_train_recall_summarises_every_slice_and_answers_a_prompt(tmp_path, capsys):
+    sizes = ["task.vocab_size=20", "task.seq_len=16", "task.n_pairs=[1,3]", "size=tiny"]
+    short = ["trainer.max_steps=4", "task.eval_sequences=8", "task.batch_size=4", "logger=none"]
+    arguments = ["task=mqar", "model=deltanet", *sizes, *short, f"run_dir={tmp_path / 'run'}"]
+    assert main(arguments) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    for split in ("val", "test"):
+        names = ("loss", "acc", "acc_pairs_1", "acc_pairs_3")
+        assert all(f"{split}/{name}" in summary for name in names)
+    # 2 layers of 2 heads of 16 x 16, and 3 positions of q, k and v
+    assert summary["state_size"] == 2 * (2 * 16 * 16 + 3 * 3 * 2 * 16)
+    capsys.readouterr()
+    ckpt = f"ckpt={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}"
+    asked = ["action=generate", ckpt, "prompt=3 12 3", "generate.max_new_tokens=1"]
+    assert main(asked) == 0
+    assert capsys.readouterr().out.split()[:3] == ["3", "12", "3"]
+
+
 def test_train_refuses_a_folder_that_holds_a_run(trained, text, capsys):
     arguments = [*TINY, "task.data=text", f"task.path={text}", f"run_dir={trained}"]
     assert main(arguments) == 2

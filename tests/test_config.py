@@ -52,7 +52,8 @@ def test_config_every_option_builds(group: str, option: str):
     model = build("network", config["network"], vocab_size=40)
     module = build("module", config["module"], model)
     assert module.network is model
-    assert len(build_callbacks(config)) == len(config["callbacks"]) - 1
+    chosen = [node for node in config["callbacks"].values() if node is not None]
+    assert len(build_callbacks(config)) == len(chosen) - 1
     if config["trainer"]["accelerator"] == "gpu" and not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="trainer: "):
             build("trainer", config["trainer"], logger=False)
@@ -72,13 +73,14 @@ def test_config_every_map_runs_under_every_rule(option: str, rule: str):
 # Named models
 
 TABLE = {
-    # model: feature map, key_norm, update rule, read_norm
-    "linear": ("EluFeatureMap", "none", "sum_rule", "output"),
-    "performer": ("FAVORFeatureMap", "none", "sum_rule", "output"),
-    "sum_dpfp": ("DPFPFeatureMap", "none", "sum_rule", "output"),
-    "delta_linear": ("EluFeatureMap", "sum", "delta_rule", "none"),
-    "delta_performer": ("FAVORFeatureMap", "sum", "delta_rule", "none"),
-    "delta_dpfp": ("DPFPFeatureMap", "sum", "delta_rule", "none"),
+    # model: feature map, key_norm, update rule, read_norm, out_norm, short_conv
+    "linear": ("EluFeatureMap", "none", "sum_rule", "output", "Identity", 0),
+    "performer": ("FAVORFeatureMap", "none", "sum_rule", "output", "Identity", 0),
+    "sum_dpfp": ("DPFPFeatureMap", "none", "sum_rule", "output", "Identity", 0),
+    "delta_linear": ("EluFeatureMap", "sum", "delta_rule", "none", "Identity", 0),
+    "delta_performer": ("FAVORFeatureMap", "sum", "delta_rule", "none", "Identity", 0),
+    "delta_dpfp": ("DPFPFeatureMap", "sum", "delta_rule", "none", "Identity", 0),
+    "deltanet": ("SiLUFeatureMap", "l2", "delta_rule", "none", "RMSNorm", 4),
 }
 
 
@@ -88,9 +90,9 @@ def test_config_named_models_are_the_papers():
         attention = network(f"model={name}").blocks[0].attention
         memory = attention.memory
         assert isinstance(memory, FastWeightMemory)
-        rule = memory.update_rule.func.__name__
-        assert (type(memory.feature_map).__name__, memory.key_norm, rule, memory.read_norm) == row
-        assert isinstance(memory.out_norm, torch.nn.Identity)
+        rule, conv = memory.update_rule.func.__name__, attention.short_conv
+        slots = (type(memory.feature_map).__name__, memory.key_norm, rule, memory.read_norm)
+        assert (*slots, type(memory.out_norm).__name__, conv.width if conv else 0) == row
         assert (memory.output_scale, attention.beta_max) == (1.0, 1.0)
     assert isinstance(network("model=softmax").blocks[0].attention.memory, KeyValueMemory)
 
@@ -110,6 +112,7 @@ def test_config_slots_reach_the_memory():
         "model.out_norm=layernorm",
         "model.output_scale=0.25",
         "model.beta_max=2",
+        "model.short_conv=3",
         "model.read_eps=1e-3",
         "model.feature_map.num_features=5",
         "model.norm=pre",
@@ -121,6 +124,9 @@ def test_config_slots_reach_the_memory():
     assert (memory.key_norm, memory.read_norm, memory.output_scale) == ("l2", "output", 0.25)
     assert (memory.read_eps, attention.beta_max, memory.d_dot) == (1e-3, 2, 10)
     assert isinstance(memory.out_norm, torch.nn.LayerNorm)
+    assert attention.short_conv.width == 3
+    conv = network("model=softmax", "model.short_conv=2").blocks[0].attention.short_conv
+    assert conv.width == 2
     assert (memory.feature_map.orthogonal, memory.feature_map.redraw) == ("inputs", "training")
     assert model.positions is None
     assert isinstance(model.final_norm, torch.nn.LayerNorm)
@@ -167,6 +173,8 @@ MISTAKES = [
     (["size.dropout=1.5"], ["size.dropout=1.5", "at most 1"]),
     (["model.feature_map.nu=0"], ["model.feature_map.nu=0", "at least 1"]),
     (["model.feature_map.num_features=4"], ["num_features", "model/feature_map=dpfp", "nu"]),
+    (["model.short_conv=1"], ["model.short_conv=1", "at least 2"]),
+    (["model.short_conv=9"], ["model.short_conv=9", "at most 8"]),
     (["model.key_norm=summ"], ["model.key_norm=summ", "none, sum, l2"]),
     (["model.read_norm=yes"], ["none, output, full"]),
     (["model.positions=learned"], ["sinusoidal, sinusoidal_reversed, none"]),
@@ -254,6 +262,17 @@ def test_config_reversed_positions_switch_text_samples_off():
     )
 
 
+def test_config_task_chooses_defaults_that_the_command_line_changes():
+    recall = compose_config(["task=mqar"])
+    assert recall.choices["size"] == "mqar"
+    assert recall.config["callbacks"]["text_samples"] is None
+    assert recall.config["task"]["seed"] == recall.config["seed"]
+    assert recall.config["model"]["norm"] == "pre"
+    changed = compose_config(["size=tiny", "task=mqar", "model.norm=post"]).config
+    assert (changed["size"]["d_model"], changed["model"]["norm"]) == (32, "post")
+    assert compose_config([]).choices["size"] == "demo"
+
+
 # Values
 
 
@@ -273,7 +292,7 @@ def test_config_free_text_reaches_the_data_module(tmp_path):
     config = compose_config(["task.data=text", f"task.path={folder}/x.txt"]).config
     data = build("task", config["task"])
     data.setup("fit")
-    assert data.spec.vocab_size > 3
+    assert data.network_sizes
 
 
 def test_config_last_value_wins():
@@ -369,6 +388,7 @@ def test_stored_garbage_is_a_checkpoint_error(bad: object):
         ("model/update_rule=fwm", "model/update_rule=delta"),
         ("model.feature_map.nu=2", "model.feature_map.nu=1"),
         ("model.norm=pre", "model.norm=post"),
+        ("model.short_conv=4", "model.short_conv=0"),
         ("task.seq_len=3", "task.seq_len=128"),
         ("task.batch_size=3", "task.batch_size=16"),
         ("task.data=text", "task.data=stdlib"),
@@ -389,6 +409,13 @@ def test_resume_with_other_training_warns_once_with_the_effective_value():
     assert all(text in warning for text in changed)
     for free in ("task.eval_batch_size=3", "task.path=/elsewhere", "trainer=ddp", "callbacks=none"):
         assert check_resume(stored, compose_config(["size=tiny", free])) == []
+
+
+def test_stored_configuration_of_an_earlier_version_lacks_later_keys():
+    stored = record("size=tiny")
+    del stored["config"]["model"]["short_conv"]
+    assert check_resume(stored, compose_config(["size=tiny"])) == []
+    assert recompose(stored, ["action=test", "ckpt=c"]).config["model"]["short_conv"] == 0
 
 
 def test_stored_model_cannot_be_changed_by_the_command_line():

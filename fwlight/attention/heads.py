@@ -1,14 +1,24 @@
 """Projections and heads around a memory, the same for every kind of memory."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from fwlight.attention.short_conv import ShortConv
 from fwlight.checks import check_sizes
+
+
+class ConvState(NamedTuple):
+    """What a layer with a short convolution carries."""
+
+    memory: Any
+    """The memory's state."""
+    tail: Float[Tensor, "b w n"]
+    """The last projected [q; k; v] before the convolution; q is 0 where nothing but `write` was."""
 
 
 class MultiHeadAttention(nn.Module):
@@ -20,6 +30,12 @@ class MultiHeadAttention(nn.Module):
     linear attention, and its state has a constant size; with a `KeyValueMemory` it is softmax
     attention.
 
+    With `short_conv`, [q; k; v] of all heads pass a causal depthwise convolution first, and v a
+    SiLU after it; on q and k the memory's feature map is what follows (DeltaNet, Yang et al. 2024,
+    arXiv 2406.06484, which is that with SiLU for a feature map). beta is not convolved, and neither
+    are queries of another sequence than the keys' (`source`, `read`): they stand alone, in any
+    order.
+
     Args:
         d_model: Width of input and output.
         n_heads: Number of heads.
@@ -27,9 +43,10 @@ class MultiHeadAttention(nn.Module):
         memory: Makes the memory from `d_head`.
         beta_max: Largest write strength: 1, or 2 to allow negative eigenvalues of the state's
             transition (Grazzi et al. 2025).
+        short_conv: Width of the convolution on q, k and v, at least 2; 0 is none.
 
     Raises:
-        ValueError: If a size is below 1 or `beta_max` is not positive.
+        ValueError: If a size is below 1, `beta_max` is not positive or `short_conv` negative or 1.
     """
 
     memory: Any  # with the interface of `FastWeightMemory`
@@ -42,6 +59,7 @@ class MultiHeadAttention(nn.Module):
         *,
         memory: Callable[[int], nn.Module],
         beta_max: float = 1.0,
+        short_conv: int = 0,
     ) -> None:
         super().__init__()
         check_sizes(d_model=d_model, n_heads=n_heads, d_head=d_head)
@@ -52,6 +70,7 @@ class MultiHeadAttention(nn.Module):
         self.has_beta = self.memory.has_beta
         self.in_proj = nn.Linear(d_model, n_heads * (3 * d_head + self.has_beta), bias=False)
         self.out_proj = nn.Linear(n_heads * d_head, d_model, bias=False)
+        self.short_conv = ShortConv(3 * n_heads * d_head, short_conv) if short_conv else None
 
     def forward(
         self,
@@ -77,16 +96,18 @@ class MultiHeadAttention(nn.Module):
         """
         if source is not None and causal:
             raise ValueError("attention to a source cannot be causal: pass causal=False")
+        if source is not None:
+            state = self.write(source, padding_mask=padding_mask, initial_state=initial_state)
+            return self.read(x, state), state
+        memory_state, tail = self._unpack(initial_state)
+        (q, k, v, beta), tail = self._project(x, padding_mask=padding_mask, tail=tail)
+        options = {"initial_state": memory_state, "padding_mask": padding_mask}
         if causal:
-            q, k, v, beta = self._project(x)
-            o, state = self.memory(
-                q, k, v, beta, initial_state=initial_state, padding_mask=padding_mask
-            )
-            return self._merge(o), state
-        state = self.write(
-            x if source is None else source, padding_mask=padding_mask, initial_state=initial_state
-        )
-        return self.read(x, state), state
+            o, memory_state = self.memory(q, k, v, beta, **options)
+        else:
+            memory_state = self.memory.write(k, v, beta, **options)
+            o = self.memory.read(q, memory_state)
+        return self._merge(o), self._pack(memory_state, tail)
 
     def write(
         self,
@@ -96,34 +117,61 @@ class MultiHeadAttention(nn.Module):
         initial_state: Any = None,
     ) -> Any:
         """Write every position of `source` and return the state; arguments as in `forward`."""
-        _, k, v, beta = self._project(source, queries=False)
-        return self.memory.write(k, v, beta, initial_state=initial_state, padding_mask=padding_mask)
+        memory_state, tail = self._unpack(initial_state)
+        (_, k, v, beta), tail = self._project(
+            source, queries=False, padding_mask=padding_mask, tail=tail
+        )
+        memory_state = self.memory.write(
+            k, v, beta, initial_state=memory_state, padding_mask=padding_mask
+        )
+        return self._pack(memory_state, tail)
 
     def read(self, x: Float[Tensor, "b t m"], state: Any) -> Float[Tensor, "b t m"]:
-        """Read what was written with the queries of `x`."""
+        """Read what was written with the queries of `x`, each on its own."""
         q = F.linear(x, self.in_proj.weight[: self.n_heads * self.d_head])
-        return self._merge(self.memory.read(self._heads(q), state))
+        return self._merge(self.memory.read(self._heads(q), self._unpack(state)[0]))
 
     @property
     def state_size(self) -> int | None:
         """How many numbers are carried for one sequence; None if they grow with its length."""
-        size = self.memory.state_size
-        return None if size is None else self.n_heads * size
+        size, conv = self.memory.state_size, self.short_conv
+        if size is None:
+            return None
+        return self.n_heads * size + (0 if conv is None else (conv.width - 1) * conv.channels)
+
+    def _unpack(self, state: Any) -> tuple[Any, Tensor | None]:
+        """Return the memory's state and the convolution's tail; None where there is none."""
+        return (state, None) if state is None or self.short_conv is None else state
+
+    def _pack(self, memory_state: Any, tail: Tensor | None) -> Any:
+        return memory_state if tail is None else ConvState(memory_state, tail)
 
     def _project(
-        self, x: Tensor, *, queries: bool = True
-    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
+        self,
+        x: Tensor,
+        *,
+        queries: bool = True,
+        padding_mask: Tensor | None,
+        tail: Tensor | None,
+    ) -> tuple[tuple[Tensor | None, Tensor, Tensor, Tensor | None], Tensor | None]:
+        """Return q, k, v by heads and beta, and the convolution's new tail."""
         width = self.n_heads * self.d_head
         weight = self.in_proj.weight if queries else self.in_proj.weight[width:]
-        sizes = [width] * (2 + queries) + [self.n_heads] * self.has_beta
-        parts = list(F.linear(x, weight).split(sizes, dim=-1))
-        q = self._heads(parts.pop(0)) if queries else None
-        k, v = self._heads(parts[0]), self._heads(parts[1])
+        qkv, logits = F.linear(x, weight).split(
+            [width * (2 + queries), self.n_heads * self.has_beta], dim=-1
+        )
+        if self.short_conv is not None:
+            qkv, tail = self.short_conv(qkv, tail=tail, padding_mask=padding_mask)
+        *qk, v = qkv.split(width, dim=-1)
+        if self.short_conv is not None:
+            v = F.silu(v)
+        q = self._heads(qk[0]) if queries else None
+        k, v = self._heads(qk[-1]), self._heads(v)
         if not self.has_beta:
-            return q, k, v, None
+            return (q, k, v, None), tail
         # In float32: near 1 bfloat16 has steps of 0.004.
-        logits = parts[2].to(torch.promote_types(x.dtype, torch.float32))
-        return q, k, v, self.beta_max * logits.sigmoid().transpose(1, 2)
+        logits = logits.to(torch.promote_types(x.dtype, torch.float32))
+        return (q, k, v, self.beta_max * logits.sigmoid().transpose(1, 2)), tail
 
     def _heads(self, x: Tensor) -> Tensor:
         b, t, _ = x.shape

@@ -129,21 +129,25 @@ def generate(
 def summarise(trainer: Trainer, module: TrainingModule, *, tested: str) -> dict[str, Any]:
     """Return the final metrics of a run, None where there is none.
 
-    `train/` is the last logged step, `val/` the last evaluation, `val/best_*` the best one and
-    `test/` the checkpoint named by `tested_checkpoint`.
+    `train/` is the last logged step, `val/` the last evaluation with all its metrics, `val/best_*`
+    the best one and `test/` the checkpoint named by `tested_checkpoint`. `state_size` is what the
+    network carries for one sequence, None where that grows with the length.
     """
     best = _of_kind(trainer, RunCheckpoint).best
     clock = _of_kind(trainer, RunClock).state_dict()
     names = ("train/loss", "val/loss", "val/ppl", "test/loss", "test/ppl")
+    measured = {k: v for k, v in module.latest.items() if k.startswith(("val/", "test/"))}
     seconds = clock["train_seconds"]
     return {
         **{name: module.latest.get(name) for name in names},
+        **measured,
         "val/best_loss": best.get("value"),
         "val/best_ppl": perplexity(best["value"]) if best and "val/ppl" in module.latest else None,
         "val/best_step": best.get("step"),
         "tested_checkpoint": tested,
         "tokens_per_second": clock["tokens"] / seconds if seconds else None,
         "parameters": sum(p.numel() for p in module.network.parameters()),
+        "state_size": getattr(module.network, "state_size", None),
         "wall_seconds": clock["wall_seconds"],
         "global_step": trainer.global_step,
     }

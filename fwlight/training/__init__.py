@@ -4,12 +4,15 @@ from fwlight.training.lm import LanguageModelingModule
 from fwlight.training.metrics import TokenLoss
 from fwlight.training.module import TrainingModule
 from fwlight.training.optim import OptimizerConfig, build_optimizer, lr_factor, warmup_cosine
+from fwlight.training.recall import RecallAccuracy, RecallModule
 from fwlight.training.retrieval import RetrievalModule
 from fwlight.training.supervised import SupervisedModule
 
 __all__ = [
     "LanguageModelingModule",
     "OptimizerConfig",
+    "RecallAccuracy",
+    "RecallModule",
     "RetrievalModule",
     "SupervisedModule",
     "TokenLoss",

@@ -20,13 +20,17 @@ D_MODEL, HEADS, D_HEAD = 12, 3, 4
 favor = partial(FAVORFeatureMap, D_HEAD, 6)
 
 
-def fast(*, beta_max: float = 1.0, **slots) -> MultiHeadAttention:
+def fast(*, beta_max: float = 1.0, short_conv: int = 0, **slots) -> MultiHeadAttention:
     memory = partial(FastWeightMemory, **slots)
-    return MultiHeadAttention(D_MODEL, HEADS, D_HEAD, memory=memory, beta_max=beta_max)
+    return MultiHeadAttention(
+        D_MODEL, HEADS, D_HEAD, memory=memory, beta_max=beta_max, short_conv=short_conv
+    )
 
 
+softmax = partial(MultiHeadAttention, D_MODEL, HEADS, D_HEAD, memory=KeyValueMemory)
 VARIANTS = {
-    "softmax": partial(MultiHeadAttention, D_MODEL, HEADS, D_HEAD, memory=KeyValueMemory),
+    "softmax": softmax,
+    "softmax_conv": partial(softmax, short_conv=3),
     "linear": partial(fast, feature_map=EluFeatureMap, update_rule=sum_rule, read_norm="output"),
     "performer": partial(fast, feature_map=favor, update_rule=sum_rule, read_norm="output"),
     "delta_dpfp": partial(fast, feature_map=DPFPFeatureMap, update_rule=delta_rule, key_norm="sum"),
@@ -42,6 +46,9 @@ VARIANTS = {
         fast, feature_map=EluFeatureMap, update_rule=delta_rule, key_norm="sum", read_norm="full"
     ),
     "fwm": partial(fast, feature_map=TanhFeatureMap, update_rule=fwm_rule, out_norm="layernorm"),
+    "performer_conv": partial(
+        fast, feature_map=favor, update_rule=sum_rule, read_norm="output", short_conv=2
+    ),
     "deltanet": partial(
         fast,
         feature_map=SiLUFeatureMap,
@@ -49,6 +56,7 @@ VARIANTS = {
         key_norm="l2",
         out_norm="rmsnorm",
         beta_max=2.0,
+        short_conv=4,
     ),
 }
 every_variant = pytest.mark.parametrize("name", VARIANTS)
@@ -57,6 +65,13 @@ every_variant = pytest.mark.parametrize("name", VARIANTS)
 def make(name: str):
     torch.manual_seed(0)
     return VARIANTS[name]().double().eval()
+
+
+def leaves(state) -> list[Tensor]:
+    """Every tensor of a state, whatever it consists of."""
+    if isinstance(state, tuple):
+        return [tensor for part in state for tensor in leaves(part)]
+    return [] if state is None else [state]
 
 
 def gaussian(*shape: int, seed: int = 1) -> Tensor:
@@ -84,7 +99,7 @@ def test_segments_with_carried_state_equal_the_whole(name: str, sizes: tuple[int
         y, state = layer(segment, initial_state=state)
         parts.append(y)
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-9, atol=1e-12)
-    for carried, expected in zip(state, final, strict=True):
+    for carried, expected in zip(leaves(state), leaves(final), strict=True):
         torch.testing.assert_close(carried, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -98,8 +113,8 @@ def test_padding_content_is_irrelevant(name: str, causal: bool) -> None:
     other = torch.where(padding[..., None], 7.0 * gaussian(2, 9, D_MODEL, seed=5), x)
     y2, state2 = layer(other, causal=causal, padding_mask=padding)
     torch.testing.assert_close(y2[~padding], y[~padding], rtol=1e-9, atol=1e-12)
-    if name != "softmax":  # whose cache keeps the padding beside its mask
-        for a, b in zip(state, state2, strict=True):
+    if "softmax" not in name:  # whose cache keeps the padding beside its mask
+        for a, b in zip(leaves(state), leaves(state2), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
@@ -113,14 +128,35 @@ def test_padded_sequence_equals_the_sequence_without_its_padding(name: str) -> N
 
 
 @every_variant
+@pytest.mark.parametrize("cut", [1, 4, 8])
+def test_padded_segments_carry_what_the_sequence_without_padding_does(name: str, cut: int) -> None:
+    layer, x = make(name), gaussian(2, 9, D_MODEL)
+    padding = torch.zeros(2, 9, dtype=torch.bool)
+    padding[0, :2] = padding[0, 6:] = padding[1, 3:5] = padding[1, 8] = True
+    (start, end), (first, last) = x.split((cut, 9 - cut), 1), padding.split((cut, 9 - cut), 1)
+    y, state = layer(start, padding_mask=first)
+    y2, _ = layer(end, padding_mask=last, initial_state=state)
+    y = torch.cat([y, y2], 1)
+    for row in range(2):
+        alone, _ = layer(x[row, ~padding[row]][None])
+        torch.testing.assert_close(y[row, ~padding[row]], alone[0], rtol=1e-9, atol=1e-12)
+
+
+@every_variant
 def test_cross_attention_writes_once_and_reads_with_every_query(name: str) -> None:
     layer, x, source = make(name), gaussian(2, 5, D_MODEL), gaussian(2, 9, D_MODEL, seed=2)
     y, state = layer(x, source=source, causal=False)
     one_by_one = [layer.read(x[:, t : t + 1], state) for t in range(5)]
     torch.testing.assert_close(torch.cat(one_by_one, 1), y, rtol=1e-9, atol=1e-12)
+    first = layer.write(source[:, :4])
+    in_two = layer.read(x, layer.write(source[:, 4:], initial_state=first))
+    torch.testing.assert_close(in_two, y, rtol=1e-9, atol=1e-12)
     itself, _ = layer(x, causal=False)
     as_source, _ = layer(x, source=x, causal=False)
-    torch.testing.assert_close(itself, as_source, rtol=1e-9, atol=1e-12)
+    if layer.short_conv is None:
+        torch.testing.assert_close(itself, as_source, rtol=1e-9, atol=1e-12)
+    else:  # the queries of another sequence are not convolved
+        assert not torch.allclose(itself, as_source)
     with pytest.raises(ValueError, match="causal=False"):
         layer(x, source=source)
 
@@ -137,11 +173,12 @@ def test_last_causal_output_equals_non_causal_reading(name: str) -> None:
 def test_state_size_counts_what_is_carried(name: str) -> None:
     layer = make(name)
     _, state = layer(gaussian(1, 9, D_MODEL))
-    if name == "softmax":
+    if "softmax" in name:
         assert layer.state_size is None
         return
-    counted = state.weights.numel() + (0 if state.key_sum is None else state.key_sum.numel())
-    assert layer.state_size == counted
+    memory = state if layer.short_conv is None else state.memory
+    counted = sum(x.numel() for x in leaves((memory.weights, memory.key_sum)))
+    assert layer.state_size == counted + (0 if memory is state else state.tail.numel())
 
 
 @every_variant
@@ -162,8 +199,9 @@ def test_bfloat16_autocast_stays_close_and_keeps_the_state_in_float32(name: str)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y, state = layer(x)
     assert y.dtype == torch.bfloat16
-    if name != "softmax":
-        assert state.weights.dtype == torch.float32
+    if "softmax" not in name:
+        memory = state if layer.short_conv is None else state.memory
+        assert memory.weights.dtype == torch.float32
     # Inputs rounded to 8 bits; a norm over few values enlarges single errors.
     assert (y.float() - exact).norm() < 0.05 * exact.norm()
 
@@ -186,6 +224,8 @@ def test_zero_features_do_not_divide_by_zero() -> None:
         ({"out_norm": "max"}, "out_norm='max'"),
         ({"beta_max": 0.0}, "beta_max=0.0"),
         ({"read_norm": "full", "update_rule": sum_rule}, "read_norm='full'"),
+        ({"short_conv": 1}, "short_conv=1"),
+        ({"short_conv": -1}, "short_conv=-1"),
     ],
 )
 def test_attention_refuses_bad_options(kwargs: dict, message: str) -> None:

@@ -22,6 +22,10 @@ MEMORY = {
     ),
 }
 ATTENTION = {name: partial(MultiHeadAttention, memory=memory) for name, memory in MEMORY.items()}
+ATTENTION |= {
+    f"{name}_conv": partial(MultiHeadAttention, memory=MEMORY[name], short_conv=4)
+    for name in ("softmax", "delta")
+}
 every_attention = pytest.mark.parametrize("attention", ATTENTION)
 
 
@@ -94,14 +98,16 @@ def test_reversed_positions_refuse_incremental_decoding() -> None:
         model(tokens(), initial_state=state)
 
 
-@pytest.mark.parametrize("attention", ["performer", "delta"])
+@pytest.mark.parametrize("attention", ["performer", "delta", "delta_conv"])
 def test_state_size_is_constant_and_counted(attention: str) -> None:
     model = make(attention)
     for length in (1, 9):
         _, state = model(tokens(1, length))
-        carried = sum(
-            x.numel() for s in state.layers for x in (s.weights, s.key_sum) if x is not None
-        )
+        carried = 0
+        for layer in state.layers:
+            memory, tail = layer if attention.endswith("conv") else (layer, None)
+            parts = (memory.weights, memory.key_sum, tail)
+            carried += sum(x.numel() for x in parts if x is not None)
         assert carried == model.state_size
     assert make("softmax").state_size is None
 
@@ -177,6 +183,9 @@ def test_state_dict_keys_are_pinned() -> None:
     favor = {f"attention.memory.feature_map.{name}" for name in ("seed", "draws", "projection")}
     assert set(make("softmax").state_dict()) == expected
     assert set(make("delta").state_dict()) == expected
+    assert set(make("delta_conv").state_dict()) == expected | {
+        f"blocks.{i}.attention.short_conv.weight" for i in range(2)
+    }
     assert set(make("performer").state_dict()) == expected | {
         f"blocks.{i}.{name}" for i in range(2) for name in favor
     }

@@ -71,15 +71,12 @@ def test_text_of_three_files_equals_wikitext_where_words_are_spaced(wiki):
     assert text.fingerprint == _data(data="wikitext", path=wiki).fingerprint
 
 
-def test_setup_is_idempotent_and_spec_tells_the_model(wiki):
+def test_setup_is_idempotent_and_tells_the_model(wiki):
     data = _data(data="wikitext", path=wiki)
     streams = dict(data.streams)
     data.setup("fit")
     assert all(data.streams[split] is streams[split] for split in streams)
-    assert data.spec.vocab_size == 8
-    assert data.spec.seq_len == 4
-    assert data.spec.pad_id is None
-    assert (data.spec.vocab_hash, data.spec.fingerprint) == (data.vocabulary.hash, data.fingerprint)
+    assert data.network_sizes == {"vocab_size": 8}
 
 
 def test_encode_and_decode_of_a_prompt(wiki):
@@ -112,7 +109,7 @@ def test_state_alone_gives_the_vocabulary(wiki):
     trained = _data(data="wikitext", path=wiki)
     data = LanguageModelingDataModule(data="wikitext", path=wiki, seq_len=4)
     data.load_state_dict(trained.state_dict())
-    assert data.spec == trained.spec
+    assert data.network_sizes == trained.network_sizes
     assert data.encode("the dog") == trained.encode("the dog")
     data.setup()
     assert data.streams

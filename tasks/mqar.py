@@ -1,0 +1,161 @@
+"""Multi-query associative recall (Zoology, Arora et al. 2023, arXiv 2312.04927) as a task."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import lightning
+import torch
+
+from fwlight.types import DataError, LMBatch
+from tasks.draws import TrainDraws, seeded
+from tasks.recall import EvalRecall, recall_sequences
+
+
+class MQARDataModule(lightning.LightningDataModule):
+    """Key-value pairs and later queries; see `tasks.recall.recall_sequences` for a sequence.
+
+    Training draws new batches without end, each with one of the numbers of pairs; the evaluation
+    sets hold equally many sequences of each number and are the same for every seed. So the number
+    of a sequence's targets tells its number of pairs.
+
+    Args:
+        vocab_size: Number of token ids: 0, keys below the half, values from there on.
+        seq_len: Tokens of a sequence.
+        n_pairs: Numbers of pairs.
+        power: Exponent + 1 of the gaps' power law; 1 is uniform.
+        batch_size: Sequences of a training batch, over all ranks.
+        eval_batch_size: Sequences of an evaluation batch, over all ranks; changes no result.
+        eval_sequences: Sequences of each number of pairs in the validation and in the test set.
+        seed: Of the training data.
+
+    Raises:
+        DataError: A size is too small for what it has to hold.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int = 128,
+        seq_len: int = 64,
+        n_pairs: Sequence[int] = (4, 8, 16),
+        power: float = 0.01,
+        batch_size: int = 32,
+        eval_batch_size: int = 256,
+        eval_sequences: int = 512,
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        least = {"batch_size": 1, "eval_batch_size": 1, "eval_sequences": 1}
+        given = (batch_size, eval_batch_size, eval_sequences)
+        for (name, low), value in zip(least.items(), given, strict=True):
+            if value < low:
+                raise DataError(f"task.{name}={value} is too small; it must be at least {low}")
+        if not n_pairs or min(n_pairs) < 1 or len(set(n_pairs)) < len(n_pairs):
+            raise DataError(f"task.n_pairs={list(n_pairs)} must be different numbers from 1 on")
+        if seq_len < 4 * max(n_pairs):
+            raise DataError(
+                f"task.seq_len={seq_len} is too short for {max(n_pairs)} pairs and their queries; "
+                f"it must be at least {4 * max(n_pairs)}"
+            )
+        if vocab_size < 2 * max(n_pairs) + 2:
+            raise DataError(
+                f"task.vocab_size={vocab_size} is too small for {max(n_pairs)} keys and values; "
+                f"it must be at least {2 * max(n_pairs) + 2}"
+            )
+        if power <= 0:
+            raise DataError(f"task.power={power} must be positive")
+        self._settings: dict[str, Any] = {
+            "seq_len": seq_len,
+            "vocab_size": vocab_size,
+            "power": power,
+        }
+        self.n_pairs, self.seed = tuple(n_pairs), seed
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self._eval_sequences = eval_sequences
+
+    # Lightning's hooks
+
+    def train_dataloader(self) -> TrainDraws[LMBatch]:
+        """This rank's rows of the training batches."""
+        return TrainDraws(
+            self.training_batch,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            epoch_limit=1.0 if self.trainer is None else self.trainer.limit_train_batches,
+            **self._rank_and_world_size(),
+        )
+
+    def val_dataloader(self) -> EvalRecall:
+        """This rank's share of the validation set."""
+        return self._eval_batches("valid")
+
+    def test_dataloader(self) -> EvalRecall:
+        """This rank's share of the test set."""
+        return self._eval_batches("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data."""
+        return {**self._settings, "n_pairs": list(self.n_pairs)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare with the checkpoint's data.
+
+        Raises:
+            DataError: The sequences are others.
+        """
+        for name, value in self.state_dict().items():
+            if state_dict[name] != value:
+                raise DataError(
+                    f"the checkpoint was trained with task.{name}={state_dict[name]}, now it is "
+                    f"{value}; give the old value, or start anew in another run_dir"
+                )
+
+    # What the rest of a run asks of the data
+
+    @property
+    def network_sizes(self) -> dict[str, int]:
+        """What a network is built with."""
+        return {"vocab_size": self._settings["vocab_size"]}
+
+    def training_batch(self, step: int) -> LMBatch:
+        """All ranks' sequences of a training step; their number of pairs is drawn with them."""
+        generator = seeded("train", self.seed, step)
+        choice = int(torch.randint(len(self.n_pairs), (), generator=generator))
+        return recall_sequences(
+            self.batch_size, n_pairs=self.n_pairs[choice], generator=generator, **self._settings
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a prompt, which is written in numbers: "4 290 7 311 4" asks for 290.
+
+        Raises:
+            DataError: A word is not the number of a token.
+        """
+        words, size = text.split(), self._settings["vocab_size"]
+        for word in words:
+            if not word.isdecimal() or int(word) >= size:
+                raise DataError(f"{word!r} in the prompt is not a number from 0 to {size - 1}")
+        return [int(word) for word in words]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Ids as numbers with spaces between."""
+        return " ".join(map(str, ids))
+
+    # Parts
+
+    def _eval_batches(self, split: str) -> EvalRecall:
+        parts: list[LMBatch] = [
+            recall_sequences(
+                self._eval_sequences,
+                n_pairs=n_pairs,
+                generator=seeded(split, n_pairs),
+                **self._settings,
+            )
+            for n_pairs in self.n_pairs
+        ]
+        return EvalRecall(parts, batch_size=self.eval_batch_size, **self._rank_and_world_size())
+
+    def _rank_and_world_size(self) -> dict[str, int]:
+        if self.trainer is None:
+            return {"rank": 0, "world_size": 1}
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
