@@ -16,7 +16,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from cli.checks import check_section
 from cli.overrides import CONF, FREE_TEXT, groups, parse, set_value
@@ -75,6 +75,14 @@ def compose_config(arguments: Sequence[str]) -> Composition:
     warnings = _adapt(nodes, parsed)
     try:
         config: Any = OmegaConf.to_container(nodes, resolve=True)
+    except InterpolationKeyError as error:
+        missing = str(error.msg).split("'")[1] if "'" in str(error.msg) else ""
+        group, _, key = missing.partition(".")
+        if group not in choices:
+            raise ConfigError(_first_line(error)) from error
+        raise ConfigError(
+            f"{group}={choices[group]} has no {key}, which {error.full_key} needs"
+        ) from error
     except OmegaConfBaseException as error:
         raise ConfigError(_first_line(error)) from error
     for key, text in texts.items():  # now that nothing in them can be taken for an interpolation

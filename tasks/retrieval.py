@@ -31,8 +31,9 @@ class RetrievalDataModule(lightning.LightningDataModule):
         n_keys: Number S of different keys, and of different values.
         batch_size: Sequences of a training batch, over all ranks.
         eval_sequences: Sequences of an evaluation.
-        eval_length: Length of evaluation sequences: that of `training`, or `n_keys`, with which
-            the reference code evaluates setting 2 too (63 % of the keys occur then).
+        eval_length: Length of validation sequences: that of `training`, or `n_keys`, with which
+            the reference code evaluates setting 2 too (63 % of the keys occur then). Test
+            sequences always have the training length.
         max_queries: Read only the first so many keys of an evaluation sequence, by their number;
             200 in the reference code, None for all.
         redraw_eval: Evaluate on new sequences every time, as the reference code does, or always on
@@ -95,11 +96,11 @@ class RetrievalDataModule(lightning.LightningDataModule):
 
     def val_dataloader(self) -> EvalDraw[RetrievalBatch]:
         """This rank's share of the validation sequences."""
-        return self._evaluation("val", redraw=self.redraw_eval)
+        return self._evaluation("val", self.eval_seq_len, redraw=self.redraw_eval)
 
     def test_dataloader(self) -> EvalDraw[RetrievalBatch]:
-        """This rank's share of the test sequences."""
-        return self._evaluation("test", redraw=False)
+        """This rank's share of the test sequences, which are as long as those of training."""
+        return self._evaluation("test", self.seq_len, redraw=False)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data."""
@@ -135,10 +136,10 @@ class RetrievalDataModule(lightning.LightningDataModule):
         targets = values.gather(1, last.argmax(1, keepdim=True))
         return RetrievalBatch(keys, values, queries, targets)
 
-    def evaluation_batch(self, *key: int | str) -> RetrievalBatch:
+    def evaluation_batch(self, split: str, step: int, *, seq_len: int) -> RetrievalBatch:
         """All ranks' sequences of an evaluation, with a query for every key that occurs."""
-        random = seeded(self.seed, *key)
-        keys, values = self._sequences(self.eval_sequences, self.eval_seq_len, random)
+        random = seeded(self.seed, split, step)
+        keys, values = self._sequences(self.eval_sequences, seq_len, random)
         places = torch.arange(keys.shape[1]).expand_as(keys)
         last = torch.full((len(keys), self.n_keys), -1)
         last = last.scatter_reduce(1, keys, places, "amax")
@@ -158,7 +159,7 @@ class RetrievalDataModule(lightning.LightningDataModule):
         keys, values = drawn
         return keys, values
 
-    def _evaluation(self, split: str, *, redraw: bool) -> EvalDraw[RetrievalBatch]:
+    def _evaluation(self, split: str, seq_len: int, *, redraw: bool) -> EvalDraw[RetrievalBatch]:
         rank, world_size = self._rank_and_world_size()
         if self.eval_sequences < world_size:
             raise DataError(
@@ -168,7 +169,8 @@ class RetrievalDataModule(lightning.LightningDataModule):
 
         def draw() -> RetrievalBatch:
             step = self.trainer.global_step if redraw and self.trainer is not None else 0
-            return rows(self.evaluation_batch(split, step), slice(rank, None, world_size))
+            batch = self.evaluation_batch(split, step, seq_len=seq_len)
+            return rows(batch, slice(rank, None, world_size))
 
         return EvalDraw(draw)
 

@@ -45,11 +45,14 @@ def test_config_groups_are_every_yaml_file():
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=str)
 def test_config_every_option_builds(group: str, option: str):
-    composition = compose_config([f"{group}={option}"])
+    of_task = ["task=retrieval"] if (group, option) == ("size", "retrieval") else []
+    composition = compose_config([*of_task, f"{group}={option}"])
     config = composition.config
     assert composition.choices[group] == option
     assert build("task", config["task"]) is not None
-    model = build("network", config["network"], vocab_size=40)
+    retrieval = config["network"]["_target_"].endswith("Retriever")
+    sizes = {"n_keys": 40} if retrieval else {"vocab_size": 40}
+    model = build("network", config["network"], **sizes)
     module = build("module", config["module"], model)
     assert module.network is model
     chosen = [node for node in config["callbacks"].values() if node is not None]
@@ -80,6 +83,7 @@ TABLE = {
     "delta_linear": ("EluFeatureMap", "sum", "delta_rule", "none", "Identity", 0),
     "delta_performer": ("FAVORFeatureMap", "sum", "delta_rule", "none", "Identity", 0),
     "delta_dpfp": ("DPFPFeatureMap", "sum", "delta_rule", "none", "Identity", 0),
+    "fwm": ("TanhFeatureMap", "none", "fwm_rule", "none", "LayerNorm", 0),
     "deltanet": ("SiLUFeatureMap", "l2", "delta_rule", "none", "RMSNorm", 4),
 }
 
@@ -101,6 +105,10 @@ def test_config_dpfp_and_favor_have_as_many_features():
     # Schlag et al. 2021b, table 5: d_dot = 2 d_head for both
     for model in ("delta_dpfp", "delta_performer"):
         assert network(f"model={model}").blocks[0].attention.memory.d_dot == 32
+
+
+def test_config_size_that_lacks_a_width_says_so():
+    assert fails("size=retrieval") == "size=retrieval has no d_model, which network.d_model needs"
 
 
 def test_config_slots_reach_the_memory():

@@ -29,7 +29,7 @@ def test_update_draws_with_replacement_at_twice_the_length():
 @pytest.mark.parametrize("setting", ["capacity", "update"])
 def test_target_is_the_last_value_of_the_query(setting):
     data = RetrievalDataModule(setting=setting, n_keys=6, batch_size=50, eval_sequences=9)
-    for batch in (data.training_batch(3), data.evaluation_batch("val", 0)):
+    for batch in (data.training_batch(3), data.evaluation_batch("val", 0, seq_len=data.seq_len)):
         for keys, values, queries, targets in zip(*batch, strict=True):
             for query, target in zip(queries.tolist(), targets.tolist(), strict=True):
                 if target != IGNORE_INDEX:
@@ -48,8 +48,9 @@ def test_training_queries_follow_positions():
 
 def test_evaluation_reads_every_key_that_occurs_once():
     data = RetrievalDataModule(setting="update", n_keys=20, eval_length="n_keys")
-    batch = data.evaluation_batch("val", 0)
+    batch = next(iter(data.val_dataloader()))
     assert batch.keys.shape == (20, 20)
+    assert next(iter(data.test_dataloader())).keys.shape == (20, 40)
     for keys, queries, targets in zip(batch.keys, batch.queries, batch.targets, strict=True):
         asked = queries[targets != IGNORE_INDEX].tolist()
         assert asked == sorted(set(keys.tolist()))
@@ -58,7 +59,7 @@ def test_evaluation_reads_every_key_that_occurs_once():
 
 def test_evaluation_query_cap_keeps_the_first_keys():
     data = RetrievalDataModule(n_keys=30, max_queries=7)
-    batch = data.evaluation_batch("val", 0)
+    batch = data.evaluation_batch("val", 0, seq_len=30)
     assert (batch.queries == torch.arange(7)).all()
     assert (batch.targets != IGNORE_INDEX).all()
 
@@ -75,7 +76,8 @@ def test_draws_follow_from_seed_and_number_alone():
     assert not (first.keys == batch(2, 5).keys).all()
     torch.random.set_rng_state(state)
     data = RetrievalDataModule(n_keys=9)
-    assert not (data.evaluation_batch("val", 0).keys == data.evaluation_batch("test", 0).keys).all()
+    val, test = (data.evaluation_batch(split, 0, seq_len=9) for split in ("val", "test"))
+    assert not (val.keys == test.keys).all()
 
 
 def test_ranks_share_a_batch(monkeypatch):
