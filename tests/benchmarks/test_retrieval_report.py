@@ -1,0 +1,67 @@
+import json
+
+import pytest
+import yaml
+
+from benchmarks.retrieval_report import published_losses, report, solved_up_to
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Two seeds of a curve that is solved up to S = 40, and a run that has not finished."""
+    for seed, losses in ((1, (4e-4, 9e-4, 0.02)), (2, (5e-4, 2e-3, 0.03)), (3, (1e-4, 8e-4, 0.01))):
+        for n_keys, loss in zip((20, 40, 60), losses, strict=True):
+            folder = tmp_path / f"linear__task.n_keys-{n_keys}__seed-{seed}"
+            folder.mkdir()
+            summary = {
+                "val/best_loss": loss,
+                "val/loss": 2 * loss,
+                "test/loss": None if n_keys == 60 else loss,
+                "global_step": 700,
+                "wall_seconds": 1.25,
+            }
+            (folder / "summary.json").write_text(json.dumps(summary))
+            config = {"seed": seed, "task": {"n_keys": n_keys}}
+            (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "linear__task.n_keys-80__seed-1").mkdir()
+    return tmp_path
+
+
+def test_report_of_a_sweep(sweep, capsys):
+    report(sweep, setting="capacity")
+    rows = (sweep / "retrieval.csv").read_text().splitlines()
+    assert rows[0] == "curve,n_keys,seed,steps,best_loss,last_loss,test_loss,seconds"
+    assert len(rows) == 10
+    assert rows[1] == "linear,20,1,700,0.0004,0.0008,0.0004,1.2"
+    assert rows[3].split(",")[6] == "nan"
+    # the median of three decides: 0.0009 at 40 keys
+    assert "| linear | 9 | 40 | 40 | 2 of 3 | 2 of 30 | 6,300 |" in capsys.readouterr().out
+    assert (sweep / "retrieval.png").stat().st_size > 10_000
+    assert list((sweep / "tensorboard").iterdir())
+
+
+def test_report_without_runs_says_so(tmp_path):
+    with pytest.raises(SystemExit, match="no finished run"):
+        report(tmp_path, setting="capacity")
+
+
+@pytest.mark.parametrize(
+    ("losses", "largest"),
+    [
+        ({20: 1e-3, 40: 5e-4, 60: 0.1, 80: 1e-4}, 40),
+        ({20: 0.2, 40: 1e-4}, 0),
+        ({20: float("nan")}, 0),
+        ({}, 0),
+    ],
+)
+def test_solved_means_every_point_up_to_it(losses, largest):
+    assert solved_up_to(losses) == largest
+
+
+def test_published_capacities_are_the_papers():
+    capacity = {name: solved_up_to(losses) for name, losses in published_losses("capacity").items()}
+    assert capacity["linear"] == 40
+    assert [capacity[f"dpfp{nu}"] for nu in (1, 2, 3)] == [100, 240, 340]
+    assert capacity["softmax"] == 340
+    assert capacity["favor512_reference"] == 0
+    assert all(len(losses) == 10 for losses in published_losses("update").values())

@@ -1,0 +1,24 @@
+"""A slice of the capacity figure, trained: which side of 0.001 a point ends on."""
+
+import pytest
+
+from cli.composition import compose_config
+from train import train
+
+
+def best_loss(folder, model: str, n_keys: int, seed: int) -> float:
+    point = ["experiment=retrieval_capacity", f"model={model}", "model.read_eps=1e-6"]
+    point += [f"task.n_keys={n_keys}", f"seed={seed}", f"run_dir={folder / str(seed)}"]
+    return train(compose_config(point))["val/best_loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "n_keys"), [("linear", 40), ("sum_dpfp", 80)])
+def test_retrieval_below_capacity_is_solved(model, n_keys, tmp_path):
+    # One run in three of the linear model confuses two of 40 keys for good.
+    assert any(best_loss(tmp_path, model, n_keys, seed) <= 1e-3 for seed in (3, 6, 2))
+
+
+@pytest.mark.slow
+def test_retrieval_above_capacity_is_not_solved(tmp_path):
+    assert 0.05 < best_loss(tmp_path, "linear", 80, 1) < 0.2  # published: 0.108
