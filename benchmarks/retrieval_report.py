@@ -25,6 +25,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 PUBLISHED = Path(__file__).parent / "published" / "retrieval.yaml"
 SOLVED = 1e-3
+TRAINING_CURVES_AT = {"capacity": 600, "update": 20}
+"""Numbers of keys at which the paper shows losses against steps (figures 4 and 3)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Run:
 
 
 def report(folder: Path, *, setting: str) -> None:
-    """Write retrieval.csv, retrieval.png, table.md and a TensorBoard image into a sweep's folder.
+    """Write retrieval.csv, retrieval.png, learning.png, table.md and TensorBoard's images of both.
 
     Args:
         folder: Of the sweep.
@@ -60,8 +62,11 @@ def report(folder: Path, *, setting: str) -> None:
     (folder / "table.md").write_text(text, encoding="utf-8")
     figure = draw(runs, published, title=f"Retrieval, {setting}")
     figure.savefig(folder / "retrieval.png", dpi=130)
+    learning = draw_learning(folder, TRAINING_CURVES_AT[setting])
+    learning.savefig(folder / "learning.png", dpi=130)
     with SummaryWriter(str(folder / "tensorboard")) as board:
         board.add_figure(f"retrieval/{setting}", figure)
+        board.add_figure(f"retrieval/{setting}_learning", learning)
     print(text)
 
 
@@ -157,6 +162,23 @@ def draw(runs: list[Run], published: dict[str, dict[int, float]], *, title: str)
         axis.set_xlabel("number of keys S")
         axis.set_ylabel("loss |y - v|² / 2")
     axes[0].legend(fontsize="small")
+    return figure
+
+
+def draw_learning(folder: Path, n_keys: int) -> Figure:
+    """Return a figure: validation loss against steps of every curve's seed 1 at one S."""
+    figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
+    for path in sorted(folder.glob(f"*__task.n_keys-{n_keys}*/metrics.csv")):
+        curve, _, rest = path.parent.name.partition("__")
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["metric"] == "val/loss"]
+        if rows and "seed-" not in rest.replace("seed-1", ""):
+            steps = [int(row["step"]) for row in rows]
+            axis.plot(steps, [float(row["value"]) for row in rows], label=curve)
+    axis.set(title=f"S = {n_keys}", xlabel="step", ylabel="validation loss", yscale="log")
+    axis.axhline(SOLVED, color="black", linewidth=0.8)
+    if axis.lines[:-1]:
+        axis.legend(fontsize="small")
     return figure
 
 
