@@ -56,6 +56,19 @@ def test_train_writes_the_run_folder(trained):
     assert {"last.ckpt", "best.ckpt"} <= {path.name for path in (trained / "checkpoints").iterdir()}
 
 
+def test_train_retrieval_is_tested_and_writes_no_text(tmp_path, capsys):
+    point = ["task=retrieval", "task.n_keys=5", "trainer.max_steps=200", "logger=none"]
+    assert main([*point, f"run_dir={tmp_path / 'run'}"]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["test/loss"] < 0.1 < 0.5  # 0.5 is no answer at all
+    assert summary["val/best_ppl"] is summary["val/ppl"] is None
+    ckpt = f"ckpt={tmp_path / 'run' / 'checkpoints' / 'best.ckpt'}"
+    assert main(["action=test", ckpt]) == 0
+    capsys.readouterr()
+    assert main(["action=generate", ckpt, "prompt=x"]) == 2
+    assert "has none" in capsys.readouterr().err
+
+
 def test_train_recall_summarises_every_slice_and_answers_a_prompt(tmp_path, capsys):
     sizes = ["task.vocab_size=20", "task.seq_len=16", "task.n_pairs=[1,3]", "size=tiny"]
     short = ["trainer.max_steps=4", "task.eval_sequences=8", "task.batch_size=4", "logger=none"]

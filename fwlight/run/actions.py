@@ -108,6 +108,8 @@ def generate(
     Returns:
         Prompt and continuation as text.
     """
+    if not hasattr(data, "encode"):
+        raise ConfigError("action=generate continues a text; the task of this checkpoint has none")
     checkpoint = load_checkpoint(ckpt)
     load_data_state(data, checkpoint)
     load_weights(module, checkpoint, ckpt)
