@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ from typing import Any
 
 from cli.composition import Composition, compose_config
 from cli.launch import first_process, run_dir
-from cli.sweep import run_sweep
+from cli.stored import before_checkpoint
+from cli.sweep import expand, run_sweep
 from cli.usage import usage
 from fwlight import __version__
 from fwlight.errors import ConfigError, FwlightError, StorageError
@@ -119,12 +121,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if flags & {"-h", "--help"}:
             print(usage())
+        elif flags >= {"-m", "--cfg"}:
+            for point in expand(arguments):
+                print(shlex.join(point.arguments))
         elif "-m" in flags:
             return run_sweep(arguments)
         elif "--cfg" in flags:
             print(compose_config(arguments).yaml(), end="")
         else:
-            composition = compose_config(arguments)
+            composition = compose_config(before_checkpoint(arguments))
             result, output = train(composition, arguments), composition.config["output"]
             text = result.get("text") or json.dumps(result, indent=2)
             if output is not None and first_process():

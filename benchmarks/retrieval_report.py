@@ -52,7 +52,7 @@ def report(folder: Path, *, setting: str) -> None:
     """
     runs = read_runs(folder)
     if not runs:
-        raise SystemExit(f"error: {folder} holds no finished run of a retrieval sweep")
+        raise ValueError(f"{folder} holds no finished run of a retrieval sweep")
     with (folder / "retrieval.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(field.name for field in fields(Run))
@@ -76,6 +76,8 @@ def read_runs(folder: Path) -> list[Run]:
     for path in sorted(folder.glob("*/summary.json")):
         summary = json.loads(path.read_text(encoding="utf-8"))
         config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+        if "n_keys" not in config["task"]:
+            continue
         best, last, test = (
             math.nan if summary[name] is None else summary[name]
             for name in ("val/best_loss", "val/loss", "test/loss")
@@ -189,4 +191,7 @@ def _share(losses: dict[int, float]) -> str:
 if __name__ == "__main__":
     if len(sys.argv) != 3 or sys.argv[2] not in ("capacity", "update"):
         raise SystemExit("usage: python -m benchmarks.retrieval_report FOLDER capacity|update")
-    report(Path(sys.argv[1]), setting=sys.argv[2])
+    try:
+        report(Path(sys.argv[1]), setting=sys.argv[2])
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error

@@ -178,6 +178,8 @@ def _first_line(error: Exception) -> str:
 
 def _warnings(values: dict[str, Any], choices: dict[str, str]) -> list[str]:
     model = values["model"]
+    if values["network"]["_target_"].endswith(".Retriever") and model.get("short_conv"):
+        return ["task=retrieval has one query, not a sequence: model.short_conv does nothing"]
     feature_map = choices.get("model/feature_map")
     normalised = model.get("key_norm") == "sum" or model.get("read_norm") not in ("none", None)
     if feature_map in SIGNED_MAPS and normalised:

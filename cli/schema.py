@@ -96,7 +96,6 @@ class Task(OpenSection):
     max_vocab_size: Count | None
     setting: Literal["capacity", "update"]
     n_keys: Count
-    eval_sequences: Count
     eval_length: Literal["training", "n_keys"]
     max_queries: Count | None
     redraw_eval: bool

@@ -19,6 +19,17 @@ _TRAINING = (
 )
 
 
+def before_checkpoint(arguments: Sequence[str]) -> list[str]:
+    """Return what can be checked of a command line before its checkpoint is read.
+
+    Keys of other actions than fit belong to the checkpoint's task and model, which may not be the
+    default ones; `recompose` checks them.
+    """
+    if not any(text.startswith("action=") and text != "action=fit" for text in arguments):
+        return list(arguments)
+    return [text for text in arguments if _root(text) in (*_MACHINE, *_ONE_RUN)]
+
+
 def recompose(stored: Any, arguments: Sequence[str]) -> Composition:
     """Compose the configuration that a checkpoint was made with, the command line last.
 
@@ -38,10 +49,8 @@ def recompose(stored: Any, arguments: Sequence[str]) -> Composition:
     texts = [f"{group}={option}" for group, option in choices.items()] + overrides
     merged: dict[str, str] = {}
     for text in [*texts, *arguments]:
-        key = text.partition("=")[0]
-        root = key.split(".")[0].split("/")[0]
-        if text in arguments or root not in (*_MACHINE, *_ONE_RUN):
-            merged[key] = text
+        if text in arguments or _root(text) not in (*_MACHINE, *_ONE_RUN):
+            merged[text.partition("=")[0]] = text
     composition = compose_config(list(merged.values()))
     _refuse_changes(stored, composition, ("model.", "size.", "network."))
     return composition
@@ -66,6 +75,10 @@ def check_resume(stored: Any, composition: Composition) -> list[str]:
     if any(text.startswith("seed=") for text in changes):
         changes.append("the random state is the checkpoint's")
     return [f"resuming with {', '.join(changes)}"] if changes else []
+
+
+def _root(argument: str) -> str:
+    return argument.partition("=")[0].split(".")[0].split("/")[0]
 
 
 def _refuse_changes(stored: Any, composition: Composition, sections: tuple[str, ...]) -> None:
@@ -117,7 +130,7 @@ def _changes(stored: Any, composition: Composition) -> Iterator[tuple[str, Any, 
     """
     old, new = dict(leaves(_record(stored)[2])), dict(leaves(composition.config))
     for key, value in old.items():
-        if value != new.get(key):
+        if key not in new or value != new[key]:
             yield key, value, new.get(key)
 
 

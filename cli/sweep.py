@@ -20,6 +20,12 @@ from cli.overrides import CONF, parse
 from cli.stored import leaves
 from fwlight.errors import ConfigError
 
+_NO_RESULT = (
+    *("run_dir", "resume", "report", "sweep", "logger."),
+    *("callbacks.progress", "callbacks.throughput"),
+)
+"""Beginnings of the keys that change nothing in a run's results."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -42,7 +48,7 @@ class Point:
         stored = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
         # A key that was not there yet came with a later version, whose default changes nothing.
         new = dict(_settings(self.composition.config))
-        return all(new.get(key) == value for key, value in _settings(stored))
+        return all(key in new and new[key] == value for key, value in _settings(stored))
 
 
 def expand(arguments: Sequence[str]) -> list[Point]:
@@ -64,7 +70,11 @@ def expand(arguments: Sequence[str]) -> list[Point]:
             inner = [_grid(grid, given=values) for grid in grids]
             varied = {key for key in chosen if len(values[key]) > 1}
             varied |= {key for grid in inner for key in grid if not curve or _varies(key, inner)}
+            combinations: list[dict[str, str]] = []
             for more in itertools.chain.from_iterable(map(_combinations, inner)):
+                if more in combinations:  # grids overlap where the command line replaces a key
+                    continue
+                combinations.append(more)
                 swept = {k: text for k, text in (chosen | more).items() if k in varied}
                 name = "__".join([curve] * bool(curve) + [f"{k}-{v}" for k, v in swept.items()])
                 points.append(_point(base or default_base, name, {**chosen, **more}))
@@ -76,7 +86,7 @@ def expand(arguments: Sequence[str]) -> list[Point]:
 def run_sweep(arguments: Sequence[str]) -> int:
     """Run the points that are not finished and return the first exit code that is not 0.
 
-    When all are done, what the configuration names as `report` is called with the sweep's folder.
+    At the end, what the configuration names as `report` is called with the sweep's folder.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     points = expand(arguments)
@@ -86,8 +96,11 @@ def run_sweep(arguments: Sequence[str]) -> int:
     on_cpu = all(point.composition.config["trainer"]["accelerator"] == "cpu" for point in points)
     failed = _run(open_points, workers=len(os.sched_getaffinity(0)) if on_cpu else 1)
     report = points[0].composition.config["report"]
-    if report is not None and not failed:
+    if report is not None:
         from cli.building import build
+
+        if failed:
+            print("the report is of the runs that are finished", flush=True)
 
         build("report", report, points[0].folder.parent)
     return failed
@@ -133,9 +146,15 @@ def _run_point(arguments: list[str], log: Path) -> None:
 
 def _curves(sweep: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, str]]]]:
     """Return the named curves of a sweep, or its one grid without a name."""
-    if any(isinstance(grids, list) for grids in sweep.values()):
-        return list(sweep.items())
-    return [("", [sweep])]
+    curves = [isinstance(grids, list) for grids in sweep.values()]
+    if not any(curves):
+        return [("", [sweep])]
+    for name, grids in sweep.items():
+        if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
+            raise ConfigError(
+                f"sweep.{name} is no list of grids: write key: 'a,b', or curve: [{{key: 'a,b'}}]"
+            )
+    return list(sweep.items())
 
 
 def _grid(grid: Mapping[str, str], *, given: Mapping[str, list[str]]) -> dict[str, list[str]]:
@@ -177,7 +196,7 @@ def _texts(values: Mapping[str, str]) -> list[str]:
 def _settings(config: Any) -> Iterator[tuple[str, Any]]:
     """Yield what decides a run's results, not where it is or what becomes of it."""
     for key, value in leaves(config):
-        if key.split(".")[0] not in ("run_dir", "resume", "report", "sweep"):
+        if not key.startswith(_NO_RESULT):
             yield key, value
 
 

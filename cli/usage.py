@@ -5,7 +5,7 @@ from cli.overrides import groups
 _TEXT = """\
 usage: python train.py [--cfg] [-m] key=value ...
 
-  --cfg   print the composed configuration and stop
+  --cfg   print the composed configuration and stop; with -m, the arguments of every run
   -m      run every combination of values given as a,b,c or range(20,601,20) or choice(a,b),
           one process per core; finished ones are skipped
 
@@ -17,6 +17,7 @@ Often used keys (all of them: --cfg):
   model.{{key_norm,read_norm,out_norm,output_scale,beta_max,short_conv,positions,norm}}
   model.feature_map.{{nu,num_features}}
   task.data=stdlib|wikitext|text  task.{{path,train,valid,test}}=PATH  task.{{batch_size,seq_len}}
+  task.setting=capacity|update  task.n_keys
   optimizer.lr  trainer.{{max_steps,max_time,devices,precision}}  seed
   callbacks.checkpoint.every_n_train_steps
   run_dir=PATH     everything of a run: config.yaml, metrics.csv, summary.json, tensorboard/,
@@ -25,7 +26,7 @@ Often used keys (all of them: --cfg):
                    refuse a folder that holds a run; go on with it; start from a checkpoint
 
 Actions:
-  action=fit       train, then test the best checkpoint (default)
+  action=fit       train, then test the best checkpoint, or the last if none is kept (default)
   action=test      ckpt=PATH [output=FILE]
   action=generate  ckpt=PATH prompt=TEXT|input=FILE [output=FILE]
                    generate.{{max_new_tokens,temperature,top_k,top_p}}

@@ -79,9 +79,6 @@ class RetrievalDataModule(lightning.LightningDataModule):
 
     # Lightning's hooks
 
-    def setup(self, stage: str | None = None) -> None:
-        """Nothing: there is no text to read."""
-
     def train_dataloader(self) -> TrainDraws[RetrievalBatch]:
         """This rank's share of every training batch."""
         rank, world_size = self._rank_and_world_size()

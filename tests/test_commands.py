@@ -63,7 +63,8 @@ def test_train_retrieval_is_tested_and_writes_no_text(tmp_path, capsys):
     assert summary["test/loss"] < 0.1 < 0.5  # 0.5 is no answer at all
     assert summary["val/best_ppl"] is summary["val/ppl"] is None
     ckpt = f"ckpt={tmp_path / 'run' / 'checkpoints' / 'best.ckpt'}"
-    assert main(["action=test", ckpt]) == 0
+    assert main(["action=test", ckpt, "task.eval_sequences=7"]) == 0
+    assert main(["action=test", ckpt, "task.seq_len=7"]) == 2
     capsys.readouterr()
     assert main(["action=generate", ckpt, "prompt=x"]) == 2
     assert "has none" in capsys.readouterr().err
@@ -194,6 +195,24 @@ def test_command_exit_code_reaches_the_shell(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_train_that_was_stopped_early_is_complete(tmp_path, capsys):
+    point = ["task=retrieval", "task.n_keys=4", "model=linear", "logger=none"]
+    point += ["callbacks.early_stopping.stopping_threshold=0.2", "trainer.val_check_interval=20"]
+    assert main([*point, f"run_dir={tmp_path}"]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["global_step"] < 100_000
+    assert main([*point, "resume=auto", f"run_dir={tmp_path}"]) == 0
+    assert "already complete" in capsys.readouterr().out
+    again = json.loads((tmp_path / "summary.json").read_text())
+    for name in ("val/loss", "val/best_loss", "test/loss", "tested_checkpoint", "global_step"):
+        assert again[name] == summary[name], name
+
+
+def test_train_without_callbacks(tmp_path):
+    point = ["task=retrieval", "task.n_keys=4", "callbacks=none", "trainer.max_steps=3"]
+    assert main([*point, f"run_dir={tmp_path}"]) == 0
+
+
 # Sweeps
 
 
@@ -241,6 +260,15 @@ def test_sweep_mistakes_are_found_before_the_first_run(arguments, word, tmp_path
     with pytest.raises(ConfigError, match=word):
         expand([*arguments, f"run_dir={tmp_path}"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sweep_of_curves_drops_points_that_the_command_line_makes_equal(capsys):
+    arguments = ["experiment=retrieval_capacity", "task.n_keys=40", "seed=1", "-m", "--cfg"]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 9  # one a curve
+    assert len({line.split("run_dir=")[1] for line in lines}) == 9
+    assert all("task.n_keys=40" in line and "seed=1" in line for line in lines)
 
 
 @pytest.mark.slow

@@ -51,6 +51,8 @@ class ShortConv(nn.Module):
         (b, t, c), reach = x.shape, self.width - 1
         others = self.channels - c
         carried = x.new_zeros(b, reach, self.channels) if tail is None else tail.to(x.dtype)
+        if t == 0:
+            return x, carried
         order = count = None
         if padding_mask is not None:
             order = padding_mask.int().argsort(dim=1, stable=True)[..., None]  # real ones first

@@ -82,6 +82,7 @@ class KeyValueMemory(nn.Module):
         """Write one-hot values and read with one query; see `FastWeightMemory.recall`."""
         del beta
         weights = ((k @ q[..., None]).squeeze(-1) * k.shape[-1] ** -0.5).softmax(-1)
+        weights = F.dropout(weights, self.dropout, self.training)
         o = weights.new_zeros(*weights.shape[:2], self.d_value)
         return o.scatter_add(-1, ids[:, None].expand_as(weights), weights)
 

@@ -38,6 +38,7 @@ class DPFPFeatureMap(FeatureMap):
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch k"]:
         """Return the nu blocks of products, concatenated."""
+        self.d_dot(x.shape[-1])  # checks nu
         if native.dpfp_can_run(x):
             return native.native_dpfp(x, self.nu)
         r = torch.cat([F.relu(x), F.relu(-x)], dim=-1)

@@ -29,6 +29,7 @@ class Retriever(nn.Module):
         d_head: Size of q and k before the feature map.
         d_embedding: Size of the key embeddings; None is `int(2.2 n_keys)`, as in the reference.
         memory: Makes the memory from (d_head, d_value).
+        beta_max: Largest write strength.
 
     Raises:
         ValueError: If a size is below 1.
@@ -44,12 +45,13 @@ class Retriever(nn.Module):
         d_head: int = 64,
         d_embedding: int | None = None,
         memory: Callable[..., nn.Module],
+        beta_max: float = 1.0,
     ) -> None:
         super().__init__()
         n_values = n_keys if n_values is None else n_values
         d_embedding = int(2.2 * n_keys) if d_embedding is None else d_embedding
         check_sizes(n_keys=n_keys, n_values=n_values, d_head=d_head, d_embedding=d_embedding)
-        self.n_values = n_values
+        self.n_values, self.beta_max = n_values, beta_max
         self.memory = memory(d_head, d_value=n_values)
         self.embedding = nn.Embedding(n_keys, d_embedding)
         self.key = nn.Linear(n_values + d_embedding, d_head)
@@ -74,7 +76,8 @@ class Retriever(nn.Module):
         k = self._of_pair(self.key, keys, values)
         beta = None
         if self.beta is not None:
-            beta = self._of_pair(self.beta, keys, values).squeeze(-1).sigmoid()
+            logits = self._of_pair(self.beta, keys, values).squeeze(-1)
+            beta = self.beta_max * logits.sigmoid()
         return self.answer(q, k, values, beta)
 
     def answer(

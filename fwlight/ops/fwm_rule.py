@@ -24,6 +24,7 @@ def fwm_rule(
 
     Schlag et al. 2021a (arXiv 2011.07831), the baseline of Schlag et al. 2021b (arXiv 2102.11174).
     As in the reference code the first write, into a memory that is exactly zero, is not projected.
+    (The native back end takes what has no square in the number format, below 1e-23, for zero.)
     Neither is a write of nothing (beta_t = 0 or k_t = 0), which leaves the state untouched.
 
     Args:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -27,7 +28,7 @@ def fit(
 ) -> dict[str, Any]:
     """Train, test the best checkpoint, write summary.json and print a short summary.
 
-    A training that is already complete is only tested. The folder is released at the end.
+    Where no best checkpoint is kept, the last state is tested. A training that is already complete is only tested. The folder is released at the end.
 
     Args:
         trainer: With the run's plug-ins, callbacks and loggers.
@@ -41,6 +42,8 @@ def fit(
     try:
         if folder.resume_from is not None:
             _say(f"resuming {folder.resume_from} after step {folder.resume_step}")
+            if _stopped_early(trainer, load_checkpoint(folder.resume_from)):
+                trainer.fit_loop.epoch_loop.max_steps = folder.resume_step or 0
         _train(trainer, module, data, ckpt_path=folder.resume_from)
         if folder.resume_from is not None and trainer.global_step == folder.resume_step:
             _say(f"training was already complete at step {trainer.global_step}")
@@ -64,7 +67,7 @@ def test(
     """Evaluate a checkpoint on the test split.
 
     Returns:
-        `test/loss`, `test/ppl`, and the `global_step` of the checkpoint.
+        All `test/` metrics, and the `global_step` of the checkpoint.
 
     Raises:
         CheckpointError: It is missing, damaged or of another model.
@@ -188,6 +191,19 @@ def _train(
         if isinstance(error.__context__, KeyboardInterrupt):
             raise error.__context__ from None
         raise
+
+
+def _stopped_early(trainer: Trainer, checkpoint: dict[str, Any]) -> bool:
+    """Say whether an EarlyStopping ended the training that a checkpoint is from."""
+    # Lightning sets the list where pyright does not see it.
+    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        state = checkpoint["callbacks"].get(callback.state_key)
+        if isinstance(callback, EarlyStopping) and state is not None:
+            goal, last = callback.stopping_threshold, checkpoint["metrics"].get(callback.monitor)
+            reached = None not in (goal, last) and callback.monitor_op(torch.tensor(last), goal)
+            if reached or state["wait_count"] >= callback.patience:
+                return True
+    return False
 
 
 def _of_kind(trainer: Trainer, kind: type[Any]) -> Any:

@@ -41,7 +41,7 @@ def test_report_of_a_sweep(sweep, capsys):
 
 
 def test_report_without_runs_says_so(tmp_path):
-    with pytest.raises(SystemExit, match="no finished run"):
+    with pytest.raises(ValueError, match="no finished run"):
         report(tmp_path, setting="capacity")
 
 

@@ -72,6 +72,21 @@ def test_long_repeated_keys_stay_accurate_in_float32(backend):
 
 
 @each_backend
+def test_writes_that_expand_the_query_keep_their_gradients(backend):
+    # beta |k|^2 = 8: going back, q grows by 7 a write; nothing may be recovered from its end
+    q, k, _, beta = make_read(40, d_key=16)
+    k = (3 * k / k.norm(dim=-1, keepdim=True)).detach()
+    inputs = [x.detach().float().requires_grad_() for x in (q, k, 0.9 + 0 * beta)]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    gradients = [
+        torch.autograd.grad(delta_read_weights(*x, backend=name).sum(), x)
+        for x, name in ((inputs, backend), (exact, "recurrent"))
+    ]
+    for actual, wanted in zip(*gradients, strict=True):
+        assert_near(actual, wanted, 1e-4)
+
+
+@each_backend
 def test_half_precision_computes_in_float32_and_returns_the_dtype_of_q(backend):
     q, k, _, beta = (x.detach().bfloat16() for x in make_read(20))
     a = delta_read_weights(q, k, beta, backend=backend)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from fwlight.ops.chunks import refuse_second_derivative
-from fwlight.ops.native.launch import LIBRARY, dense, empty_like, launch, sequence
+from fwlight.ops.native.launch import CHUNK, LIBRARY, dense, empty_like, launch, sequence
 
-LIBRARY.define("native_delta_read(Tensor q, Tensor k, Tensor beta) -> (Tensor a, Tensor rest)")
+LIBRARY.define("native_delta_read(Tensor q, Tensor k, Tensor beta) -> (Tensor a, Tensor kept)")
 LIBRARY.define(
-    "native_delta_read_backward(Tensor k, Tensor beta, Tensor a, Tensor rest, Tensor da,"
-    " Tensor d_rest) -> (Tensor dq, Tensor dk, Tensor dbeta)"
+    "native_delta_read_backward(Tensor k, Tensor beta, Tensor a, Tensor kept, Tensor da)"
+    " -> (Tensor dq, Tensor dk, Tensor dbeta)"
 )
 
 
@@ -23,20 +23,26 @@ def native_delta_read(q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
     return torch.ops.fwlight.native_delta_read(q, k, beta)[0]
 
 
+def _kept(k: Tensor) -> Tensor:
+    """Return memory for the queries at chunk ends."""
+    b, h, t, d = k.shape
+    return k.new_empty((b, h, (t + CHUNK - 1) // CHUNK, d))
+
+
 def _forward(q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     q, k = q.contiguous(), dense(k)
-    a, rest = empty_like(beta), torch.empty_like(q)
-    _launch(k, beta, a, None, None, None, q, rest)
-    return a, rest
+    a, kept = empty_like(beta), _kept(k)
+    _launch(k, beta, a, None, None, None, q, kept)
+    return a, kept
 
 
 def _backward(
-    k: Tensor, beta: Tensor, a: Tensor, rest: Tensor, da: Tensor, d_rest: Tensor
+    k: Tensor, beta: Tensor, a: Tensor, kept: Tensor, da: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     k = dense(k)
-    dq = d_rest.clone(memory_format=torch.contiguous_format)
+    dq = k.new_empty((*k.shape[:2], k.shape[3]))
     dk, dbeta = empty_like(k), empty_like(beta)
-    _launch(k, beta, a, da, dk, dbeta, dq, rest.contiguous())
+    _launch(k, beta, a, da, dk, dbeta, dq, kept)
     return dq, dk, dbeta
 
 
@@ -48,12 +54,12 @@ def _launch(
     dk: Tensor | None,
     dbeta: Tensor | None,
     q: Tensor,
-    rest: Tensor,
+    kept: Tensor,
 ) -> None:
     addresses = [number for x in (k, beta, a, da, dk, dbeta) for number in sequence(x)]
     sizes = *k.shape, torch.get_num_threads()
     name = "fwlight_delta_read"
-    if launch(name, k.dtype, *sizes, *addresses, q.data_ptr(), rest.data_ptr()):
+    if launch(name, k.dtype, *sizes, *addresses, q.data_ptr(), kept.data_ptr()):
         raise MemoryError(f"{name}: no memory for k {list(k.shape)}")
 
 
@@ -62,20 +68,20 @@ def _keep_results(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Te
     ctx.save_for_backward(k, beta, *output)
 
 
-def _gradients(ctx: Any, da: Tensor, d_rest: Tensor) -> tuple[Tensor, ...]:
+def _gradients(ctx: Any, da: Tensor, d_kept: Tensor) -> tuple[Tensor, ...]:
+    del d_kept  # nobody reads them
     refuse_second_derivative()
-    return torch.ops.fwlight.native_delta_read_backward(*ctx.saved_tensors, da, d_rest)
+    return torch.ops.fwlight.native_delta_read_backward(*ctx.saved_tensors, da)
 
 
 def _fake_forward(q: Any, k: Any, beta: Any) -> Any:
-    del k
-    return empty_like(beta), torch.empty_like(q, memory_format=torch.contiguous_format)
+    del q
+    return empty_like(beta), _kept(k)
 
 
-def _fake_backward(k: Any, beta: Any, a: Any, rest: Any, da: Any, d_rest: Any) -> Any:
-    del a, rest, da
-    dq = torch.empty_like(d_rest, memory_format=torch.contiguous_format)
-    return dq, empty_like(dense(k)), empty_like(beta)
+def _fake_backward(k: Any, beta: Any, a: Any, kept: Any, da: Any) -> Any:
+    del a, kept, da
+    return k.new_empty((*k.shape[:2], k.shape[3])), empty_like(dense(k)), empty_like(beta)
 
 
 LIBRARY.impl("native_delta_read", _forward, "CPU")

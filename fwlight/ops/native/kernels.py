@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from fwlight.ops.chunks import refuse_second_derivative
-from fwlight.ops.native.launch import LIBRARY, dense, empty_like, launch, sequence
+from fwlight.ops.native.launch import CHUNK, LIBRARY, dense, empty_like, launch, sequence
 
 # As in simd.h and arguments.h.
-CHUNK = 16
 PAD = 16
 RULES = {"sum": 0, "delta": 1, "fwm": 2}
 

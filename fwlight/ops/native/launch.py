@@ -8,6 +8,7 @@ from torch import Tensor
 from fwlight.ops.native.build import library
 
 LIBRARY = torch.library.Library("fwlight", "DEF")
+CHUNK = 16  # tokens worked on at once, as in simd.h
 
 
 def dense(x: Tensor) -> Tensor:
