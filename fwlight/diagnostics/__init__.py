@@ -3,6 +3,14 @@
 Statistics of shards are added by `merge` and become reported values in a `finalise_*` function.
 """
 
+from fwlight.diagnostics.capacity import (
+    Clusters,
+    capacity_statistics,
+    cluster_keys,
+    crosstalk,
+    finalise_capacity,
+    random_interference,
+)
 from fwlight.diagnostics.norms import (
     StateNorms,
     WriteNorms,
@@ -14,20 +22,45 @@ from fwlight.diagnostics.norms import (
     states_along,
     write_norms,
 )
+from fwlight.diagnostics.recall import (
+    Recall,
+    finalise_recall,
+    nearest_writes,
+    read_state,
+    recall,
+    recall_statistics,
+)
 from fwlight.diagnostics.statistics import Statistics, describe, merge, summarise
+from fwlight.diagnostics.verdict import best_error, best_errors, best_statistics, verdicts
 
 __all__ = [
+    "Clusters",
+    "Recall",
     "StateNorms",
     "Statistics",
     "WriteNorms",
+    "best_error",
+    "best_errors",
+    "best_statistics",
+    "capacity_statistics",
+    "cluster_keys",
+    "crosstalk",
     "describe",
     "effective_rank",
+    "finalise_capacity",
     "finalise_norms",
+    "finalise_recall",
     "merge",
+    "nearest_writes",
     "norm_statistics",
     "old_values",
+    "random_interference",
+    "read_state",
+    "recall",
+    "recall_statistics",
     "state_norms",
     "states_along",
     "summarise",
+    "verdicts",
     "write_norms",
 ]
