@@ -3,6 +3,13 @@
 Statistics of shards are added by `merge` and become reported values in a `finalise_*` function.
 """
 
+from fwlight.diagnostics.beta import (
+    TokenBeta,
+    beta_statistics,
+    finalise_beta,
+    finalise_tokens,
+    token_statistics,
+)
 from fwlight.diagnostics.capacity import (
     Clusters,
     capacity_statistics,
@@ -38,18 +45,22 @@ __all__ = [
     "Recall",
     "StateNorms",
     "Statistics",
+    "TokenBeta",
     "WriteNorms",
     "best_error",
     "best_errors",
     "best_statistics",
+    "beta_statistics",
     "capacity_statistics",
     "cluster_keys",
     "crosstalk",
     "describe",
     "effective_rank",
+    "finalise_beta",
     "finalise_capacity",
     "finalise_norms",
     "finalise_recall",
+    "finalise_tokens",
     "merge",
     "nearest_writes",
     "norm_statistics",
@@ -61,6 +72,7 @@ __all__ = [
     "state_norms",
     "states_along",
     "summarise",
+    "token_statistics",
     "verdicts",
     "write_norms",
 ]
