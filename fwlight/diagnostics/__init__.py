@@ -18,6 +18,12 @@ from fwlight.diagnostics.capacity import (
     finalise_capacity,
     random_interference,
 )
+from fwlight.diagnostics.diagnose import (
+    Diagnosis,
+    diagnose,
+    diagnosis_statistics,
+    finalise_diagnosis,
+)
 from fwlight.diagnostics.norms import (
     StateNorms,
     WriteNorms,
@@ -42,6 +48,7 @@ from fwlight.diagnostics.verdict import best_error, best_errors, best_statistics
 
 __all__ = [
     "Clusters",
+    "Diagnosis",
     "Recall",
     "StateNorms",
     "Statistics",
@@ -55,9 +62,12 @@ __all__ = [
     "cluster_keys",
     "crosstalk",
     "describe",
+    "diagnose",
+    "diagnosis_statistics",
     "effective_rank",
     "finalise_beta",
     "finalise_capacity",
+    "finalise_diagnosis",
     "finalise_norms",
     "finalise_recall",
     "finalise_tokens",

@@ -188,7 +188,8 @@ def norm_statistics(
 
 def finalise_norms(statistics: Statistics) -> dict[str, Tensor]:
     """Return mean, std, min, max and percentiles of every norm, `[H]`, as `frobenius/mean`."""
-    names = [name.removesuffix("/count") for name in statistics.sums if name.endswith("/count")]
+    fields = (*StateNorms._fields, *WriteNorms._fields)
+    names = [name for name in fields if f"{name}/count" in statistics.sums]
     parts = (summarise(statistics, name, edges=LOG_EDGES) for name in names)
     return {key: value for part in parts for key, value in part.items()}
 

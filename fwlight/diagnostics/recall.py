@@ -104,8 +104,10 @@ def nearest_writes(q: Float[Tensor, "b h n k"], clusters: Clusters) -> Int[Tenso
     """Return for every query the last write of the key nearest to it in cosine.
 
     It makes the model's own queries comparable: what they address is what they should return.
-    There must be at least one position.
+    Without any key there is nothing to return: the result is 0.
     """
+    if clusters.last.shape[2] == 0:
+        return torch.zeros(q.shape[:3], dtype=torch.long, device=q.device)
     cosine = F.normalize(q.double(), dim=-1, eps=1e-300) @ clusters.unit_keys.mT
     return torch.where(clusters.last[:, :, None], cosine, -torch.inf).argmax(-1)
 
