@@ -24,6 +24,7 @@ from fwlight.diagnostics.diagnose import (
     diagnosis_statistics,
     finalise_diagnosis,
 )
+from fwlight.diagnostics.measured import measured_capacity
 from fwlight.diagnostics.norms import (
     StateNorms,
     WriteNorms,
@@ -71,6 +72,7 @@ __all__ = [
     "finalise_norms",
     "finalise_recall",
     "finalise_tokens",
+    "measured_capacity",
     "merge",
     "nearest_writes",
     "norm_statistics",

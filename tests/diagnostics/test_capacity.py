@@ -10,6 +10,7 @@ from fwlight.diagnostics import (
     merge,
     random_interference,
 )
+from fwlight.feature_maps import DPFPFeatureMap, EluFeatureMap
 
 
 def make_keys(t, *, b=2, h=2, d=6, seed=0):
@@ -85,6 +86,17 @@ def test_capacity_ignores_padding_and_empty_rows():
     for name, x in finalise_capacity(alone, 6).items():
         torch.testing.assert_close(actual[name], x, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(again[name], x, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("feature_map", "expected"),
+    [(EluFeatureMap(), 7), (DPFPFeatureMap(nu=1), 88), (DPFPFeatureMap(nu=3), 169)],
+)
+def test_utilisation_of_512_random_keys(feature_map, expected):
+    x = torch.randn(4, 1, 512, 64, generator=torch.Generator().manual_seed(0))
+    k = feature_map.key(x, offset=None, scale_cancels=False, padding_mask=None)[0]
+    used = values(k)["utilisation/mean"] * feature_map.d_dot(64)
+    assert float(used) == pytest.approx(expected, abs=2)
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 64])
