@@ -92,12 +92,13 @@ def capacity_statistics(k: Float[Tensor, "b h t k"], clusters: Clusters) -> Stat
     """
     d_dot = k.shape[-1]
     used = clusters.written.any(-1)
-    pairs = clusters.written[..., :, None] & clusters.written[..., None, :] & ~clusters.same
+    i, j = torch.triu_indices(k.shape[2], k.shape[2], 1, device=k.device)
+    apart = clusters.written[..., i] & clusters.written[..., j] & ~clusters.same[..., i, j]
     return merge(
         describe("load", clusters.different / d_dot, used),
         describe("position_load", clusters.written.sum(-1).double() / d_dot, used),
         describe("utilisation", effective_rank(clusters.unit_keys) / d_dot, used),
-        describe("interference", clusters.cosine.abs(), pairs, edges=LINEAR_EDGES),
+        describe("interference", clusters.cosine[..., i, j].abs(), apart, edges=LINEAR_EDGES),
         describe("crosstalk", crosstalk(k, clusters), clusters.written, edges=LOG_EDGES),
     )
 

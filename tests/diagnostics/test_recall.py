@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from fwlight.attention import FastWeightMemory
 from fwlight.diagnostics import (
     best_error,
     best_statistics,
@@ -17,6 +18,7 @@ from fwlight.diagnostics import (
     recall_statistics,
     verdicts,
 )
+from fwlight.feature_maps import EluFeatureMap
 from fwlight.ops import delta_rule, sum_rule
 
 F64 = torch.float64
@@ -102,6 +104,27 @@ def test_two_bases_overload_a_memory_by_two():
     _, _, outcome = after(k, v, ones, rule=delta_rule)
     torch.testing.assert_close(outcome.error[..., :d], 2 * ones[..., :d])
     assert outcome.error[..., d:].abs().max() < 1e-20
+
+
+@pytest.mark.parametrize("read_norm", ["none", "output", "full"])
+def test_reads_are_those_of_the_layers_memory(read_norm):
+    memory = FastWeightMemory(
+        5,
+        d_value=3,
+        feature_map=EluFeatureMap,
+        update_rule=delta_rule,
+        read_norm=read_norm,
+        key_norm="none" if read_norm == "full" else "sum",
+    )
+    generator = torch.Generator().manual_seed(6)
+    q, k = (torch.randn(2, 2, 9, 5, dtype=F64, generator=generator) for _ in range(2))
+    v = torch.randn(2, 2, 9, 3, dtype=F64, generator=generator)
+    state = memory.write(k, v, torch.rand(2, 2, 9, dtype=F64, generator=generator))
+    features = torch.nn.functional.elu(q) + 1
+    if read_norm != "full":
+        features = features / features.sum(-1, keepdim=True)
+    reads = read_state(features, state.weights, key_sum=state.key_sum, eps=memory.read_eps)
+    torch.testing.assert_close(reads, memory.read(q, state))
 
 
 def test_recall_equals_loops_over_writes():
