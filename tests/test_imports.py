@@ -114,7 +114,9 @@ def loaded_after(statement: str) -> set[str]:
 
 
 def test_imports_library_needs_torch_and_jaxtyping_only():
-    loaded = loaded_after("import fwlight.ops\nfrom fwlight.attention import MultiHeadAttention")
+    loaded = loaded_after(
+        "import fwlight.diagnostics, fwlight.ops\nfrom fwlight.attention import MultiHeadAttention"
+    )
     assert "torch" in loaded
     assert not loaded & {"lightning", "pytorch_lightning", "torchmetrics", "hydra", "omegaconf"}
     assert not loaded & {"tensorboard", "matplotlib", "tokenizers", "sacrebleu", "fla", "cli"}

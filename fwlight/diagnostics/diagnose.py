@@ -1,0 +1,182 @@
+"""All measurements of one layer at once, from the tensors that its operator used."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fwlight.diagnostics.beta import beta_statistics, finalise_beta
+from fwlight.diagnostics.capacity import (
+    Clusters,
+    capacity_statistics,
+    cluster_keys,
+    finalise_capacity,
+)
+from fwlight.diagnostics.norms import (
+    UpdateRule,
+    finalise_norms,
+    norm_statistics,
+    old_values,
+    state_norms,
+    states_along,
+    write_norms,
+)
+from fwlight.diagnostics.recall import (
+    finalise_recall,
+    nearest_writes,
+    read_state,
+    recall,
+    recall_statistics,
+)
+from fwlight.diagnostics.statistics import OCTAVES, Statistics, binned, merge, octave, written
+from fwlight.diagnostics.verdict import best_error, best_statistics, verdicts
+
+
+class Diagnosis(NamedTuple):
+    """What a layer's memory does."""
+
+    values: dict[str, Tensor]
+    """Every reported value by name, `[H]`, or `[H, OCTAVES]` for curves."""
+    verdicts: list[str]
+    """"healthy", "rule-limited", "over capacity" or "unused", one a head."""
+
+
+def diagnose(
+    k: Float[Tensor, "b h t k"],
+    v: Float[Tensor, "b h t v"],
+    beta: Float[Tensor, "b h t"] | None,
+    *,
+    rule: UpdateRule,
+    q: Float[Tensor, "b h n k"] | None = None,
+    key_sum: Float[Tensor, "b h k"] | None = None,
+    read_eps: float = 0.0,
+    padding_mask: Bool[Tensor, "b t"] | None = None,
+    initial_state: Float[Tensor, "b h k v"] | None = None,
+) -> Diagnosis:
+    """Write these associations and say what the memory made of them.
+
+    The tensors may come from any layer, for instance
+
+        diagnosis = diagnose(k, v, beta, rule=fwlight.ops.delta_rule)
+
+    Args:
+        k: Keys as the operator used them, after feature map and normalisation.
+        v: Values.
+        beta: Write strengths; None for rules without.
+        rule: A function like those of `fwlight.ops`, options bound.
+        q: The model's own queries, features already; None measures without them.
+        key_sum: z, the sum of the keys, where reads are divided by z . q; None divides nothing.
+        read_eps: Added to that divisor.
+        padding_mask: True where a position is padding: it writes nothing.
+        initial_state: The state before the first write; None is zero.
+    """
+    statistics = diagnosis_statistics(
+        k,
+        v,
+        beta,
+        rule=rule,
+        q=q,
+        key_sum=key_sum,
+        read_eps=read_eps,
+        padding_mask=padding_mask,
+        initial_state=initial_state,
+    )
+    return finalise_diagnosis(statistics, k.shape[-1])
+
+
+def diagnosis_statistics(
+    k: Float[Tensor, "b h t k"],
+    v: Float[Tensor, "b h t v"],
+    beta: Float[Tensor, "b h t"] | None,
+    *,
+    rule: UpdateRule,
+    q: Float[Tensor, "b h n k"] | None = None,
+    key_sum: Float[Tensor, "b h k"] | None = None,
+    read_eps: float = 0.0,
+    padding_mask: Bool[Tensor, "b t"] | None = None,
+    initial_state: Float[Tensor, "b h k v"] | None = None,
+) -> Statistics:
+    """Return what `diagnose` reports as statistics that `merge` adds; arguments as there.
+
+    Their names depend on nothing but whether there are queries.
+    """
+    if padding_mask is not None:
+        hole = padding_mask[:, None]
+        k, v = (x.masked_fill(hole[..., None], 0.0) for x in (k, v))
+        beta = None if beta is None else beta.masked_fill(hole, 0.0)
+    k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (k, v))
+    S, growth = _run(k, v, beta, rule, initial_state)
+    old = None
+    if _removes(rule, k):
+        old = old_values(k, v, beta, rule=rule, initial_state=initial_state)
+    clusters = cluster_keys(k, padding_mask=padding_mask)
+    reads = read_state(k, S, key_sum=key_sum, eps=read_eps)
+    parts = [
+        norm_statistics(state_norms(S)),
+        growth,
+        norm_statistics(write_norms(k, v, beta, old), clusters.written),
+        capacity_statistics(k, clusters),
+        best_statistics(k, v, clusters),
+        beta_statistics(k, beta, padding_mask=padding_mask),
+    ]
+    for name, counted in (
+        ("last", clusters.last),
+        ("superseded", clusters.written & ~clusters.last),
+    ):
+        outcome = recall(reads, v, clusters, counted=counted)
+        parts.append(recall_statistics(name, outcome, clusters))
+    if q is not None:
+        own = read_state(q, S, key_sum=key_sum, eps=read_eps)
+        parts.append(_queries(q, own, v, clusters, padding_mask))
+    return merge(*parts)
+
+
+def finalise_diagnosis(statistics: Statistics, d_dot: int) -> Diagnosis:
+    """Return the reported values and the verdicts of `diagnosis_statistics`."""
+    sums = statistics.sums
+    values = {
+        **finalise_norms(statistics),
+        "growth/frobenius": sums["growth/frobenius"] / sums["growth/states"],
+        **finalise_capacity(statistics, d_dot),
+        **finalise_beta(statistics),
+        "best/error": best_error(statistics),
+    }
+    for name in ("last", "superseded", "queries"):
+        if f"{name}/age/counted" in sums:
+            values |= finalise_recall(statistics, name)
+    return Diagnosis(values, verdicts(values["best/error"], values["last/scaled_error"]))
+
+
+def _run(
+    k: Tensor, v: Tensor, beta: Tensor | None, rule: UpdateRule, initial_state: Tensor | None
+) -> tuple[Tensor, Statistics]:
+    """Return the last state and the Frobenius norms after 1, 2, 4, ... writes."""
+    length = k.shape[2]
+    positions = [2**i for i in range(length.bit_length())]
+    states = states_along(k, v, beta, [*positions, length], rule=rule, initial_state=initial_state)
+    norms = states[:, :, :-1].double().square().sum((3, 4)).sqrt()
+    bins = octave(torch.tensor(positions, dtype=torch.long, device=k.device)).expand(norms.shape)
+    sums = {
+        "growth/frobenius": binned(norms, bins, OCTAVES),
+        "growth/states": binned(torch.ones_like(norms), bins, OCTAVES),
+    }
+    return states[:, :, -1], Statistics(sums, {})
+
+
+def _queries(
+    q: Tensor, reads: Tensor, v: Tensor, clusters: Clusters, padding_mask: Tensor | None
+) -> Statistics:
+    # Only queries of the keys' own sequence share its padding.
+    shared = padding_mask if q.shape[2] == v.shape[2] else None
+    counted = written(q, shared) & clusters.written.any(-1, keepdim=True)
+    targets = nearest_writes(q, clusters)
+    outcome = recall(reads, v, clusters, targets=targets, counted=counted)
+    return recall_statistics("queries", outcome, clusters)
+
+
+def _removes(rule: UpdateRule, k: Tensor) -> bool:
+    """Say whether a second write of the same association leaves the memory as it was."""
+    ones = k.new_ones(1, 1, 2, 1)
+    _, state = rule(None, ones, ones, ones[..., 0])
+    return float(state) < 1.5

@@ -1,0 +1,205 @@
+"""Norms of the fast weights, of what every write puts in and takes out, and their growth."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fwlight.diagnostics.statistics import (
+    LOG_EDGES,
+    Statistics,
+    describe,
+    merge,
+    summarise,
+)
+
+UpdateRule = Callable[..., Any]
+"""A rule of `fwlight.ops`: `rule(q, k, v, beta, *, initial_state=None) -> (o, state)`."""
+
+
+class StateNorms(NamedTuple):
+    """Norms of a matrix S [K, V] with singular values sigma_i; NaN if S is not finite."""
+
+    frobenius: Float[Tensor, "*n"]
+    """|S|_F, the root of the sum of sigma_i^2."""
+    spectral: Float[Tensor, "*n"]
+    """|S|_2, the largest sigma_i: the most that reading with a unit query can return."""
+    stable_rank: Float[Tensor, "*n"]
+    """|S|_F^2 / |S|_2^2, between 1 and the rank; 0 for a zero matrix."""
+    effective_rank: Float[Tensor, "*n"]
+    """exp(entropy of sigma_i^2 / sum sigma^2), the same; see `effective_rank`."""
+    mixed: Float[Tensor, "*n"]
+    """(sum_v (sum_k |S_kv|^p)^(q/p))^(1/q)."""
+
+
+class WriteNorms(NamedTuple):
+    """Frobenius norms of the parts of each write, S_t - S_{t-1} = insert - remove."""
+
+    insert: Float[Tensor, "b h t"]
+    """|beta_t k_t v_t^T|."""
+    remove: Float[Tensor, "b h t"]
+    """|beta_t k_t (S_{t-1}^T k_t)^T|; zero for rules that only add."""
+    change: Float[Tensor, "b h t"]
+    """|beta_t k_t (v_t - S_{t-1}^T k_t)^T|: what the two leave of each other."""
+
+
+def state_norms(S: Float[Tensor, "*n k v"], *, p: float = 2.0, q: float = 1.0) -> StateNorms:
+    """Return the norms of every state.
+
+    The mixed norm takes the p-norm of every value dimension's column of S and the q-norm of those,
+    the L_{p,q} norm of Xu and Wang 2018 (Understanding weight normalized deep neural networks with
+    rectified linear units, NeurIPS). p = q = 2 is the Frobenius norm.
+
+    Args:
+        S: States, K by V.
+        p: Exponent over the features, at least 1; may be infinite.
+        q: Exponent over the values, likewise.
+
+    Raises:
+        ValueError: If an exponent is below 1.
+    """
+    for name, exponent in (("p", p), ("q", q)):
+        if exponent < 1:
+            raise ValueError(f"{name}={exponent} must be at least 1")
+    S = S.double()
+    finite = S.isfinite().all(-1).all(-1)
+    S = torch.where(finite[..., None, None], S, 0.0)
+    squares = squared_singular_values(S)
+    total, largest = squares.sum(-1), squares.amax(-1)
+    columns = torch.linalg.vector_norm(S, ord=p, dim=-2)
+    norms = StateNorms(
+        total.sqrt(),
+        largest.sqrt(),
+        torch.where(largest > 0, total / largest, 0.0),
+        _rank_of(squares),
+        torch.linalg.vector_norm(columns, ord=q, dim=-1),
+    )
+    return StateNorms(*(torch.where(finite, x, torch.nan) for x in norms))
+
+
+def effective_rank(x: Float[Tensor, "*n i j"]) -> Float[Tensor, "*n"]:
+    """Return exp(-sum_i p_i ln p_i) with p_i = sigma_i^2 / sum sigma^2; 0 for a zero matrix.
+
+    The effective rank of Roy and Vetterli 2007 on the energies sigma^2: 1 for a rank-one matrix,
+    n if n directions carry the same and the others nothing.
+    """
+    return _rank_of(squared_singular_values(x.double()))
+
+
+def squared_singular_values(x: Float[Tensor, "*n i j"]) -> Float[Tensor, "*n m"]:
+    """Return sigma_i^2 in ascending order, the eigenvalues of the smaller Gram matrix.
+
+    In float64 they are right to 1e-16 of the largest, in a fraction of the time of an SVD.
+    """
+    gram = x.mT @ x if x.shape[-2] > x.shape[-1] else x @ x.mT
+    return torch.linalg.eigvalsh(gram).clamp(min=0)
+
+
+def write_norms(
+    k: Float[Tensor, "b h t k"],
+    v: Float[Tensor, "b h t v"],
+    beta: Float[Tensor, "b h t"] | None,
+    old: Float[Tensor, "b h t v"] | None = None,
+) -> WriteNorms:
+    """Return the size of every write, split into what it inserts and what it removes.
+
+    Args:
+        k: Keys as written.
+        v: Values.
+        beta: Write strengths; None is 1.
+        old: S_{t-1}^T k_t of `old_values`; None for rules that only add.
+    """
+    scale = _norm(k.double()) if beta is None else beta.double().abs() * _norm(k.double())
+    v = v.double()
+    old = torch.zeros_like(v) if old is None else old.double()
+    return WriteNorms(scale * _norm(v), scale * _norm(old), scale * _norm(v - old))
+
+
+def old_values(
+    k: Float[Tensor, "b h t k"],
+    v: Float[Tensor, "b h t v"],
+    beta: Float[Tensor, "b h t"] | None,
+    *,
+    rule: UpdateRule,
+    initial_state: Float[Tensor, "b h k v"] | None = None,
+) -> Float[Tensor, "b h t v"]:
+    """Return S_{t-1}^T k_t, what every key retrieved just before it was written.
+
+    One run of the rule: the read after write t is made with the next key.
+    """
+    if k.shape[2] == 0:
+        return torch.zeros_like(v)
+    queries = torch.cat([k[:, :, 1:], torch.zeros_like(k[:, :, :1])], dim=2)
+    reads, _ = rule(queries, k, v, beta, initial_state=initial_state)
+    first = torch.zeros_like(reads[:, :, :1])
+    if initial_state is not None:
+        first = (k[:, :, :1].to(initial_state.dtype) @ initial_state).to(reads.dtype)
+    return torch.cat([first, reads[:, :, :-1]], dim=2)
+
+
+def states_along(
+    k: Float[Tensor, "b h t k"],
+    v: Float[Tensor, "b h t v"],
+    beta: Float[Tensor, "b h t"] | None,
+    positions: Sequence[int],
+    *,
+    rule: UpdateRule,
+    initial_state: Float[Tensor, "b h k v"] | None = None,
+) -> Float[Tensor, "b h p k v"]:
+    """Return the states after the given numbers of writes, to see norms grow.
+
+    Args:
+        k: Keys as written.
+        v: Values.
+        beta: Write strengths; None for rules without.
+        positions: Ascending numbers of writes, 0 to T.
+        rule: The update rule.
+        initial_state: The state before the first write; None is zero.
+
+    Raises:
+        ValueError: If positions are not ascending or out of range.
+    """
+    edges = [0, *positions]
+    if edges != sorted(edges) or edges[-1] > k.shape[2]:
+        raise ValueError(f"positions={list(positions)} must ascend from 0 to at most {k.shape[2]}")
+    state, states = initial_state, []
+    for start, stop in pairwise(edges):
+        part = slice(start, stop)
+        strength = None if beta is None else beta[:, :, part]
+        _, state = rule(None, k[:, :, part], v[:, :, part], strength, initial_state=state)
+        states.append(state)
+    empty = k.new_zeros(*k.shape[:2], 0, k.shape[3], v.shape[3])
+    return torch.stack(states, dim=2) if states else empty
+
+
+def norm_statistics(
+    norms: StateNorms | WriteNorms, counted: Bool[Tensor, "b h *n"] | None = None
+) -> Statistics:
+    """Return the statistics over the batch of `[B, H]` or `[B, H, T]` norms, by head.
+
+    Growth along a sequence is one call for every position.
+    """
+    parts = zip(norms._fields, norms, strict=True)
+    return merge(*(describe(name, x, counted, edges=LOG_EDGES) for name, x in parts))
+
+
+def finalise_norms(statistics: Statistics) -> dict[str, Tensor]:
+    """Return mean, std, min, max and percentiles of every norm, `[H]`, as `frobenius/mean`."""
+    fields = (*StateNorms._fields, *WriteNorms._fields)
+    names = [name for name in fields if f"{name}/count" in statistics.sums]
+    parts = (summarise(statistics, name, edges=LOG_EDGES) for name in names)
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def _rank_of(squares: Tensor) -> Tensor:
+    total = squares.sum(-1, keepdim=True)
+    share = squares / torch.where(total > 0, total, 1.0)
+    entropy = torch.special.entr(share).sum(-1)
+    return torch.where(total.squeeze(-1) > 0, entropy.exp(), 0.0)
+
+
+def _norm(x: Tensor) -> Tensor:
+    return x.square().sum(-1).sqrt()
