@@ -73,6 +73,8 @@ class Model(Section):
     attention_dropout: Probability
     positions: Positions
     norm: Literal["post", "pre"]
+    output: Literal["dense", "adaptive"]
+    cutoffs: list[Count]
 
 
 @dataclass

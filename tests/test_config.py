@@ -12,7 +12,7 @@ from cli.overrides import CONF, groups
 from cli.stored import check_resume, recompose
 from fwlight.attention import FastWeightMemory, KeyValueMemory
 from fwlight.errors import CheckpointError, ConfigError
-from fwlight.models import DecoderLM
+from fwlight.models import AdaptiveSoftmax, DecoderLM
 
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
 MODELS = groups()["model"]
@@ -152,6 +152,14 @@ def test_config_layers_share_nothing(group: str, option: str):
         assert not pointers[0] & pointers[1]
 
 
+@pytest.mark.parametrize("name", ["delta_dpfp", "softmax"])
+def test_config_output_layer_reaches_the_network(name: str):
+    assert isinstance(network(f"model={name}").output, torch.nn.Linear)
+    output = network(f"model={name}", "model.output=adaptive", "model.cutoffs=[9,20]").output
+    assert isinstance(output, AdaptiveSoftmax)
+    assert output.sizes == [9, 11, 20]
+
+
 def test_config_layers_draw_their_own_random_features():
     maps = [b.attention.memory.feature_map for b in network("model=performer").blocks]
     assert not torch.equal(maps[0].projection, maps[1].projection)
@@ -185,6 +193,9 @@ MISTAKES = [
     (["model.short_conv=9"], ["model.short_conv=9", "at most 8"]),
     (["model.key_norm=summ"], ["model.key_norm=summ", "none, sum, l2"]),
     (["model.read_norm=yes"], ["none, output, full"]),
+    (["model.output=sparse"], ["model.output=sparse", "dense, adaptive"]),
+    (["model.cutoffs=[0,4]"], ["model.cutoffs=[0, 4]", "at least 1"]),
+    (["model.cutoffs=4"], ["model.cutoffs=4", "list"]),
     (["model.positions=learned"], ["sinusoidal, sinusoidal_reversed, none"]),
     (["model.beta_max=3"], ["model.beta_max=3", "at most 2"]),
     (["model/update_rule=delta", "model.update_rule.backend=cuda"], ["auto, recurrent, chunk"]),
@@ -237,6 +248,7 @@ def test_config_errors_of_constructors_are_configuration_errors():
     for arguments, word in (
         (["model.feature_map.nu=99"], "nu=99"),
         (["model=linear", "model.read_norm=full"], "full"),
+        (["model.output=adaptive"], "cutoffs="),
     ):
         with pytest.raises(ConfigError, match=word):
             network(*arguments)
