@@ -113,7 +113,7 @@ class Optimizer(Section):
     eps: Positive
     weight_decay: NonNegative
     warmup_steps: Natural
-    schedule: Literal["cosine", "constant"]
+    schedule: Literal["cosine", "cosine_reference", "constant"]
 
 
 @dataclass

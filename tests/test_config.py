@@ -205,7 +205,7 @@ MISTAKES = [
     (["optimizer.lr=nan"], ["optimizer.lr=nan"]),
     (["optimizer.betas=[0.9]"], ["optimizer.betas=[0.9]", "two"]),
     (["optimizer.betas=[0.9,1]"], ["optimizer.betas"]),
-    (["optimizer.schedule=linear"], ["cosine, constant"]),
+    (["optimizer.schedule=linear"], ["cosine, cosine_reference, constant"]),
     (["trainer.max_steps=0"], ["trainer.max_steps=0"]),
     (["trainer.max_time=6"], ["trainer.max_time=6", "DD:HH:MM:SS"]),
     (["trainer.precision=bf16"], ["32-true, bf16-mixed"]),
