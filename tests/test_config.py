@@ -39,20 +39,27 @@ def fails(*arguments: str) -> str:
 def test_config_groups_are_every_yaml_file():
     listed = {CONF / group / f"{option}.yaml" for group, option in OPTIONS}
     others = {path for path in CONF.rglob("*.yaml") if path not in listed}
-    assert {path.name for path in others} == {"config.yaml", "_fast_weight.yaml"}
+    bases = {"_fast_weight.yaml", *(f"_lm_wt103{size}.yaml" for size in ("", "_small", "_medium"))}
+    assert {path.name for path in others} == {"config.yaml", *bases}
     assert {"task", "model", "size", "optimizer", "trainer", "callbacks", "logger"} <= set(groups())
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=str)
-def test_config_every_option_builds(group: str, option: str):
-    of_task = ["task=retrieval"] if (group, option) == ("size", "retrieval") else []
-    composition = compose_config([*of_task, f"{group}={option}"])
+def test_config_every_option_builds(group: str, option: str, tmp_path):
+    needed = ["task=retrieval"] if (group, option) == ("size", "retrieval") else []
+    if option.startswith("lm_wt103"):
+        for split in ("train", "valid", "test"):
+            (tmp_path / f"wiki.{split}.tokens").touch()
+        needed = [f"task.path={tmp_path}"]
+    composition = compose_config([*needed, f"{group}={option}"])
     config = composition.config
     assert composition.choices[group] == option
     assert build("task", config["task"]) is not None
     retrieval = config["network"]["_target_"].endswith("Retriever")
-    sizes = {"n_keys": 40} if retrieval else {"vocab_size": 40}
-    model = build("network", config["network"], **sizes)
+    large = config["model"].get("output") == "adaptive"
+    sizes = {"n_keys": 40} if retrieval else {"vocab_size": 267_735 if large else 40}
+    with torch.device("meta" if large else "cpu"):
+        model = build("network", config["network"], **sizes)
     module = build("module", config["module"], model)
     assert module.network is model
     chosen = [node for node in config["callbacks"].values() if node is not None]
