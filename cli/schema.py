@@ -73,6 +73,8 @@ class Model(Section):
     attention_dropout: Probability
     positions: Positions
     norm: Literal["post", "pre"]
+    output: Literal["dense", "adaptive"]
+    cutoffs: list[Count]
 
 
 @dataclass
@@ -110,7 +112,7 @@ class Optimizer(Section):
     eps: Positive
     weight_decay: NonNegative
     warmup_steps: Natural
-    schedule: Literal["cosine", "constant"]
+    schedule: Literal["cosine", "cosine_reference", "constant"]
 
 
 @dataclass

@@ -14,7 +14,7 @@ Groups (option of conf/<group>/<option>.yaml):
 
 Often used keys (all of them: --cfg):
   size.{{d_model,n_layers,n_heads,d_head,d_ff,dropout}}
-  model.{{key_norm,read_norm,out_norm,output_scale,beta_max,short_conv,positions,norm}}
+  model.{{key_norm,read_norm,out_norm,output_scale,beta_max,short_conv,positions,norm,output}}
   model.feature_map.{{nu,num_features}}
   task.data=stdlib|wikitext|text  task.{{path,train,valid,test}}=PATH  task.{{batch_size,seq_len}}
   task.setting=capacity|update  task.n_keys

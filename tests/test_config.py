@@ -12,7 +12,7 @@ from cli.overrides import CONF, groups
 from cli.stored import check_resume, recompose
 from fwlight.attention import FastWeightMemory, KeyValueMemory
 from fwlight.errors import CheckpointError, ConfigError
-from fwlight.models import DecoderLM
+from fwlight.models import AdaptiveSoftmax, DecoderLM
 
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
 MODELS = groups()["model"]
@@ -39,20 +39,27 @@ def fails(*arguments: str) -> str:
 def test_config_groups_are_every_yaml_file():
     listed = {CONF / group / f"{option}.yaml" for group, option in OPTIONS}
     others = {path for path in CONF.rglob("*.yaml") if path not in listed}
-    assert {path.name for path in others} == {"config.yaml", "_fast_weight.yaml"}
+    bases = {"_fast_weight.yaml", *(f"_lm_wt103{size}.yaml" for size in ("", "_small", "_medium"))}
+    assert {path.name for path in others} == {"config.yaml", *bases}
     assert {"task", "model", "size", "optimizer", "trainer", "callbacks", "logger"} <= set(groups())
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=str)
-def test_config_every_option_builds(group: str, option: str):
-    of_task = ["task=retrieval"] if (group, option) == ("size", "retrieval") else []
-    composition = compose_config([*of_task, f"{group}={option}"])
+def test_config_every_option_builds(group: str, option: str, tmp_path):
+    needed = ["task=retrieval"] if (group, option) == ("size", "retrieval") else []
+    if option.startswith("lm_wt103"):
+        for split in ("train", "valid", "test"):
+            (tmp_path / f"wiki.{split}.tokens").touch()
+        needed = [f"task.path={tmp_path}"]
+    composition = compose_config([*needed, f"{group}={option}"])
     config = composition.config
     assert composition.choices[group] == option
     assert build("task", config["task"]) is not None
     retrieval = config["network"]["_target_"].endswith("Retriever")
-    sizes = {"n_keys": 40} if retrieval else {"vocab_size": 40}
-    model = build("network", config["network"], **sizes)
+    large = config["model"].get("output") == "adaptive"
+    sizes = {"n_keys": 40} if retrieval else {"vocab_size": 267_735 if large else 40}
+    with torch.device("meta" if large else "cpu"):
+        model = build("network", config["network"], **sizes)
     module = build("module", config["module"], model)
     assert module.network is model
     chosen = [node for node in config["callbacks"].values() if node is not None]
@@ -152,6 +159,14 @@ def test_config_layers_share_nothing(group: str, option: str):
         assert not pointers[0] & pointers[1]
 
 
+@pytest.mark.parametrize("name", ["delta_dpfp", "softmax"])
+def test_config_output_layer_reaches_the_network(name: str):
+    assert isinstance(network(f"model={name}").output, torch.nn.Linear)
+    output = network(f"model={name}", "model.output=adaptive", "model.cutoffs=[9,20]").output
+    assert isinstance(output, AdaptiveSoftmax)
+    assert output.sizes == [9, 11, 20]
+
+
 def test_config_layers_draw_their_own_random_features():
     maps = [b.attention.memory.feature_map for b in network("model=performer").blocks]
     assert not torch.equal(maps[0].projection, maps[1].projection)
@@ -185,6 +200,9 @@ MISTAKES = [
     (["model.short_conv=9"], ["model.short_conv=9", "at most 8"]),
     (["model.key_norm=summ"], ["model.key_norm=summ", "none, sum, l2"]),
     (["model.read_norm=yes"], ["none, output, full"]),
+    (["model.output=sparse"], ["model.output=sparse", "dense, adaptive"]),
+    (["model.cutoffs=[0,4]"], ["model.cutoffs=[0, 4]", "at least 1"]),
+    (["model.cutoffs=4"], ["model.cutoffs=4", "list"]),
     (["model.positions=learned"], ["sinusoidal, sinusoidal_reversed, none"]),
     (["model.beta_max=3"], ["model.beta_max=3", "at most 2"]),
     (["model/update_rule=delta", "model.update_rule.backend=cuda"], ["auto, recurrent, chunk"]),
@@ -194,7 +212,7 @@ MISTAKES = [
     (["optimizer.lr=nan"], ["optimizer.lr=nan"]),
     (["optimizer.betas=[0.9]"], ["optimizer.betas=[0.9]", "two"]),
     (["optimizer.betas=[0.9,1]"], ["optimizer.betas"]),
-    (["optimizer.schedule=linear"], ["cosine, constant"]),
+    (["optimizer.schedule=linear"], ["cosine, cosine_reference, constant"]),
     (["trainer.max_steps=0"], ["trainer.max_steps=0"]),
     (["trainer.max_time=6"], ["trainer.max_time=6", "DD:HH:MM:SS"]),
     (["trainer.precision=bf16"], ["32-true, bf16-mixed"]),
@@ -237,6 +255,7 @@ def test_config_errors_of_constructors_are_configuration_errors():
     for arguments, word in (
         (["model.feature_map.nu=99"], "nu=99"),
         (["model=linear", "model.read_norm=full"], "full"),
+        (["model.output=adaptive"], "cutoffs="),
     ):
         with pytest.raises(ConfigError, match=word):
             network(*arguments)

@@ -1,18 +1,16 @@
 """A decoder-only language model over any attention layer."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from fwlight.checks import check_sizes
+from fwlight.checks import check_choice, check_sizes
+from fwlight.models.adaptive import AdaptiveSoftmax, token_nll
 from fwlight.models.blocks import DecoderBlock
 from fwlight.models.positions import make_positions
-from fwlight.types import IGNORE_INDEX
 
 
 class LMState(NamedTuple):
@@ -42,6 +40,8 @@ class DecoderLM(nn.Module):
         positions: "sinusoidal" (counting up), "sinusoidal_reversed" (down to 0 at the end of a
             segment, the reference code's) or "none".
         norm: "post" (the paper) or "pre".
+        output: "dense" (one softmax) or "adaptive" (`AdaptiveSoftmax`), both tied to the embedding.
+        cutoffs: Of the adaptive softmax: the first word of every cluster, rising.
         init_std: Standard deviation of every weight matrix, and of LayerNorm gains around 1.
 
     Raises:
@@ -61,10 +61,13 @@ class DecoderLM(nn.Module):
         attention: Callable[..., nn.Module],
         positions: str = "sinusoidal",
         norm: str = "post",
+        output: str = "dense",
+        cutoffs: Sequence[int] = (),
         init_std: float = 0.02,
     ) -> None:
         super().__init__()
         check_sizes(vocab_size=vocab_size, n_layers=n_layers, d_ff=d_ff)
+        check_choice("output", output, ("dense", "adaptive"))
         self.d_model = d_model
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.positions = make_positions(positions, d_model)
@@ -82,8 +85,13 @@ class DecoderLM(nn.Module):
             for _ in range(n_layers)
         )
         self.final_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
-        self.output = nn.Linear(d_model, vocab_size)
-        self.output.weight = self.embedding.weight
+        if output == "adaptive":
+            table = cast(nn.Parameter, self.embedding.weight)
+            self.output: nn.Module = AdaptiveSoftmax(table, cutoffs=cutoffs)
+        else:
+            linear = nn.Linear(d_model, vocab_size)
+            linear.weight = self.embedding.weight
+            self.output = linear
         self.apply(lambda module: _initialise(module, init_std))
 
     @property
@@ -95,7 +103,10 @@ class DecoderLM(nn.Module):
     def forward(
         self, tokens: Int[Tensor, "b t"], *, initial_state: LMState | None = None
     ) -> tuple[Float[Tensor, "b t n"], LMState]:
-        """Return the logits of the next token at every position, and the state to go on from."""
+        """Return the logits of the next token at every position, and the state to go on from.
+
+        Of an adaptive softmax they are log-probabilities.
+        """
         h, state = self.features(tokens, initial_state=initial_state)
         return self.output(h), state
 
@@ -120,12 +131,10 @@ class DecoderLM(nn.Module):
         self, hidden: Float[Tensor, "b t m"], targets: Int[Tensor, "b t"]
     ) -> Float[Tensor, "b t"]:
         """Return -log p(target) per position in nats; 0 where the target is IGNORE_INDEX."""
+        if isinstance(self.output, AdaptiveSoftmax):
+            return self.output.nll(hidden, targets)
         logits = self.output(hidden).flatten(0, 1)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = F.cross_entropy(
-            logits, targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
-        )
-        return loss.view(targets.shape)
+        return token_nll(logits, targets.flatten()).view(targets.shape)
 
 
 def _initialise(module: nn.Module, std: float) -> None:

@@ -3,7 +3,13 @@
 from fwlight.training.lm import LanguageModelingModule
 from fwlight.training.metrics import TokenLoss
 from fwlight.training.module import TrainingModule
-from fwlight.training.optim import OptimizerConfig, build_optimizer, lr_factor, warmup_cosine
+from fwlight.training.optim import (
+    OptimizerConfig,
+    build_optimizer,
+    lr_factor,
+    reference_warmup_cosine,
+    warmup_cosine,
+)
 from fwlight.training.recall import RecallAccuracy, RecallModule
 from fwlight.training.retrieval import RetrievalModule
 from fwlight.training.supervised import SupervisedModule
@@ -19,5 +25,6 @@ __all__ = [
     "TrainingModule",
     "build_optimizer",
     "lr_factor",
+    "reference_warmup_cosine",
     "warmup_cosine",
 ]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+SCHEDULES = ("cosine", "cosine_reference", "constant")
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -27,7 +29,8 @@ class OptimizerConfig:
     warmup_steps: int = 0
     """Updates until the peak is reached."""
     schedule: str = "cosine"
-    """What follows the warm-up: "cosine" to 0 at `max_steps`, or "constant", the peak for ever."""
+    """What follows the warm-up: "cosine" to 0 at `max_steps`, "cosine_reference", the same as the
+    reference code of Schlag et al. (2021b) has it, or "constant", the peak for ever."""
 
     def __post_init__(self) -> None:
         """Refuse values without meaning."""
@@ -41,8 +44,10 @@ class OptimizerConfig:
                 f"optimizer.weight_decay={self.weight_decay} and "
                 f"warmup_steps={self.warmup_steps} must not be negative"
             )
-        if self.schedule not in ("cosine", "constant"):
-            raise ValueError(f"optimizer.schedule={self.schedule!r}: choose cosine or constant")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"optimizer.schedule={self.schedule!r}: choose one of {', '.join(SCHEDULES)}"
+            )
 
 
 def warmup_cosine(n: int, *, warmup_steps: int, max_steps: int) -> float:
@@ -59,13 +64,30 @@ def warmup_cosine(n: int, *, warmup_steps: int, max_steps: int) -> float:
     """
     if n <= warmup_steps:
         return n / warmup_steps
+    return _cosine(n, max_steps)
+
+
+def reference_warmup_cosine(n: int, *, warmup_steps: int, max_steps: int) -> float:
+    """`warmup_cosine` as in the reference code of Schlag et al. (2021b), train.py.
+
+    1 at `n = 1`, `(n - 1) / warmup_steps` up to and including `n = warmup_steps`, then the cosine
+    at `n - 1`: that code sets the rate after an update, for the next, so the first one has the peak
+    and every other the rate of its predecessor's number. Arguments as in `warmup_cosine`.
+    """
+    if 1 < n <= warmup_steps:
+        return (n - 1) / warmup_steps
+    return _cosine(n - 1, max_steps)
+
+
+def _cosine(n: int, max_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(n, max_steps) / max_steps))
 
 
 def lr_factor(config: OptimizerConfig, n: int, *, max_steps: int) -> float:
     """Fraction of the peak learning rate that update `n` (from 1) uses."""
-    if config.schedule == "cosine":
-        return warmup_cosine(n, warmup_steps=config.warmup_steps, max_steps=max_steps)
+    if config.schedule != "constant":
+        cosine = warmup_cosine if config.schedule == "cosine" else reference_warmup_cosine
+        return cosine(n, warmup_steps=config.warmup_steps, max_steps=max_steps)
     return min(1.0, n / config.warmup_steps) if config.warmup_steps else 1.0
 
 

@@ -146,6 +146,8 @@ def test_top_k_one_and_small_top_p_are_greedy() -> None:
     [
         (lambda: make(positions="learned"), "positions='learned'"),
         (lambda: make(norm="sandwich"), "norm='sandwich'"),
+        (lambda: make(output="sparse"), "output='sparse'"),
+        (lambda: make(output="adaptive"), r"cutoffs=\[\] must rise"),
         (lambda: make(n_layers=0), "n_layers=0"),
         (lambda: make(d_model=7), "d_model=7 must be even"),
         (lambda: generate(make(), tokens(1, 0), max_new_tokens=3), "prompt_length=0"),
@@ -186,6 +188,8 @@ def test_state_dict_keys_are_pinned() -> None:
     assert set(make("delta_conv").state_dict()) == expected | {
         f"blocks.{i}.attention.short_conv.weight" for i in range(2)
     }
+    clusters = {f"output.clusters.{name}" for name in ("weight", "bias")}
+    assert set(make("delta", output="adaptive", cutoffs=[4]).state_dict()) == expected | clusters
     assert set(make("performer").state_dict()) == expected | {
         f"blocks.{i}.{name}" for i in range(2) for name in favor
     }

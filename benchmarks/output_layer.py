@@ -1,0 +1,103 @@
+"""The adaptive softmax against the dense one: `python -m benchmarks.output_layer`.
+
+Forward and backward of the output layer alone, `DecoderLM.nll` to the hidden states and every
+parameter, as in a training step of the paper's small model on WikiText-103: 8 sequences of 256,
+d_model 128, 267,735 words, targets by Zipf's law p(w) ~ 1 / (w + 1). Both take turns in one
+process; reported are medians, and the peak of resident memory during a step above what was resident
+before it, which Linux counts (`VmHWM`, set back by way of `/proc/self/clear_refs` before every
+step). Freed memory goes back to the system, so that the peak can be seen: the times hold the faults
+of getting it anew, which `train.py` avoids.
+
+Needs about 8 GB.
+"""
+
+import argparse
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fwlight.attention import KeyValueMemory, MultiHeadAttention
+from fwlight.models import DecoderLM
+
+VOCAB, WIDTH, BATCH, LENGTH = 267_735, 128, 8, 256
+CUTOFFS = (20_000, 40_000, 200_000)
+
+
+def build(output: str) -> DecoderLM:
+    """Return a language model of which the output layer alone is used."""
+    torch.manual_seed(0)
+    return DecoderLM(
+        vocab_size=VOCAB,
+        d_model=WIDTH,
+        n_layers=1,
+        n_heads=1,
+        d_head=1,
+        d_ff=1,
+        dropout=0.0,
+        attention=partial(MultiHeadAttention, memory=KeyValueMemory),
+        output=output,
+        cutoffs=CUTOFFS,
+    )
+
+
+def inputs() -> tuple[Tensor, Tensor]:
+    """Hidden states as after a LayerNorm, and targets by Zipf's law."""
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(BATCH, LENGTH, WIDTH, generator=generator).requires_grad_()
+    law = 1 / torch.arange(1, VOCAB + 1)
+    targets = torch.multinomial(law, BATCH * LENGTH, replacement=True, generator=generator)
+    return hidden, targets.view(BATCH, LENGTH)
+
+
+def step(model: DecoderLM, hidden: Tensor, targets: Tensor) -> tuple[float, int]:
+    """Return the seconds and the bytes at peak of one forward and backward pass."""
+    model.zero_grad()
+    hidden.grad = None
+    Path("/proc/self/clear_refs").write_text("5")
+    before, start = _memory("VmRSS"), time.perf_counter()
+    model.nll(hidden, targets).mean().backward()
+    return time.perf_counter() - start, _memory("VmHWM") - before
+
+
+def _memory(name: str) -> int:
+    """Return bytes that the kernel counts for this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(name))
+    return 1024 * int(line.split()[1])
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.output_layer", description=__doc__)
+    parser.add_argument("--steps", type=int, default=3, help="of each")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    hidden, targets = inputs()
+    models = {output: build(output) for output in ("adaptive", "dense")}
+    found: dict[str, list[tuple[float, int]]] = {output: [] for output in models}
+    for _ in range(options.steps):
+        for output, model in models.items():
+            seconds, peak = step(model, hidden, targets)
+            found[output].append((seconds, peak))
+            print(f"{output}: {seconds:.3f} s, {peak / 1e6:.0f} MB", flush=True)
+            model.zero_grad()
+    parts = torch.bucketize(targets, torch.tensor(CUTOFFS), right=True).flatten().bincount()
+    print(f"\ntorch {torch.__version__}, {options.threads} threads, {targets.numel()} targets:")
+    print(f"{parts.tolist()} in the head and the clusters\n")
+    print("| | seconds | peak MB | x adaptive, time | memory |\n|---|---|---|---|---|")
+    medians = {
+        output: [statistics.median(values) for values in zip(*rows, strict=True)]
+        for output, rows in found.items()
+    }
+    for output, (seconds, peak) in medians.items():
+        ratios = f"{seconds / medians['adaptive'][0]:.2f} | {peak / medians['adaptive'][1]:.2f}"
+        print(f"| {output} | {seconds:.3f} | {peak / 1e6:.0f} | {ratios} |")
+
+
+if __name__ == "__main__":
+    main()
