@@ -28,8 +28,8 @@ def fit(
 ) -> dict[str, Any]:
     """Train, test the best checkpoint, write summary.json and print a short summary.
 
-    Where no best checkpoint is kept, the last state is tested. A training that is already complete is
-    only tested. The folder is released at the end.
+    Where no best checkpoint is kept, the last state is tested. A training that is already complete
+    is only tested. The folder is released at the end.
 
     Args:
         trainer: With the run's plug-ins, callbacks and loggers.
