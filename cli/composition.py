@@ -122,7 +122,7 @@ def check_together(values: dict[str, Any]) -> None:
 def _compose_groups(chosen: dict[str, tuple[str, Any]]) -> tuple[DictConfig, dict[str, str]]:
     """Let Hydra put together the chosen options."""
     try:
-        config = deepcopy(_load(CONF, tuple(text for text, _ in chosen.values())))
+        config, choices = _load(CONF, tuple(text for text, _ in chosen.values()))
     except ConfigCompositionException as error:
         inner = [key for key in chosen if "/" in key]
         if not inner or "Could not override" not in str(error):
@@ -135,17 +135,18 @@ def _compose_groups(chosen: dict[str, tuple[str, Any]]) -> tuple[DictConfig, dic
         ) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from error
+    return deepcopy(config), dict(choices)
+
+
+@cache  # the points of a sweep choose among few combinations
+def _load(folder: Path, arguments: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        config = compose("config", overrides=list(arguments), return_hydra_config=True)
     runtime = config.hydra.runtime.choices.items()
     choices = {k: v for k, v in runtime if v is not None and not k.startswith("hydra/")}
     with open_dict(config):
         del config["hydra"]
     return config, choices
-
-
-@cache  # the points of a sweep choose among few combinations
-def _load(folder: Path, arguments: tuple[str, ...]) -> DictConfig:
-    with initialize_config_dir(str(folder), version_base="1.3"):
-        return compose("config", overrides=list(arguments), return_hydra_config=True)
 
 
 def _adapt(nodes: DictConfig, given: Container[str]) -> list[str]:
