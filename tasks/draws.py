@@ -21,6 +21,20 @@ def seeded(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
 
+def refuse_other_data(stored: dict[str, Any], now: dict[str, Any]) -> None:
+    """Compare what a checkpoint was trained on with the data at hand.
+
+    Raises:
+        DataError: A value differs.
+    """
+    for name, value in now.items():
+        if stored[name] != value:
+            raise DataError(
+                f"the checkpoint was trained with task.{name}={stored[name]}, now it is "
+                f"{value}; give the old value, or start anew in another run_dir"
+            )
+
+
 def rows(batch: Batch, chosen: slice) -> Batch:
     """Return some rows of every tensor of a batch."""
     of_batch: Any = type(batch)

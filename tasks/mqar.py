@@ -7,7 +7,7 @@ import lightning
 import torch
 
 from fwlight.types import DataError, LMBatch
-from tasks.draws import TrainDraws, seeded
+from tasks.draws import TrainDraws, refuse_other_data, seeded
 from tasks.recall import EvalRecall, recall_sequences
 
 
@@ -103,12 +103,7 @@ class MQARDataModule(lightning.LightningDataModule):
         Raises:
             DataError: The sequences are others.
         """
-        for name, value in self.state_dict().items():
-            if state_dict[name] != value:
-                raise DataError(
-                    f"the checkpoint was trained with task.{name}={state_dict[name]}, now it is "
-                    f"{value}; give the old value, or start anew in another run_dir"
-                )
+        refuse_other_data(state_dict, self.state_dict())
 
     # What the rest of a run asks of the data
 

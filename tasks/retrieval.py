@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from fwlight.types import IGNORE_INDEX, DataError, RetrievalBatch
-from tasks.draws import EvalDraw, TrainDraws, rows, seeded
+from tasks.draws import EvalDraw, TrainDraws, refuse_other_data, rows, seeded
 
 SETTINGS = ("capacity", "update")
 EVAL_LENGTHS = ("training", "n_keys")
@@ -109,12 +109,7 @@ class RetrievalDataModule(lightning.LightningDataModule):
         Raises:
             DataError: It was another task.
         """
-        for name, value in self.state_dict().items():
-            if state_dict[name] != value:
-                raise DataError(
-                    f"the checkpoint was trained with task.{name}={state_dict[name]}, now it is "
-                    f"{value}; give the old value, or start anew in another run_dir"
-                )
+        refuse_other_data(state_dict, self.state_dict())
 
     # What the rest of a run asks of the data
 
