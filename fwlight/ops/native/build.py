@@ -8,11 +8,12 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from fwlight.cache import cache_folder
 
 SOURCE = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-w")
@@ -110,13 +111,9 @@ def _openmp_library() -> Path | None:
     return next((path for folder in folders for path in sorted(folder.glob("libgomp*.so*"))), None)
 
 
-def _cache_folders() -> Iterator[Path]:
-    if folder := os.environ.get("FWLIGHT_CACHE"):
-        yield Path(folder)
-    elif folder := os.environ.get("XDG_CACHE_HOME"):
-        yield Path(folder) / "fwlight"
-    elif folder := os.environ.get("HOME"):
-        yield Path(folder) / ".cache" / "fwlight"
+def _cache_folders() -> list[Path]:
+    folder = cache_folder()
+    return [] if folder is None else [folder]
 
 
 def _build(compiler: list[str], identity: str, real: str, name: str) -> ctypes.CDLL:

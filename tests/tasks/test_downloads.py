@@ -1,0 +1,213 @@
+"""Downloads from a server on this machine that fails in the usual ways."""
+
+import hashlib
+import multiprocessing
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from fwlight.errors import StorageError
+from tasks import downloads
+from tasks.downloads import Download, data_folder, fetch
+
+CONTENT = bytes(range(256)) * 4000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class _Server(ThreadingHTTPServer):
+    """Answers the n-th request as the n-th word of `script` says, the last word for ever."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.script, self.ranges, self.tag = ["fine"], [], '"one"'
+
+    def url(self, name="file") -> str:
+        return f"http://127.0.0.1:{self.server_port}/{name}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+
+    def do_GET(self):
+        behaviour = self.server.script[0]
+        if len(self.server.script) > 1:
+            self.server.script.pop(0)
+        wanted = self.headers.get("Range")
+        self.server.ranges.append(wanted)
+        if behaviour.isdigit():
+            return self.send_error(int(behaviour))
+        body = CONTENT[::-1] if behaviour == "other" else CONTENT
+        start = 0
+        if wanted and self.headers["If-Range"] == self.server.tag:
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        if self.server.tag:
+            self.send_header("ETag", self.server.tag)
+        self.send_header("Content-Length", str(len(body) - start))
+        self.end_headers()
+        if behaviour in ("cut", "stall"):
+            self.wfile.write(body[start : start + (len(body) - start) // 2])
+            self.wfile.flush()
+            if behaviour == "stall":
+                time.sleep(1.5)
+            return None
+        self.wfile.write(body[start:])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = _Server()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(downloads, "PAUSE", 0.0)
+    monkeypatch.setattr(downloads, "TIMEOUT", 0.5)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def _fetch(server, folder, *, urls=None, sha256=SHA256):
+    download = Download("words.txt", urls or (server.url(),), sha256)
+    return fetch(download, folder=folder, manual="put words.txt there yourself")
+
+
+def _files(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {".words.txt.lock"}
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        ["fine"],
+        ["cut", "fine"],
+        ["cut", "cut", "cut", "fine"],
+        ["stall", "fine"],
+        ["503", "429", "fine"],
+        ["other", "fine"],
+        ["cut", "other", "fine"],
+    ],
+    ids="-".join,
+)
+@pytest.mark.parametrize("tag", ['"one"', 'W/"one"', ""], ids=["tag", "weak", "none"])
+def test_fine_after_failures_is_the_whole_file(server, tmp_path, script, tag):
+    server.script, server.tag = script.copy(), tag
+    path = _fetch(server, tmp_path / "new")
+    assert path.read_bytes() == CONTENT
+    assert _files(tmp_path / "new") == {"words.txt"}
+    assert len(server.ranges) == len(script)
+
+
+def test_cut_transfer_is_continued_where_the_server_says_it_is_the_same(server, tmp_path):
+    server.script = ["cut", "fine"]
+    _fetch(server, tmp_path)
+    assert server.ranges == [None, f"bytes={len(CONTENT) // 2}-"]
+
+
+@pytest.mark.parametrize(
+    ("script", "requests", "reason"),
+    [
+        (["404"], 1, "HTTP 404 Not Found"),
+        (["403"], 1, "HTTP 403 Forbidden"),
+        (["500"], 4, "HTTP 500"),
+        (["cut"], 4, "cut short after"),
+        (["other"], 4, "its SHA-256 is "),
+        (["stall"], 4, "nothing came for 0.5 s"),
+    ],
+)
+def test_lasting_failure_is_one_line_and_no_file(server, tmp_path, script, requests, reason):
+    server.script, server.tag = script, ""
+    with pytest.raises(StorageError) as caught:
+        _fetch(server, tmp_path)
+    line = str(caught.value)
+    assert reason in line
+    assert "words.txt cannot be downloaded" in line
+    assert line.endswith("put words.txt there yourself")
+    assert "\n" not in line
+    assert caught.value.exit_code == 5
+    assert len(server.ranges) == requests
+    assert not _files(tmp_path)
+
+
+def test_other_addresses_are_tried(server, tmp_path):
+    server.script = ["404", "fine"]
+    urls = (server.url("old"), server.url("new"))
+    assert _fetch(server, tmp_path, urls=urls).read_bytes() == CONTENT
+
+
+def test_nobody_there_is_one_line(server, tmp_path):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(StorageError, match="Connection refused"):
+        _fetch(server, tmp_path)
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://127.0.0.1/x", "words.txt"])
+def test_other_schemes_are_refused(server, tmp_path, url):
+    with pytest.raises(StorageError, match="only http and https"):
+        _fetch(server, tmp_path, urls=(url,))
+    assert not server.ranges
+
+
+def test_first_download_is_recorded_and_later_ones_are_held_to_it(server, tmp_path):
+    path = _fetch(server, tmp_path, sha256=None)
+    assert (tmp_path / "words.txt.sha256").read_text() == f"{SHA256}  words.txt\n"
+    assert _fetch(server, tmp_path, sha256=None) == path
+    assert len(server.ranges) == 1
+    path.unlink()
+    server.script = ["other"]
+    with pytest.raises(StorageError, match=f"not {SHA256[:12]}"):
+        _fetch(server, tmp_path, sha256=None)
+    assert not path.exists()
+
+
+def test_damaged_file_is_named_and_kept(server, tmp_path):
+    path = _fetch(server, tmp_path)
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(StorageError, match=r"words\.txt has the SHA-256 .*delete it"):
+        _fetch(server, tmp_path)
+    assert path.exists()
+
+
+def test_file_put_there_by_hand_is_taken(server, tmp_path):
+    (tmp_path / "words.txt").write_bytes(CONTENT)
+    _fetch(server, tmp_path)
+    assert not server.ranges
+
+
+def test_two_processes_at_once_download_once(server, tmp_path):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_fetch, args=(server, tmp_path)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(server.ranges) == 1
+
+
+def test_folder_that_cannot_be_written_is_one_line(server):
+
+    with pytest.raises(StorageError, match=r"/proc/self/x/words\.txt cannot be written"):
+        _fetch(server, Path("/proc/self/x"))
+
+
+def test_data_folder_is_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FWLIGHT_CACHE", str(tmp_path))
+    assert data_folder("words") == tmp_path / "data" / "words"
+    for name in ("FWLIGHT_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(StorageError, match="set FWLIGHT_CACHE"):
+        data_folder("words")
