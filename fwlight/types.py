@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fwlight.errors import DataError
 
-__all__ = ["IGNORE_INDEX", "DataError", "LMBatch", "RetrievalBatch"]
+__all__ = ["IGNORE_INDEX", "DataError", "LMBatch", "RetrievalBatch", "TranslationBatch"]
 
 IGNORE_INDEX = -100
 """Target value of positions that no loss or metric counts."""
@@ -35,3 +35,14 @@ class RetrievalBatch(NamedTuple):
     """Key ids to read with `[B, N]`, int64."""
     targets: Tensor
     """Value ids `[B, N]`, int64; `IGNORE_INDEX` where a row has fewer queries."""
+
+
+class TranslationBatch(NamedTuple):
+    """Sentence pairs, padded at the end: the targets are the inputs one token later."""
+
+    source: Tensor
+    """Token ids `[B, S]`, int64; after the sentence's last token the padding id."""
+    inputs: Tensor
+    """Token ids `[B, T]` that the decoder reads, int64; padded in the same way."""
+    targets: Tensor
+    """Token ids `[B, T]`, int64; `IGNORE_INDEX` where nothing is to be predicted."""

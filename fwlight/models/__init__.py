@@ -2,7 +2,20 @@
 
 from fwlight.models.adaptive import AdaptiveSoftmax
 from fwlight.models.decoder_lm import DecoderLM, LMState
-from fwlight.models.generate import generate
+from fwlight.models.encoder_decoder import DecoderState, EncoderDecoder
+from fwlight.models.generate import evaluation_mode, generate
 from fwlight.models.retriever import Retriever
+from fwlight.models.search import beam_search, greedy_search
 
-__all__ = ["AdaptiveSoftmax", "DecoderLM", "LMState", "Retriever", "generate"]
+__all__ = [
+    "AdaptiveSoftmax",
+    "DecoderLM",
+    "DecoderState",
+    "EncoderDecoder",
+    "LMState",
+    "Retriever",
+    "beam_search",
+    "evaluation_mode",
+    "generate",
+    "greedy_search",
+]

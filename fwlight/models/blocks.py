@@ -1,4 +1,4 @@
-"""The transformer block around any attention layer."""
+"""The transformer blocks around any attention layer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,8 +24,8 @@ class FeedForward(nn.Sequential):
         )
 
 
-class DecoderBlock(nn.Module):
-    """Causal self-attention, then the feed-forward layer, each with a residual connection.
+class Block(nn.Module):
+    """Self-attention and feed-forward layer, each with a residual connection; see subclasses.
 
     Args:
         d_model: Width.
@@ -63,6 +63,28 @@ class DecoderBlock(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
 
+    def attend(self, h: Tensor, **options: Any) -> tuple[Tensor, Any]:
+        """Add the self-attention's output; return also its state."""
+        y, state = self.attention(self.before(h, self.attention_norm), **options)
+        return self.after(h, self.dropout(y), self.attention_norm), state
+
+    def feed(self, h: Tensor) -> Tensor:
+        """Add the feed-forward layer's output."""
+        y = self.feed_forward(self.before(h, self.feed_forward_norm))
+        return self.after(h, y, self.feed_forward_norm)
+
+    def before(self, h: Tensor, layer_norm: nn.Module) -> Tensor:
+        """Return what a sublayer reads."""
+        return layer_norm(h) if self.norm == "pre" else h
+
+    def after(self, h: Tensor, y: Tensor, layer_norm: nn.Module) -> Tensor:
+        """Return what a sublayer that made `y` leaves."""
+        return h + y if self.norm == "pre" else layer_norm(h + y)
+
+
+class DecoderBlock(Block):
+    """Causal self-attention, then the feed-forward layer; arguments as of `Block`."""
+
     def forward(
         self,
         h: Float[Tensor, "b t m"],
@@ -71,12 +93,71 @@ class DecoderBlock(nn.Module):
         initial_state: Any = None,
     ) -> tuple[Float[Tensor, "b t m"], Any]:
         """Return the block's output and the attention's state."""
-        if self.norm == "pre":
-            y, state = self.attention(
-                self.attention_norm(h), padding_mask=padding_mask, initial_state=initial_state
-            )
-            h = h + self.dropout(y)
-            return h + self.feed_forward(self.feed_forward_norm(h)), state
-        y, state = self.attention(h, padding_mask=padding_mask, initial_state=initial_state)
-        h = self.attention_norm(h + self.dropout(y))
-        return self.feed_forward_norm(h + self.feed_forward(h)), state
+        h, state = self.attend(h, padding_mask=padding_mask, initial_state=initial_state)
+        return self.feed(h), state
+
+
+class EncoderBlock(Block):
+    """Attention from every token to every token, then the feed-forward layer; as `Block`."""
+
+    def forward(
+        self, h: Float[Tensor, "b s m"], *, padding_mask: Bool[Tensor, "b s"]
+    ) -> Float[Tensor, "b s m"]:
+        """Return the block's output; what it holds at padding is not to be read."""
+        return self.feed(self.attend(h, causal=False, padding_mask=padding_mask)[0])
+
+
+class CrossDecoderBlock(Block):
+    """Causal self-attention, attention to a source, and the feed-forward layer.
+
+    `cross` makes the layer that the source is written to, from (d_model, n_heads, d_head); other
+    arguments as of `Block`.
+    """
+
+    cross: Any  # as `fwlight.attention.MultiHeadAttention`
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        n_heads: int,
+        d_head: int,
+        d_ff: int,
+        dropout: float,
+        attention: Callable[..., nn.Module],
+        cross: Callable[..., nn.Module],
+        norm: str = "post",
+    ) -> None:
+        super().__init__(
+            d_model=d_model,
+            n_heads=n_heads,
+            d_head=d_head,
+            d_ff=d_ff,
+            dropout=dropout,
+            attention=attention,
+            norm=norm,
+        )
+        self.cross = cross(d_model=d_model, n_heads=n_heads, d_head=d_head)
+        self.cross_norm = nn.LayerNorm(d_model)
+
+    def forward(
+        self,
+        h: Float[Tensor, "b t m"],
+        *,
+        written: Any,
+        sources: int,
+        initial_state: Any = None,
+    ) -> tuple[Float[Tensor, "b t m"], Any]:
+        """Return the block's output and the self-attention's state.
+
+        Args:
+            h: Rows of one source stand together: every source has b / sources of them.
+            written: What `cross.write` made of the sources.
+            sources: How many they are.
+            initial_state: Of the self-attention.
+        """
+        h, state = self.attend(h, initial_state=initial_state)
+        # Every query reads on its own: those of all rows of a source are one long row.
+        x = self.before(h, self.cross_norm).reshape(sources, -1, h.shape[-1])
+        y = self.cross.read(x, written).reshape(h.shape)
+        return self.feed(self.after(h, self.dropout(y), self.cross_norm)), state

@@ -1,8 +1,11 @@
 """Sampling from a language model, one token at a time."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from fwlight.checks import check_sizes
 from fwlight.models.decoder_lm import DecoderLM
@@ -43,23 +46,32 @@ def generate(
             f"temperature={temperature} and top_k={top_k} must not be negative, "
             f"top_p={top_p} must lie in (0, 1]"
         )
-    was_training = model.training
-    # A random feature map may take a new draw for every sequence; training must not notice.
-    buffers = [(module, dict(module.named_buffers(recurse=False))) for module in model.modules()]
-    model.eval()
-    try:
+    with evaluation_mode(model):
         tokens, step, state = [prompt], prompt, None
         for _ in range(max_new_tokens):
             hidden, state = model.features(step, initial_state=state)
             logits = model.output(hidden[:, -1]).float()
             step = _sample(logits, temperature, top_k, top_p, generator)
             tokens.append(step)
+    return torch.cat(tokens, dim=1)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch to evaluation, and back to what was, buffers included.
+
+    A random feature map may take a new draw for every sequence; training must not notice.
+    """
+    was_training = model.training
+    buffers = [(module, dict(module.named_buffers(recurse=False))) for module in model.modules()]
+    model.eval()
+    try:
+        yield
     finally:
         model.train(was_training)
         for module, before in buffers:
             for name, buffer in before.items():
                 setattr(module, name, buffer)
-    return torch.cat(tokens, dim=1)
 
 
 def _sample(

@@ -1,0 +1,170 @@
+"""A sequence-to-sequence model over any attention layers."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from fwlight.checks import check_sizes
+from fwlight.models.blocks import CrossDecoderBlock, EncoderBlock
+from fwlight.models.positions import make_positions
+
+
+class DecoderState(NamedTuple):
+    """What decoding carries from one token to the next."""
+
+    written: tuple[Any, ...]
+    """What the sources left in the cross-attention of every decoder layer."""
+    sources: int
+    """How many sources that are."""
+    layers: tuple[Any, ...]
+    """The state of the self-attention of every decoder layer; None before the first token."""
+    position: int
+    """Number of tokens read so far."""
+
+
+class EncoderDecoder(nn.Module):
+    """The transformer of Vaswani et al. (2017) with any memory in each of its three attentions.
+
+    The encoder's self-attention writes the whole sentence, then reads it with every token; the
+    decoder's is causal; cross-attention writes the encoder's output once and reads it at every
+    step. Source embedding, target embedding and read-out are one table, scaled by sqrt(d_model) as
+    embedding. Matrices start by Xavier's rule, embeddings with variance 1 / d_model.
+
+    Args:
+        vocab_size: Number of token ids, of both languages.
+        pad_id: Where a source holds this id, and after, is padding. Targets need none: nothing
+            reads what comes later.
+        d_model: Width.
+        n_layers: Number of blocks of the encoder, and of the decoder.
+        n_heads: Heads per attention.
+        d_head: Size of a head.
+        d_ff: Width of the feed-forward layers.
+        dropout: Dropout probability.
+        encoder: Makes an attention layer of the encoder from (d_model, n_heads, d_head).
+        decoder: Makes a self-attention layer of the decoder.
+        cross: Makes a cross-attention layer.
+        positions: "sinusoidal" (counting up) or "none".
+        norm: "post" (the paper) or "pre".
+
+    Raises:
+        ValueError: If a size is below 1 or an option unknown; also for positions that count down
+            to the end, which padding would move.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        pad_id: int,
+        d_model: int,
+        n_layers: int,
+        n_heads: int,
+        d_head: int,
+        d_ff: int,
+        dropout: float,
+        encoder: Callable[..., nn.Module],
+        decoder: Callable[..., nn.Module],
+        cross: Callable[..., nn.Module],
+        positions: str = "sinusoidal",
+        norm: str = "post",
+    ) -> None:
+        super().__init__()
+        check_sizes(vocab_size=vocab_size, n_layers=n_layers, d_ff=d_ff)
+        if positions == "sinusoidal_reversed":
+            raise ValueError(
+                "positions=sinusoidal_reversed counts from a sentence's end, which padding moves; "
+                "choose sinusoidal or none"
+            )
+        self.d_model, self.pad_id = d_model, pad_id
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.positions = make_positions(positions, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+        def block(kind: Callable[..., nn.Module], **attentions: Callable[..., nn.Module]) -> Any:
+            sizes = {"d_model": d_model, "n_heads": n_heads, "d_head": d_head, "d_ff": d_ff}
+            return kind(**sizes, dropout=dropout, norm=norm, **attentions)
+
+        self.encoder = nn.ModuleList(
+            block(EncoderBlock, attention=encoder) for _ in range(n_layers)
+        )
+        self.decoder = nn.ModuleList(
+            block(CrossDecoderBlock, attention=decoder, cross=cross) for _ in range(n_layers)
+        )
+        self.encoder_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
+        self.decoder_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
+        self.apply(_initialise)
+
+    @property
+    def state_size(self) -> int | None:
+        """Numbers carried in decoding one sentence; None where they grow with a length."""
+        blocks = [cast(CrossDecoderBlock, block) for block in self.decoder]
+        sizes = [layer.state_size for block in blocks for layer in (block.attention, block.cross)]
+        return None if None in sizes else sum(sizes)
+
+    def forward(
+        self, source: Int[Tensor, "b s"], inputs: Int[Tensor, "b t"]
+    ) -> Float[Tensor, "b t n"]:
+        """Return the logits of the next target token after each of `inputs`."""
+        return self.output(self.features(source, inputs))
+
+    def features(
+        self, source: Int[Tensor, "b s"], inputs: Int[Tensor, "b t"]
+    ) -> Float[Tensor, "b t m"]:
+        """Return what the output layer reads."""
+        return self.decode(inputs, self.encode(source))[0]
+
+    def output(self, hidden: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch n"]:
+        """Return the logits of every token."""
+        return F.linear(hidden, self.embedding.weight)
+
+    def encode(self, source: Int[Tensor, "b s"]) -> DecoderState:
+        """Read the sources and write them into the cross-attention of every decoder layer.
+
+        Args:
+            source: At least one real token each.
+        """
+        padding_mask = source == self.pad_id
+        h = self._embed(source, 0)
+        for block in self.encoder:
+            h = block(h, padding_mask=padding_mask)
+        h = self.encoder_norm(h)
+        blocks = [cast(CrossDecoderBlock, block) for block in self.decoder]
+        written = tuple(block.cross.write(h, padding_mask=padding_mask) for block in blocks)
+        return DecoderState(written, len(source), (None,) * len(blocks), 0)
+
+    def decode(
+        self, tokens: Int[Tensor, "b t"], state: DecoderState
+    ) -> tuple[Float[Tensor, "b t m"], DecoderState]:
+        """Read the next target tokens; return what the output layer reads, and the state after.
+
+        Args:
+            tokens: A multiple of the sources in rows; rows of one source stand together.
+            state: From `encode` or from here.
+        """
+        h = self._embed(tokens, state.position)
+        layers = []
+        for block, written, layer in zip(self.decoder, state.written, state.layers, strict=True):
+            h, layer = block(h, written=written, sources=state.sources, initial_state=layer)
+            layers.append(layer)
+        h = self.dropout(self.decoder_norm(h))
+        position = state.position + tokens.shape[1]
+        return h, state._replace(layers=tuple(layers), position=position)
+
+    def _embed(self, tokens: Tensor, start: int) -> Tensor:
+        h = self.embedding(tokens) * math.sqrt(self.d_model)
+        if self.positions is not None:
+            h = h + self.positions(tokens.shape[1], start).to(h.dtype)
+        return self.dropout(h)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, 0.0, module.embedding_dim**-0.5)
+    elif isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
