@@ -7,6 +7,7 @@
 // again in the same order: q_t = q_{t-1} + a_t k_t would lose all digits where writes expand q.
 #pragma once
 #include "arguments.h"
+#include "denormals.h"
 
 template <class T>
 struct DeltaRead {
@@ -90,6 +91,7 @@ struct DeltaRead {
     const Scratch<T> scratch(used * rows * size);
 #pragma omp parallel for schedule(static) num_threads(used)
     for (Index n = 0; n < tasks; ++n) {
+      const FlushDenormals flush;
       T* own = scratch.get() + omp_get_thread_num() * rows * size;
       if (dk.data) {
         backward(n, own);

@@ -4,6 +4,7 @@
 #include "arguments.h"
 #include "backward.h"
 #include "delta_read.h"
+#include "denormals.h"
 #include "dpfp.h"
 #include "forward.h"
 #include "fwm_backward.h"
@@ -53,6 +54,7 @@ struct Forward {
       const bool alone = s.batch * s.heads * s.tokens * s.keys * s.values < 262144;
 #pragma omp parallel for schedule(static) num_threads(alone ? 1 : s.threads)
       for (Index i = 0; i < tasks; ++i) {
+        const FlushDenormals flush;
         step_head<T, RULE == DELTA>(s.shape(i % s.slices), head(i / s.slices, i % s.slices));
       }
       return;
@@ -63,6 +65,7 @@ struct Forward {
     const Scratch<T> scratch(threads * size);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (Index i = 0; i < tasks; ++i) {
+      const FlushDenormals flush;
       T* own = scratch.get() + omp_get_thread_num() * size;
       const Shape shape = s.shape(i % s.slices);
       const ForwardHead<T> a = head(i / s.slices, i % s.slices);
@@ -133,6 +136,7 @@ struct Backward {
     const Scratch<T> scratch(threads * size);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (Index i = 0; i < tasks; ++i) {
+      const FlushDenormals flush;
       const Index part = i % s.slices;
       T* own = scratch.get() + omp_get_thread_num() * size;
       const BackwardHead<T> a = head(i / s.slices, part, partial.get());
