@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test faults lint format clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ demo: $(STAMP)  ## Train a delta-rule language model on this Python's documentat
 
 test: $(STAMP)  ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+faults: $(STAMP)  ## Inject every fault of docs/reliability.md and print a table (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults --full -n 2
 
 lint: $(STAMP)  ## Check format, lint and types
 	$(BIN)/ruff format --check .

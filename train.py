@@ -25,12 +25,20 @@ def train(composition: Composition, arguments: Sequence[str] = ()) -> dict[str, 
         composition: From `compose_config`.
         arguments: The command line, which goes last over what a checkpoint was made with.
     """
-    from cli.building import build, build_callbacks, build_parts
-    from cli.stored import recompose
     from fwlight import run
 
     run.quiet()
     run.keep_freed_memory()
+    with run.listening(before_exit=run.end_ranks):
+        return act(composition, arguments)
+
+
+def act(composition: Composition, arguments: Sequence[str]) -> dict[str, Any]:
+    """Do what `action` says."""
+    from cli.building import build, build_callbacks, build_parts
+    from cli.stored import recompose
+    from fwlight import run
+
     if composition.config["action"] == "fit":
         return fit(composition)
     checkpoint = run.load_checkpoint(composition.config["ckpt"])
@@ -48,7 +56,13 @@ def train(composition: Composition, arguments: Sequence[str] = ()) -> dict[str, 
             **config["generate"],
         )
         return {"text": text}
-    trainer = build("trainer", config["trainer"], callbacks=build_callbacks(config), logger=False)
+    trainer = build(
+        "trainer",
+        config["trainer"],
+        callbacks=build_callbacks(config),
+        logger=False,
+        strategy=run.strategy(config["trainer"], timeout=config["rank_timeout"]),
+    )
     return run.test(trainer, module, data, ckpt=config["ckpt"])
 
 
@@ -80,7 +94,12 @@ def fit(composition: Composition) -> dict[str, Any]:
             folder, hyperparameters=composition.hyperparameters(), **config["logger"]
         )
         trainer = build(
-            "trainer", config["trainer"], callbacks=callbacks, logger=loggers, plugins=run.plugins()
+            "trainer",
+            config["trainer"],
+            callbacks=callbacks,
+            logger=loggers,
+            plugins=run.plugins(),
+            strategy=run.strategy(config["trainer"], timeout=config["rank_timeout"]),
         )
         if first_process():
             write(folder.config_yaml, composition.yaml())
@@ -136,13 +155,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 write(output, text + "\n")
             elif "text" in result:
                 print(text)
-    except (Exception, KeyboardInterrupt) as error:
+    except SystemExit:
+        raise
+    except BaseException as error:
         if os.environ.get("FWLIGHT_DEBUG") == "1":
             traceback.print_exc()
-        code, line = exit_code_and_line(error)
+        return conclude(*exit_code_and_line(error))
+    return conclude(0, None)
+
+
+def conclude(code: int, line: str | None) -> int:
+    """End this process: tell what went wrong, once for all the processes of a run."""
+    if "fwlight.run" in sys.modules:
+        from fwlight import run
+
+        code, line = run.conclude(code, line)
+    if line is not None:
         print(line, file=sys.stderr)
-        return code
-    return 0
+    return code
 
 
 def exit_code_and_line(error: BaseException) -> tuple[int, str]:

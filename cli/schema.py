@@ -196,6 +196,7 @@ class Config(Section):
     prompt: str | None
     input: str | None
     output: str | None
+    rank_timeout: Positive
     generate: Generate
     sweep: dict
     report: dict | None

@@ -11,7 +11,10 @@ from cli.composition import Composition, compose_config
 from fwlight.errors import CheckpointError, ConfigError
 
 _MACHINE = ("trainer", "callbacks", "logger", "debug")
-_ONE_RUN = ("action", "run_dir", "resume", "ckpt", "prompt", "input", "output", "generate")
+_ONE_RUN = (
+    *("action", "run_dir", "resume", "ckpt", "prompt", "input", "output", "generate"),
+    "rank_timeout",
+)
 _FREE = ("task.path", "task.train", "task.valid", "task.test", "task.eval_batch_size")
 _TRAINING = (
     *("optimizer.", "seed", "trainer.max_steps", "trainer.precision"),

@@ -7,6 +7,24 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="run every fault and every fuzzed input, not only what fits into make test",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what only --full runs."""
+    if config.getoption("--full"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("full")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The folder of reference numbers and real text beside the checkout."""

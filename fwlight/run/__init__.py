@@ -14,20 +14,26 @@ from fwlight.run.clock import RunClock
 from fwlight.run.errors import exit_code_and_line
 from fwlight.run.folder import RunFolder
 from fwlight.run.loggers import build_loggers
+from fwlight.run.ranks import conclude, end_ranks, strategy
 from fwlight.run.rng import RandomState
+from fwlight.run.signals import StopOnSignal, listening
 
 __all__ = [
     "AtomicCheckpointIO",
     "RunFolder",
     "build_loggers",
+    "conclude",
+    "end_ranks",
     "exit_code_and_line",
     "fit",
     "generate",
     "keep_freed_memory",
+    "listening",
     "load_checkpoint",
     "plugins",
     "quiet",
     "run_callbacks",
+    "strategy",
     "test",
 ]
 
@@ -57,17 +63,14 @@ def run_callbacks(
         identity: Plain containers that say what was trained; stored as `fwlight`.
     """
     # The order matters: the random state is back in place before a checkpoint stores it.
-    return [
-        RunClock(),
-        RandomState(seed=seed),
-        RunCheckpoint(
-            folder.checkpoints,
-            every_n_train_steps=every_n_train_steps,
-            keep_every_n_train_steps=keep_every_n_train_steps,
-            save_best=save_best,
-            identity=identity,
-        ),
-    ]
+    checkpoint = RunCheckpoint(
+        folder.checkpoints,
+        every_n_train_steps=every_n_train_steps,
+        keep_every_n_train_steps=keep_every_n_train_steps,
+        save_best=save_best,
+        identity=identity,
+    )
+    return [RunClock(), RandomState(seed=seed), checkpoint, StopOnSignal(checkpoint)]
 
 
 def quiet() -> None:

@@ -9,7 +9,6 @@ import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fwlight.errors import CheckpointError, ConfigError
 from fwlight.models import DecoderLM
@@ -17,9 +16,9 @@ from fwlight.models import generate as generate_tokens
 from fwlight.run.checkpoint_io import load_checkpoint
 from fwlight.run.checkpointing import RunCheckpoint
 from fwlight.run.clock import RunClock
-from fwlight.run.errors import TERMINATED
 from fwlight.run.files import write_atomically
 from fwlight.run.folder import RunFolder
+from fwlight.run.signals import leave_signals_alone
 from fwlight.training.module import TrainingModule, perplexity
 
 
@@ -45,7 +44,8 @@ def fit(
             _say(f"resuming {folder.resume_from} after step {folder.resume_step}")
             if _stopped_early(trainer, load_checkpoint(folder.resume_from)):
                 trainer.fit_loop.epoch_loop.max_steps = folder.resume_step or 0
-        _train(trainer, module, data, ckpt_path=folder.resume_from)
+        leave_signals_alone(trainer)
+        trainer.fit(module, datamodule=data, ckpt_path=folder.resume_from, weights_only=True)
         if folder.resume_from is not None and trainer.global_step == folder.resume_step:
             _say(f"training was already complete at step {trainer.global_step}")
         checkpoint = _of_kind(trainer, RunCheckpoint)
@@ -77,6 +77,7 @@ def test(
     checkpoint = load_checkpoint(ckpt)
     load_data_state(data, checkpoint)
     load_weights(module, checkpoint, ckpt)
+    leave_signals_alone(trainer)
     trainer.test(module, datamodule=data, verbose=False)
     measured = {k: v for k, v in module.latest.items() if k.startswith("test/")}
     results = {**measured, "global_step": checkpoint.get("global_step")}
@@ -179,19 +180,6 @@ def load_data_state(data: Any, checkpoint: dict[str, Any]) -> None:
     state = checkpoint.get(type(data).__qualname__)
     if state is not None:
         data.load_state_dict(state)
-
-
-def _train(
-    trainer: Trainer, module: LightningModule, data: LightningDataModule, *, ckpt_path: Path | None
-) -> None:
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-    except SIGTERMException as error:  # a SystemExit that would end in exit code 0
-        raise SystemExit(TERMINATED) from error
-    except SystemExit as error:  # what Lightning makes of Ctrl-C, with exit code 1
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise error.__context__ from None
-        raise
 
 
 def _stopped_early(trainer: Trainer, checkpoint: dict[str, Any]) -> bool:

@@ -67,7 +67,7 @@ class RunCheckpoint(Callback):
         if _is_last_step(trainer):
             # Lightning evaluates once more where it is told to stop, though not at max_steps.
             trainer.should_stop = True
-        if not _evaluates_now(trainer):
+        if not evaluates_now(trainer):
             self._save_if_due(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -85,8 +85,7 @@ class RunCheckpoint(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the final state if it is not saved yet."""
-        if self._saved_step != trainer.global_step:
-            self._save_last(trainer)
+        self.save_unless_saved(trainer)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -101,6 +100,11 @@ class RunCheckpoint(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
         self.best = dict(state_dict["best"])
+
+    def save_unless_saved(self, trainer: Trainer) -> None:
+        """Write `last.ckpt` if it is not this step's already."""
+        if self._saved_step != trainer.global_step:
+            self._save_last(trainer)
 
     def _save_if_due(self, trainer: Trainer) -> None:
         step = trainer.global_step
@@ -133,7 +137,7 @@ def _is_last_step(trainer: Trainer) -> bool:
     return epochs not in (None, -1) and ends and trainer.current_epoch + 1 >= epochs
 
 
-def _evaluates_now(trainer: Trainer) -> bool:
+def evaluates_now(trainer: Trainer) -> bool:
     """Whether Lightning evaluates before the next step; it offers no public way to ask."""
     loop = trainer.fit_loop
     assert loop._data_fetcher is not None

@@ -1,25 +1,29 @@
 """From an exception to an exit code and one line for the user."""
 
 import pickle
+import re
+from types import TracebackType
 
+from lightning import Callback
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fwlight.errors import FwlightError
+from fwlight.run.signals import Stopped
 
-INTERRUPTED, TERMINATED, UNEXPECTED = 130, 143, 1
+INTERRUPTED, UNEXPECTED = 130, 1
 
 
 def exit_code_and_line(error: BaseException) -> tuple[int, str]:
     """Return the exit code of an exception and the line `error: ...` that explains it.
 
     0 done, 1 unexpected, 2 configuration or data, 3 numerical, 4 checkpoint, 5 input/output,
-    130 and 143 signals. An exception raised from one of ours counts as that one.
+    128 + number for a signal. An exception raised from one of ours counts as that one.
     """
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "error: interrupted; resume=auto continues from the last checkpoint"
-    if _first_of(error, SIGTERMException) is not None:
-        return TERMINATED, "error: terminated; resume=auto continues from the last checkpoint"
+    stopped = _first_of(error, Stopped)
+    if isinstance(stopped, Stopped):
+        return stopped.exit_code, _line(str(stopped))
     known = _first_of(error, FwlightError)
     if isinstance(known, FwlightError):
         return known.exit_code, _line(str(known))
@@ -30,9 +34,33 @@ def exit_code_and_line(error: BaseException) -> tuple[int, str]:
     ):
         if (found := _first_of(error, kinds)) is not None:
             return code, _line(str(found) or type(found).__name__)
+    if isinstance(error, RuntimeError) and _LOST_RANK.search(str(error)):
+        return UNEXPECTED, _line(
+            "another rank is gone, or did not answer within rank_timeout= seconds; resume=auto "
+            f"goes on from the last checkpoint ({error})"
+        )
+    callback = _callback_in(error.__traceback__)
+    place = f" in the callback {callback}" if callback else ""
     return UNEXPECTED, _line(
-        f"unexpected {type(error).__name__}: {error} (FWLIGHT_DEBUG=1 shows the traceback)"
+        f"unexpected {type(error).__name__}{place}: {error} (FWLIGHT_DEBUG=1 shows the traceback)"
     )
+
+
+_LOST_RANK = re.compile(
+    r"gloo|NCCL|Connection (closed|reset)|wait.*timeout|TCPStore|clients joined", re.IGNORECASE
+)
+"""What torch.distributed says of it; its errors have no types of their own."""
+
+
+def _callback_in(traceback: TracebackType | None) -> str | None:
+    """The innermost callback that an exception came through."""
+    found = None
+    while traceback is not None:
+        owner = traceback.tb_frame.f_locals.get("self")
+        if isinstance(owner, Callback):
+            found = type(owner).__name__
+        traceback = traceback.tb_next
+    return found
 
 
 def _first_of(

@@ -1,9 +1,10 @@
 """Exceptions become exit codes and one line."""
 
 import pickle
+import signal
 
 import pytest
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fwlight.errors import (
     CheckpointError,
@@ -13,6 +14,7 @@ from fwlight.errors import (
     StorageError,
 )
 from fwlight.run import exit_code_and_line
+from fwlight.run.signals import Stopped
 
 
 @pytest.mark.parametrize(
@@ -28,7 +30,8 @@ from fwlight.run import exit_code_and_line
         (pickle.UnpicklingError("a"), 4),
         (OSError(28, "a"), 5),
         (KeyboardInterrupt(), 130),
-        (SIGTERMException(), 143),
+        (Stopped(signal.SIGTERM), 143),
+        (Stopped(signal.SIGUSR1, saved_step=3), 138),
         (TypeError("a"), 1),
         (RuntimeError("a\nb\n  c"), 1),
     ],

@@ -1,0 +1,124 @@
+"""train.py with a fault built in, which the environment variable FAULT describes.
+
+FAULT='{"kind": "kill", "step": 13, "rank": 1}' python tests/faults/injected.py key=value ...
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from lightning import Callback
+
+import train
+from fwlight import run
+
+FAULT = json.loads(os.environ["FAULT"])
+
+
+class Wound(Callback):
+    """Does what FAULT says at the start of a step, on one rank or on all."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step + 1 != FAULT["step"] or trainer.fit_loop._should_accumulate():
+            return
+        if FAULT.get("rank") in (None, trainer.global_rank):
+            getattr(self, FAULT["kind"])(pl_module)
+
+    def kill(self, module):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def hang(self, module):
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def signals(self, module):
+        for name in FAULT["signals"]:
+            os.kill(os.getpid(), getattr(signal, name))
+            time.sleep(0.2)
+
+    def fail(self, module):
+        raise RuntimeError("the wound hurts")
+
+    def refuse(self, module):
+        raise ValueError("this rank does not like its data")
+
+    def leave(self, module):
+        os._exit(7)
+
+    def nan(self, module):
+        value = float(FAULT.get("value", "nan"))
+        module.network.output.register_forward_hook(lambda *_: _[2] * value)
+
+    def gradient(self, module):
+        next(module.network.parameters()).register_hook(lambda g: g * float("inf"))
+
+    def fill(self, module):
+        """Leave no byte free on the file system of a file."""
+        with open(FAULT["file"], "wb", buffering=0) as file:
+            while True:
+                try:
+                    if not file.write(b"0" * 4096):
+                        return
+                except OSError:
+                    return
+
+    def announce(self, module):
+        Path(FAULT["file"]).touch()
+        time.sleep(FAULT.get("seconds", 30))
+
+
+def wound_writes() -> None:
+    """Die in the n-th write of a checkpoint, at a share of its bytes or around a rename."""
+    import torch
+
+    original_save, original_replace, count = torch.save, os.replace, {"writes": 0, "names": 0}
+
+    def save(data, file, *arguments):
+        count["writes"] += 1
+        count["names"] = 0
+        original_save(data, file, *arguments)
+        if count["writes"] == FAULT["write"] and "bytes" in FAULT:
+            share = FAULT["bytes"]
+            file.truncate(share if isinstance(share, int) else int(file.tell() * share))
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def replace(source, target):
+        count["names"] += 1
+        due = count["writes"] == FAULT["write"] and count["names"] == FAULT.get("name")
+        if due and FAULT["when"] == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        original_replace(source, target)
+        if due:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save, os.replace = save, replace
+
+
+def wound_setup() -> None:
+    """Fail before training, on one rank."""
+    from tasks.lm import LanguageModelingDataModule
+
+    def setup(self, stage=None):
+        raise ValueError("there is no data for this rank")
+
+    if int(os.environ.get("LOCAL_RANK", 0)) == FAULT["rank"]:
+        LanguageModelingDataModule.setup = setup
+
+
+if FAULT["kind"] == "write":
+    wound_writes()
+elif FAULT["kind"] == "setup":
+    wound_setup()
+else:
+    original = run.run_callbacks
+
+    def run_callbacks(*arguments, **settings):
+        return [Wound(), *original(*arguments, **settings)]
+
+    run.run_callbacks = run_callbacks
+
+if __name__ == "__main__":
+    sys.exit(train.main())

@@ -1,0 +1,183 @@
+"""train.py as processes of its own: started, killed, waited for, looked at afterwards.
+
+They are forked from a process that has imported what they need, so that one costs a tenth of a
+second instead of five; the ranks that a process starts are started as always.
+"""
+
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+INJECTED = ROOT / "tests" / "faults" / "injected.py"
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    ["cli.building", "fwlight.run", "fwlight.training", "tasks.lm", "torch.utils.tensorboard"]
+)
+
+TINY = (
+    *("size=tiny", "task.batch_size=4", "task.seq_len=8", "task.min_count=1", "task.data=text"),
+    *("trainer.max_steps=24", "trainer.val_check_interval=7", "trainer.log_every_n_steps=1"),
+    *("optimizer.warmup_steps=4", "callbacks.checkpoint.every_n_train_steps=5"),
+    "callbacks.text_samples.max_new_tokens=3",
+)
+"""A training of seconds that has everything: dropout, evaluations, checkpoints, samples."""
+
+
+@dataclass
+class Ended:
+    """How a process ended."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines for the user."""
+        return [line for line in self.err.splitlines() if line.startswith("error: ")]
+
+    @property
+    def warnings(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.startswith("warning: ")]
+
+
+class Running:
+    """A process, leader of a process group that its ranks belong to."""
+
+    def __init__(self, arguments, *, folder, fault=None, environment=None, program=None, cwd=None):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._files = folder / "stdout", folder / "stderr"
+        environment = {**(environment or {}), "FAULT": json.dumps(fault or {})}
+        program = program or (INJECTED if fault else ROOT / "train.py")
+        words = [str(program), *map(str, arguments)]
+        self._started = time.monotonic()
+        self._process = _CONTEXT.Process(
+            target=_be, args=(words, environment, str(cwd or folder), *map(str, self._files))
+        )
+        self._process.start()
+        self.pid = self._process.pid
+
+    def send(self, signum):
+        os.kill(self.pid, signum)
+
+    def wait(self, timeout=60) -> Ended:
+        self._process.join(timeout)
+        seconds = time.monotonic() - self._started
+        if self._process.exitcode is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            raise AssertionError(f"still running after {timeout} s: {self._files[1].read_text()}")
+        out, err = (file.read_text(errors="replace") for file in self._files)
+        return Ended(self._process.exitcode, out, err, seconds)
+
+    def orphans(self, patience=5.0) -> list[int]:
+        """Processes of the group that are still there after so many seconds."""
+        until = time.monotonic() + patience
+        while (alive := _group(self.pid)) and time.monotonic() < until:
+            time.sleep(0.1)
+        for pid in alive:
+            os.kill(pid, signal.SIGKILL)
+        return alive
+
+
+def run(arguments, *, folder, timeout=60, **settings) -> Ended:
+    """Start a process and wait for its end."""
+    return Running(arguments, folder=folder, **settings).wait(timeout)
+
+
+def _be(words, environment: Mapping[str, str | None], cwd, out, err) -> None:
+    os.setpgid(0, 0)
+    for path, number in ((out, 1), (err, 2)):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    for name, value in environment.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    os.chdir(cwd)
+    sys.argv = words
+    sys.path.insert(0, str(ROOT))
+    os.environ["PYTHONPATH"] = str(ROOT)
+    runpy.run_path(words[0], run_name="__main__")
+
+
+def _group(leader: int) -> list[int]:
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[2]) == leader and fields[0] != "Z":
+                found.append(int(folder.name))
+    return found
+
+
+@contextmanager
+def small_disk(path: Path, size: str):
+    """A file system of its own of so many bytes; skips where it may not be mounted."""
+    import subprocess
+
+    import pytest
+
+    path.mkdir(parents=True, exist_ok=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("no file system may be mounted here")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def rows(run_dir) -> dict[tuple[int, str], str]:
+    """What metrics.csv holds, every row once, without what depends on the clock."""
+    found = {}
+    for line in (Path(run_dir) / "metrics.csv").read_text().splitlines()[1:]:
+        step, metric, value = line.split(",")
+        assert (int(step), metric) not in found, line
+        if not metric.startswith("throughput/"):
+            found[int(step), metric] = value
+    return found
+
+
+def weights(path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Metrics, weights, optimiser and random state are equal bit for bit."""
+    assert rows(one) == rows(other)
+    for name in ("last.ckpt", "best.ckpt"):
+        left, right = (
+            torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (one, other)
+        )
+        for key in ("state_dict", "optimizer_states", "rng", "global_step"):
+            assert _equal(left[key], right[key]), f"{name}: {key}"
+
+
+def _equal(one, other) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return one == other
