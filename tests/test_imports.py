@@ -24,7 +24,10 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.feature_maps": ({"fwlight.checks", "fwlight.ops.native"}, LIBRARY),
     "fwlight.attention": ({"fwlight.checks", "fwlight.ops", "fwlight.feature_maps"}, LIBRARY),
     "fwlight.models": ({"fwlight.attention", "fwlight.checks", "fwlight.types"}, LIBRARY),
-    "fwlight.diagnostics": ({"fwlight.types"}, LIBRARY | {"torchmetrics"}),
+    "fwlight.diagnostics": (set(), LIBRARY),
+    "fwlight.diagnostics.metric": ({"fwlight.diagnostics"}, LIBRARY | {"torchmetrics"}),
+    "fwlight.diagnostics.layers": ({"fwlight.diagnostics", "fwlight.attention"}, LIBRARY),
+    "fwlight.diagnostics.figures": ({"fwlight.diagnostics"}, {"torch", "matplotlib"}),
     "fwlight.training": (
         {"fwlight.errors", "fwlight.types", "fwlight.models"},
         LIBRARY | {"lightning", "torchmetrics"},

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from fwlight.attention.observation import MemoryObserver, Writes
 from fwlight.checks import check_choice
 from fwlight.feature_maps import FeatureMap
 from fwlight.ops import has_read_weights, read_weights
@@ -58,6 +59,9 @@ class FastWeightMemory(nn.Module):
     Raises:
         ValueError: If an option is unknown, or read_norm is "full" with a rule that only adds.
     """
+
+    observer: MemoryObserver | None = None
+    """Told of every write and read while it is set; None costs nothing."""
 
     def __init__(
         self,
@@ -136,6 +140,8 @@ class FastWeightMemory(nn.Module):
         dtype = q.dtype
         with torch.autocast(q.device.type, enabled=False):
             q = self._queries(q).to(state.weights.dtype)
+            if self.observer is not None:
+                self.observer.read(q)
             o = q @ state.weights
             if state.key_sum is not None:
                 o = o / (q @ state.key_sum[..., None] + self.read_eps)
@@ -164,6 +170,7 @@ class FastWeightMemory(nn.Module):
             v = F.one_hot(ids, self.d_value).to(k.dtype)[:, None].expand(*heads, -1)
             return self.read(q[:, :, None], self.write(k, v, beta)).squeeze(2)
         self.feature_map.start_sequence()
+        projected = k
         with torch.autocast(k.device.type, enabled=False):
             k, _ = self._keys(k, None, None)
             features = self._queries(q[:, :, None]).squeeze(2)
@@ -171,6 +178,11 @@ class FastWeightMemory(nn.Module):
             if self.read_norm == "full" and beta is not None:
                 z = _running_key_sum(k, None)
                 written_k, written_beta = self._normalised_write(k, beta, z)
+            if self.observer is not None:
+                v = F.one_hot(ids, self.d_value).to(k.dtype)[:, None].expand(*heads, -1)
+                z = None if self.read_norm == "none" else k.sum(2)
+                self.observer.write(Writes(projected, written_k, v, written_beta, z))
+                self.observer.read(features[:, :, None])
             weights = read_weights(self.update_rule, features, written_k, written_beta)
             if self.read_norm != "none":
                 sums = weights if beta is None else (k @ features[..., None]).squeeze(-1)
@@ -195,6 +207,7 @@ class FastWeightMemory(nn.Module):
     ) -> tuple[Tensor | None, MemoryState]:
         if state is None:
             self.feature_map.start_sequence()
+        projected = k
         # Sums and divisors are taken in float32; the operators decide about the rest.
         with torch.autocast(k.device.type, enabled=False):
             k, offset = self._keys(k, None if state is None else state.key_offset, padding_mask)
@@ -205,6 +218,13 @@ class FastWeightMemory(nn.Module):
                 if self.read_norm == "full" and beta is not None:
                     written_k, written_beta = self._normalised_write(k, beta, z)
             weights = None if state is None else state.weights
+            if self.observer is not None:
+                last = None if z is None else z[:, :, -1]
+                self.observer.write(
+                    Writes(projected, written_k, v, written_beta, last, weights, padding_mask)
+                )
+                if q is not None:
+                    self.observer.read(q, padding_mask)
             o, weights = self.update_rule(q, written_k, v, written_beta, initial_state=weights)
             if o is not None and q is not None:
                 if z is not None:

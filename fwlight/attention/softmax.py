@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from fwlight.attention.observation import AttentionObserver
+
 
 class KeyValueCache(NamedTuple):
     """What softmax attention carries: every key and value so far; it grows with the length."""
@@ -28,6 +30,8 @@ class KeyValueMemory(nn.Module):
     has_beta = False
     state_size = None
     """What is carried grows with the length."""
+    observer: AttentionObserver | None = None
+    """Told of every read while it is set; None costs nothing."""
 
     def __init__(self, d_head: int, *, d_value: int | None = None, dropout: float = 0.0) -> None:
         super().__init__()
@@ -81,12 +85,16 @@ class KeyValueMemory(nn.Module):
     ) -> Float[Tensor, "b h v"]:
         """Write one-hot values and read with one query; see `FastWeightMemory.recall`."""
         del beta
+        if self.observer is not None:
+            self.observer.attend(q[:, :, None], k, None, causal=False)
         weights = ((k @ q[..., None]).squeeze(-1) * k.shape[-1] ** -0.5).softmax(-1)
         weights = F.dropout(weights, self.dropout, self.training)
         o = weights.new_zeros(*weights.shape[:2], self.d_value)
         return o.scatter_add(-1, ids[:, None].expand_as(weights), weights)
 
     def _attend(self, q: Tensor, state: KeyValueCache, *, causal: bool) -> Tensor:
+        if self.observer is not None:
+            self.observer.attend(q, state.k, state.padding_mask, causal=causal)
         t, s = q.shape[2], state.k.shape[2]
         mask = None
         if causal and (s != t or state.padding_mask is not None):

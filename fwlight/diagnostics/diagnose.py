@@ -1,5 +1,6 @@
 """All measurements of one layer at once, from the tensors that its operator used."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,8 @@ from fwlight.diagnostics.recall import (
 from fwlight.diagnostics.statistics import OCTAVES, Statistics, binned, merge, octave, written
 from fwlight.diagnostics.verdict import best_error, best_statistics, verdicts
 
+PARTS = ("norms", "capacity", "beta")
+
 
 class Diagnosis(NamedTuple):
     """What a layer's memory does."""
@@ -39,7 +42,7 @@ class Diagnosis(NamedTuple):
     values: dict[str, Tensor]
     """Every reported value by name, `[H]`, or `[H, OCTAVES]` for curves."""
     verdicts: list[str]
-    """"healthy", "rule-limited", "over capacity" or "unused", one a head."""
+    """"healthy", "rule-limited", "over capacity" or "unused", one a head; of capacity only."""
 
 
 def diagnose(
@@ -53,6 +56,8 @@ def diagnose(
     read_eps: float = 0.0,
     padding_mask: Bool[Tensor, "b t"] | None = None,
     initial_state: Float[Tensor, "b h k v"] | None = None,
+    query_mask: Bool[Tensor, "b n"] | None = None,
+    mixed: tuple[float, float] = (2.0, 1.0),
 ) -> Diagnosis:
     """Write these associations and say what the memory made of them.
 
@@ -70,6 +75,8 @@ def diagnose(
         read_eps: Added to that divisor.
         padding_mask: True where a position is padding: it writes nothing.
         initial_state: The state before the first write; None is zero.
+        query_mask: True where a query is padding.
+        mixed: Exponents p and q of the mixed norm; see `state_norms`.
     """
     statistics = diagnosis_statistics(
         k,
@@ -81,6 +88,8 @@ def diagnose(
         read_eps=read_eps,
         padding_mask=padding_mask,
         initial_state=initial_state,
+        query_mask=query_mask,
+        mixed=mixed,
     )
     return finalise_diagnosis(statistics, k.shape[-1])
 
@@ -96,80 +105,101 @@ def diagnosis_statistics(
     read_eps: float = 0.0,
     padding_mask: Bool[Tensor, "b t"] | None = None,
     initial_state: Float[Tensor, "b h k v"] | None = None,
+    query_mask: Bool[Tensor, "b n"] | None = None,
+    mixed: tuple[float, float] = (2.0, 1.0),
+    parts: Collection[str] = PARTS,
 ) -> Statistics:
     """Return what `diagnose` reports as statistics that `merge` adds; arguments as there.
 
-    Their names depend on nothing but whether there are queries.
+    Their names depend on nothing but `parts`, those of `PARTS` to measure, and on whether there
+    are queries.
     """
     if padding_mask is not None:
         hole = padding_mask[:, None]
         k, v = (x.masked_fill(hole[..., None], 0.0) for x in (k, v))
         beta = None if beta is None else beta.masked_fill(hole, 0.0)
     k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (k, v))
-    S, growth = _run(k, v, beta, rule, initial_state)
-    old = None
-    if _removes(rule, k):
-        old = old_values(k, v, beta, rule=rule, initial_state=initial_state)
-    clusters = cluster_keys(k, padding_mask=padding_mask)
-    reads = read_state(k, S, key_sum=key_sum, eps=read_eps)
-    parts = [
-        norm_statistics(state_norms(S)),
-        growth,
-        norm_statistics(write_norms(k, v, beta, old), clusters.written),
-        capacity_statistics(k, clusters),
-        best_statistics(k, v, clusters),
-        beta_statistics(k, beta, padding_mask=padding_mask),
-    ]
-    for name, counted in (
-        ("last", clusters.last),
-        ("superseded", clusters.written & ~clusters.last),
-    ):
-        outcome = recall(reads, v, clusters, counted=counted)
-        parts.append(recall_statistics(name, outcome, clusters))
-    if q is not None:
-        own = read_state(q, S, key_sum=key_sum, eps=read_eps)
-        parts.append(_queries(q, own, v, clusters, padding_mask))
-    return merge(*parts)
+    found = []
+    if "norms" in parts:
+        found.append(_norms(k, v, beta, rule, initial_state, padding_mask, mixed))
+    if "capacity" in parts:
+        clusters = cluster_keys(k, padding_mask=padding_mask)
+        found += [capacity_statistics(k, clusters), best_statistics(k, v, clusters)]
+        _, S = rule(None, k, v, beta, initial_state=initial_state)
+        reads = read_state(k, S, key_sum=key_sum, eps=read_eps)
+        for name, counted in (
+            ("last", clusters.last),
+            ("superseded", clusters.written & ~clusters.last),
+        ):
+            outcome = recall(reads, v, clusters, counted=counted)
+            found.append(recall_statistics(name, outcome, clusters))
+        if q is not None:
+            own = read_state(q, S, key_sum=key_sum, eps=read_eps)
+            found.append(_queries(q, own, v, clusters, query_mask))
+    if "beta" in parts:
+        found.append(beta_statistics(k, beta, padding_mask=padding_mask))
+    return merge(*found)
 
 
 def finalise_diagnosis(statistics: Statistics, d_dot: int) -> Diagnosis:
     """Return the reported values and the verdicts of `diagnosis_statistics`."""
     sums = statistics.sums
-    values = {
-        **finalise_norms(statistics),
-        "growth/frobenius": sums["growth/frobenius"] / sums["growth/states"],
-        **finalise_capacity(statistics, d_dot),
-        **finalise_beta(statistics),
-        "best/error": best_error(statistics),
-    }
+    values: dict[str, Tensor] = {}
+    if "growth/states" in sums:
+        values |= finalise_norms(statistics)
+        values["growth/frobenius"] = sums["growth/frobenius"] / sums["growth/states"]
+    if "beta/count" in sums:
+        values |= finalise_beta(statistics)
+    if "best/size" not in sums:
+        return Diagnosis(values, [])
+    values |= finalise_capacity(statistics, d_dot)
+    values["best/error"] = best_error(statistics)
     for name in ("last", "superseded", "queries"):
         if f"{name}/age/counted" in sums:
             values |= finalise_recall(statistics, name)
     return Diagnosis(values, verdicts(values["best/error"], values["last/scaled_error"]))
 
 
-def _run(
-    k: Tensor, v: Tensor, beta: Tensor | None, rule: UpdateRule, initial_state: Tensor | None
-) -> tuple[Tensor, Statistics]:
-    """Return the last state and the Frobenius norms after 1, 2, 4, ... writes."""
+def _norms(
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor | None,
+    rule: UpdateRule,
+    initial_state: Tensor | None,
+    padding_mask: Tensor | None,
+    mixed: tuple[float, float],
+) -> Statistics:
+    """Return the norms of the last state, of every write, and after 1, 2, 4, ... positions."""
     length = k.shape[2]
-    positions = [2**i for i in range(length.bit_length())]
-    states = states_along(k, v, beta, [*positions, length], rule=rule, initial_state=initial_state)
+    steps = [2**i for i in range(length.bit_length())]
+    positions, along = torch.tensor(steps, dtype=torch.long, device=k.device), [*steps, length]
+    states = states_along(k, v, beta, along, rule=rule, initial_state=initial_state)
     norms = states[:, :, :-1].double().square().sum((3, 4)).sqrt()
-    bins = octave(torch.tensor(positions, dtype=torch.long, device=k.device)).expand(norms.shape)
-    sums = {
-        "growth/frobenius": binned(norms, bins, OCTAVES),
-        "growth/states": binned(torch.ones_like(norms), bins, OCTAVES),
+    reached = torch.ones_like(norms)
+    if padding_mask is not None and length:
+        # A shorter sequence has not grown further, however far it is padded.
+        ends = (~padding_mask * torch.arange(1, length + 1, device=k.device)).amax(1)
+        reached *= positions <= ends[:, None, None]
+    bins = octave(positions).expand(norms.shape)
+    growth = {
+        "growth/frobenius": binned(norms * reached, bins, OCTAVES),
+        "growth/states": binned(reached, bins, OCTAVES),
     }
-    return states[:, :, -1], Statistics(sums, {})
+    old = None
+    if _removes(rule, k):
+        old = old_values(k, v, beta, rule=rule, initial_state=initial_state)
+    p, q = mixed
+    return merge(
+        norm_statistics(state_norms(states[:, :, -1], p=p, q=q)),
+        norm_statistics(write_norms(k, v, beta, old), written(k, padding_mask)),
+        Statistics(growth, {}),
+    )
 
 
 def _queries(
-    q: Tensor, reads: Tensor, v: Tensor, clusters: Clusters, padding_mask: Tensor | None
+    q: Tensor, reads: Tensor, v: Tensor, clusters: Clusters, query_mask: Tensor | None
 ) -> Statistics:
-    # Only queries of the keys' own sequence share its padding.
-    shared = padding_mask if q.shape[2] == v.shape[2] else None
-    counted = written(q, shared) & clusters.written.any(-1, keepdim=True)
+    counted = written(q, query_mask) & clusters.written.any(-1, keepdim=True)
     targets = nearest_writes(q, clusters)
     outcome = recall(reads, v, clusters, targets=targets, counted=counted)
     return recall_statistics("queries", outcome, clusters)

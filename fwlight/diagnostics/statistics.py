@@ -65,7 +65,7 @@ def describe(
         f"{name}/sum_of_squares": per_head(zeroed.square()),
     }
     if edges is not None:
-        bins = torch.bucketize(zeroed, edges.to(x.device), right=True)
+        bins = torch.bucketize(zeroed.contiguous(), edges.to(x.device), right=True)
         sums[f"{name}/histogram"] = binned(counted.double(), bins, len(edges) + 1)
     maxima = {
         f"{name}/max": _largest(torch.where(counted, x, -torch.inf)),

@@ -1,5 +1,8 @@
 """What the best linear memory could do with the same keys, and so who is to blame for an error."""
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -68,3 +71,23 @@ def verdicts(best: Float[Tensor, " h"], scaled_error: Float[Tensor, " h"]) -> li
         else:
             result.append(RULE_LIMITED if s > LIMIT else HEALTHY)
     return result
+
+
+def in_words(verdicts: Sequence[str], values: Mapping[str, Tensor]) -> str:
+    """Return one line on a layer: its heads' verdicts, and the figures they rest on.
+
+    Args:
+        verdicts: One a head.
+        values: Reported values of all heads pooled.
+    """
+    counts = Counter(verdicts)
+    order = (OVER_CAPACITY, RULE_LIMITED, HEALTHY, UNUSED)
+    heads = ", ".join(
+        x if counts[x] == len(verdicts) else f"{x} {counts[x]}/{len(verdicts)}"
+        for x in order
+        if counts[x]
+    )
+    load, best, recall = (
+        float(values[x]) for x in ("load/mean", "best/error", "last/scaled_error")
+    )
+    return f"{heads}; load {load:.2f}, best possible error {best:.3f}, recall error {recall**2:.3f}"

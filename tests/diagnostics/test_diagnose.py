@@ -28,7 +28,8 @@ def test_diagnosis_of_shards_adds_up_and_padding_is_irrelevant(rule):
 
     def statistics(rows, mask=None, t=slice(None)):
         tensors = (x[rows][:, :, t] for x in (k, v, beta))
-        return diagnosis_statistics(*tensors, rule=rule, q=q[rows][:, :, t], padding_mask=mask)
+        options = {"q": q[rows][:, :, t], "padding_mask": mask, "query_mask": mask}
+        return diagnosis_statistics(*tensors, rule=rule, **options)
 
     whole = statistics([0, 1, 2], mask)
     added = merge(statistics([0], mask[:1]), statistics([1]), statistics([2]), statistics([]))
@@ -40,8 +41,7 @@ def test_diagnosis_of_shards_adds_up_and_padding_is_irrelevant(rule):
     cut = statistics([0], t=slice(0, 7))
     alone = statistics([0], mask[:1])
     for name, x in cut.sums.items():
-        if not name.startswith("growth"):  # padded positions keep the state and count
-            torch.testing.assert_close(alone.sums[name], x, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(alone.sums[name], x, rtol=1e-9, atol=1e-11)
 
 
 def test_diagnosis_of_nothing_is_unused():

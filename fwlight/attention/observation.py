@@ -1,0 +1,66 @@
+"""What memories show to those who watch them.
+
+An observer is set on a memory for as long as somebody looks, usually one forward pass. It sees the
+tensors that the operator used: after feature map, `key_norm` and the substitution of `read_norm`.
+"""
+
+from typing import NamedTuple, Protocol
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+class Writes(NamedTuple):
+    """One run of a memory's update rule."""
+
+    projected_k: Float[Tensor, "b h t d"]
+    """Keys before the feature map."""
+    k: Float[Tensor, "b h t k"]
+    """Keys as written."""
+    v: Float[Tensor, "b h t v"]
+    """Values."""
+    beta: Float[Tensor, "b h t"] | None
+    """Write strengths as used; None for rules without."""
+    key_sum: Float[Tensor, "b h k"] | None = None
+    """z after the last write, by which reads are divided; None where they are not."""
+    initial_state: Float[Tensor, "b h k v"] | None = None
+    """The weights before the first write; None is an empty memory."""
+    padding_mask: Bool[Tensor, "b t"] | None = None
+    """True where a position is padding."""
+
+    def rows(self, part: slice) -> "Writes":
+        """Return those of a part of the batch."""
+        optional = (self.beta, self.key_sum, self.initial_state, self.padding_mask)
+        return Writes(
+            self.projected_k[part],
+            self.k[part],
+            self.v[part],
+            *(None if x is None else x[part] for x in optional),
+        )
+
+
+class MemoryObserver(Protocol):
+    """Sees a `FastWeightMemory`."""
+
+    def write(self, writes: Writes, /) -> None:
+        """Associations are written."""
+
+    def read(
+        self, q: Float[Tensor, "b h n k"], padding_mask: Bool[Tensor, "b n"] | None = None, /
+    ) -> None:
+        """What was written last is read; the mask is that of the queries, None if not known."""
+
+
+class AttentionObserver(Protocol):
+    """Sees a `KeyValueMemory`."""
+
+    def attend(
+        self,
+        q: Float[Tensor, "b h n d"],
+        k: Float[Tensor, "b h s d"],
+        padding_mask: Bool[Tensor, "b s"] | None,
+        /,
+        *,
+        causal: bool,
+    ) -> None:
+        """Queries attend to keys; causal: they are the last n of the s positions."""

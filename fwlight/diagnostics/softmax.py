@@ -1,0 +1,60 @@
+"""How softmax attention looks back, beside which a memory of constant size is judged."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fwlight.diagnostics.statistics import LOG_EDGES, Statistics, describe, merge, summarise
+
+QUANTITIES = ("entropy", "span", "distance")
+
+
+def softmax_statistics(
+    q: Float[Tensor, "b h n d"],
+    k: Float[Tensor, "b h s d"],
+    *,
+    causal: bool,
+    padding_mask: Bool[Tensor, "b s"] | None = None,
+    query_mask: Bool[Tensor, "b n"] | None = None,
+) -> Statistics:
+    """Return the statistics of every query's weights a = softmax(k q / sqrt(d)).
+
+    - entropy: -sum_s a_s ln a_s in nats.
+    - span: exp(entropy), the number of positions among which so much attention would be spread
+      evenly: 1 for a single one.
+    - distance: sum_s a_s |t - s|, how far back it looks; for queries of another sequence positions
+      are counted from the starts of both.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        causal: The queries are the last n of the s positions, and see what is not after them.
+        padding_mask: True where a key is padding.
+        query_mask: True where a query is padding: it does not count.
+    """
+    n, s = q.shape[2], k.shape[2]
+    scores = q.double() @ k.double().mT * q.shape[-1] ** -0.5
+    visible = torch.ones(n, s, dtype=torch.bool, device=q.device)
+    first = s - n if causal else 0
+    if causal:
+        visible = visible.tril(first)
+    visible = visible.expand(q.shape[0], 1, n, s)
+    if padding_mask is not None:
+        visible = visible & ~padding_mask[:, None, None]
+    counted = visible.any(-1).expand(q.shape[:3])
+    if query_mask is not None:
+        counted = counted & ~query_mask[:, None]
+    # Rows that see nothing are not counted; 0 instead of 0 / 0 keeps them out of sums.
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num(0.0)
+    entropy = torch.special.entr(weights).sum(-1)
+    places = torch.arange(s, device=q.device)
+    apart = (torch.arange(first, first + n, device=q.device)[:, None] - places).abs()
+    found = (entropy, entropy.exp(), (weights * apart).sum(-1))
+    parts = zip(QUANTITIES, found, strict=True)
+    return merge(*(describe(name, x, counted, edges=LOG_EDGES) for name, x in parts))
+
+
+def finalise_softmax(statistics: Statistics) -> dict[str, Tensor]:
+    """Return mean, std, extrema and percentiles of the quantities by head `[H]`."""
+    parts = (summarise(statistics, name, edges=LOG_EDGES) for name in QUANTITIES)
+    return {key: value for part in parts for key, value in part.items()}

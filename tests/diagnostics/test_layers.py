@@ -1,0 +1,276 @@
+"""What observers see of a network, and that looking leaves no trace."""
+
+import random
+from functools import partial
+from typing import NamedTuple
+
+import jaxtyping
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cli.building import build
+from cli.composition import compose_config
+from cli.overrides import groups
+from fwlight.attention import FastWeightMemory, KeyValueMemory, MultiHeadAttention
+from fwlight.diagnostics.layers import (
+    Layer,
+    Watcher,
+    _same_random_numbers,
+    empty_statistics,
+    layer_statistics,
+    memory_layers,
+    pooled,
+    sequences,
+    watch_forward,
+)
+from fwlight.feature_maps import DPFPFeatureMap, IdentityFeatureMap
+from fwlight.models import Retriever
+from fwlight.ops import delta_rule, sum_rule
+from fwlight.types import LMBatch, RetrievalBatch
+
+
+class Pair(NamedTuple):
+    """A batch of sentence pairs."""
+
+    source: Tensor
+    inputs: Tensor
+
+
+def make_network(*arguments):
+    torch.manual_seed(0)
+    sizes = ["size=tiny", "size.dropout=0.3"]
+    return build("network", compose_config([*sizes, *arguments]).config["network"], vocab_size=40)
+
+
+def make_tokens(b=3, t=9):
+    return torch.randint(0, 40, (b, t), generator=torch.Generator().manual_seed(1))
+
+
+def watch(network, *inputs):
+    layers = memory_layers(network)
+    return layers, watch_forward(network, layers, lambda: network(*inputs))
+
+
+@pytest.mark.parametrize("model", [m for m in groups()["model"] if m != "softmax"])
+@pytest.mark.parametrize("extra", [[], ["model.read_norm=full"]], ids=["own", "full"])
+def test_writes_and_reads_make_the_layers_output(model, extra):
+    if extra and model in ("linear", "performer", "sum_dpfp"):
+        pytest.skip("a rule that only adds retrieves nothing before it writes")
+    network = make_network(f"model={model}", *extra)
+    outputs = []
+    for module in network.modules():
+        if isinstance(module, FastWeightMemory):
+            module.out_norm = nn.Identity()
+            module.register_forward_hook(lambda _m, _i, out: outputs.append(out[0]))
+    layers, watchers = watch(network, make_tokens())
+    assert [layer.name for layer in layers] == ["layer0", "layer1"]
+    for layer, o in zip(layers, outputs, strict=True):
+        (writes,), ((q, mask),) = (
+            watchers[layer.name].writes,
+            watchers[layer.name].reads[0:1][0:1][0],
+        )
+        assert mask is None
+        reads, state = layer.memory.update_rule(q, writes.k, writes.v, writes.beta)
+        if writes.key_sum is not None:
+            # z_T is what reads after the last write are divided by.
+            last = q[:, :, -1:] @ state / (q[:, :, -1:] @ writes.key_sum[..., None] + 1e-5)
+            reads = torch.cat([reads[:, :, :-1], last], dim=2)
+        scale = layer.memory.output_scale
+        torch.testing.assert_close(reads[:, :, -1] * scale, o[:, :, -1], rtol=1e-4, atol=1e-5)
+        assert layer.memory.observer is None
+
+
+def test_looking_leaves_no_trace():
+    tokens = make_tokens()
+    arguments = ("model=performer", "model.feature_map.redraw=training")
+    outcomes = []
+    for looks in (False, True):
+        network = make_network(*arguments).train()
+        network.blocks[0].eval()  # modes come back one by one
+        torch.manual_seed(3)
+        found = [network(tokens)[0]]
+        if looks:
+            watch(network, tokens)
+            with pytest.raises(ZeroDivisionError):
+                watch_forward(network, memory_layers(network), lambda: 1 // 0)
+        found += [network(tokens)[0], torch.rand(3)]
+        found += network.state_dict().values()
+        modes = [module.training for module in network.modules()]
+        assert all(layer.memory.observer is None for layer in memory_layers(network))
+        outcomes.append((found, modes))
+    for one, other in zip(*(found for found, _ in outcomes), strict=True):
+        assert torch.equal(one, other)
+    assert outcomes[0][1] == outcomes[1][1]
+    assert True in outcomes[0][1]
+    assert False in outcomes[0][1]
+
+
+def test_looking_does_not_move_pythons_random_numbers():
+    manager = _same_random_numbers()  # type checks of the call draw some themselves
+    state = random.getstate()
+    with manager:
+        random.random()
+    assert random.getstate() == state
+
+
+def test_compiled_networks_are_seen_as_written(monkeypatch):
+    # What type checks wrap around functions cannot be compiled.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    network, tokens = make_network("model=delta_dpfp"), make_tokens()
+    _, plain = watch(network, tokens)
+    network.eval()
+    compiled = torch.compile(network, backend="eager")
+    before = compiled(tokens)[0]
+    layers, watchers = watch(compiled, tokens)
+    assert [layer.name for layer in layers] == ["layer0", "layer1"]
+    for name, watcher in watchers.items():
+        assert torch.equal(watcher.writes[0].k, plain[name].writes[0].k)
+    network.blocks[0].compile(backend="eager")
+    assert len(watch(network, tokens)[1]["layer0"].writes) == 1
+    assert torch.equal(compiled(tokens)[0], before)
+
+
+@pytest.mark.parametrize("rule", [sum_rule, delta_rule])
+@pytest.mark.parametrize("read_norm", ["none", "output", "full"])
+def test_one_query_shows_what_many_do(rule, read_norm):
+    if rule is sum_rule and read_norm == "full":
+        pytest.skip("a rule that only adds retrieves nothing before it writes")
+    torch.manual_seed(0)
+    memory = partial(
+        FastWeightMemory,
+        feature_map=partial(DPFPFeatureMap, nu=1),
+        update_rule=rule,
+        key_norm="sum",
+        read_norm=read_norm,
+    )
+    network = Retriever(n_keys=7, d_head=4, memory=memory)
+    keys, values, queries = (torch.randint(0, 7, (3, n)) for n in (9, 9, 2))
+    (layer,), one = watch(network, keys, values, queries[:, :1])
+    _, many = watch(network, keys, values, queries)
+    assert (layer.name, layer.n_heads) == ("layer0", 1)
+    a, b = one["layer0"], many["layer0"]
+    assert torch.equal(a.reads[0][0][0][:, :, 0], b.reads[0][0][0][:, :, 0])
+    for name in ("projected_k", "k", "v", "beta", "key_sum"):
+        x, y = getattr(a.writes[0], name), getattr(b.writes[0], name)
+        assert (x is None) == (y is None)
+        if x is not None:
+            torch.testing.assert_close(x, y)
+
+
+class Stacks(nn.Module):
+    """An encoder, a decoder and cross-attention, without what surrounds them."""
+
+    pad_id = 0
+
+    def __init__(self, memory):
+        super().__init__()
+        self.embedding = nn.Embedding(9, 8)
+        self.encoder, self.decoder = (
+            nn.ModuleList([nn.ModuleDict({"attention": self.layer(memory)})]) for _ in range(2)
+        )
+        self.decoder[0]["cross"] = self.layer(memory)
+
+    def layer(self, memory):
+        return MultiHeadAttention(8, 2, 4, memory=memory)
+
+    def forward(self, batch):
+        mask = batch.source == self.pad_id
+        h, _ = self.encoder[0]["attention"](
+            self.embedding(batch.source), causal=False, padding_mask=mask
+        )
+        written = self.decoder[0]["cross"].write(h, padding_mask=mask)
+        y, _ = self.decoder[0]["attention"](self.embedding(batch.inputs))
+        return self.decoder[0]["cross"].read(y, written)
+
+
+MEMORIES = {
+    "delta": partial(
+        FastWeightMemory,
+        feature_map=IdentityFeatureMap,
+        update_rule=delta_rule,
+        key_norm="l2",
+    ),
+    "softmax": KeyValueMemory,
+}
+
+
+@pytest.mark.parametrize("kind", MEMORIES)
+def test_stacks_are_told_apart_and_padding_is_irrelevant(kind):
+    torch.manual_seed(0)
+    network = Stacks(MEMORIES[kind])
+    source, inputs = torch.randint(1, 9, (2, 6)), torch.randint(1, 9, (2, 6))
+    source[1, 4:], inputs[1, 3:] = 0, 0
+
+    def seen(batch):
+        layers, watchers = watch(network, batch)
+        return {
+            layer.name: layer_statistics(
+                layer, watchers[layer.name], of=sequences(layer, network, batch)
+            )
+            for layer in layers
+        }
+
+    padded = seen(Pair(source, inputs))
+    assert set(padded) == {"encoder/layer0", "decoder/layer0", "cross/layer0"}
+    rows = [seen(Pair(source[:1], inputs[:1])), seen(Pair(source[1:, :4], inputs[1:, :3]))]
+    for name, whole in padded.items():
+        for key, x in whole.sums.items():
+            added = rows[0][name].sums[key] + rows[1][name].sums[key]
+            torch.testing.assert_close(added, x, rtol=1e-5, atol=1e-6)
+
+
+def test_sequences_are_those_that_a_layer_writes():
+    ids = torch.ones(1, 3, dtype=torch.long)
+    layer = Layer("layer0", None, 1)
+    assert sequences(layer, nn.Identity(), LMBatch(ids, ids)).tokens is ids
+    assert sequences(layer, nn.Identity(), RetrievalBatch(ids, ids, ids, ids)).tokens is ids
+    batch = Pair(ids, ids[:, :2])
+    network = Stacks(MEMORIES["delta"])
+    sides = {x.name: sequences(x, network, batch) for x in memory_layers(network)}
+    widths = {
+        name: (side.tokens.shape[1], side.padding_mask.shape[1], side.query_mask.shape[1])
+        for name, side in sides.items()
+    }
+    assert widths == {
+        "encoder/layer0": (3, 3, 3),
+        "decoder/layer0": (2, 2, 2),
+        "cross/layer0": (3, 3, 2),
+    }
+
+
+@pytest.mark.parametrize("model", groups()["model"])
+def test_empty_statistics_have_every_name_and_shape(model):
+    layers, watchers = watch(make_network(f"model={model}"), make_tokens())
+    for layer in layers:
+        found, empty = layer_statistics(layer, watchers[layer.name]), empty_statistics(layer)
+        for one, other in zip(found, empty, strict=True):
+            assert {x: y.shape for x, y in one.items()} == {x: y.shape for x, y in other.items()}
+        assert all(not x.any() for x in empty.sums.values())
+        assert all((x == -torch.inf).all() for x in empty.maxima.values())
+
+
+def test_long_batches_are_measured_in_parts(monkeypatch):
+    layers, watchers = watch(make_network("model=deltanet"), make_tokens())
+    whole = layer_statistics(layers[0], watchers["layer0"])
+    monkeypatch.setattr("fwlight.diagnostics.layers._PAIRS", 1)
+    parts = layer_statistics(layers[0], watchers["layer0"])
+    for one, other in zip(whole, parts, strict=True):
+        for name, x in one.items():
+            torch.testing.assert_close(other[name], x, rtol=1e-9, atol=1e-9)
+
+
+def test_pooled_heads_are_one_head():
+    layers, watchers = watch(make_network("model=deltanet"), make_tokens())
+    found = layer_statistics(layers[0], watchers["layer0"], parts=("beta",))
+    beta = watchers["layer0"].writes[0].beta.double()
+    whole = pooled(found)
+    assert float(whole.sums["beta/count"]) == beta.numel()
+    assert float(whole.sums["beta/sum"]) == pytest.approx(float(beta.sum()), rel=1e-12)
+    assert float(whole.maxima["beta/max"]) == float(beta.max())
+
+
+def test_reads_of_a_state_from_elsewhere_are_left_out():
+    watcher = Watcher()
+    watcher.read(torch.zeros(1, 1, 1, 1))
+    assert watcher.reads == []
