@@ -152,6 +152,14 @@ class Checkpoint(Section):
 
 
 @dataclass
+class Diagnostics(Section):
+    """diagnostics: when and at how much the callbacks look."""
+
+    every_n_steps: Count
+    sequences: Count | None
+
+
+@dataclass
 class Callbacks(OpenSection):
     """callbacks=: one node per callback; null switches it off."""
 
@@ -184,6 +192,7 @@ class Config(Section):
     size: Size
     optimizer: Optimizer
     trainer: Trainer
+    diagnostics: Diagnostics
     callbacks: Callbacks
     logger: Logger
     network: dict

@@ -13,7 +13,7 @@ from fwlight.errors import CheckpointError, ConfigError
 _MACHINE = ("trainer", "callbacks", "logger", "debug")
 _ONE_RUN = (
     *("action", "run_dir", "resume", "ckpt", "prompt", "input", "output", "generate"),
-    "rank_timeout",
+    *("rank_timeout", "diagnostics"),
 )
 _FREE = ("task.path", "task.train", "task.valid", "task.test", "task.eval_batch_size")
 _TRAINING = (

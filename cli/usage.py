@@ -19,7 +19,7 @@ Often used keys (all of them: --cfg):
   task.data=stdlib|wikitext|text  task.{{path,train,valid,test}}=PATH  task.{{batch_size,seq_len}}
   task.setting=capacity|update  task.n_keys
   optimizer.lr  trainer.{{max_steps,max_time,devices,precision}}  seed
-  callbacks.checkpoint.every_n_train_steps
+  callbacks.checkpoint.every_n_train_steps  diagnostics.{{every_n_steps,sequences}}
   run_dir=PATH     everything of a run: config.yaml, metrics.csv, summary.json, tensorboard/,
                    checkpoints/{{last,best}}.ckpt
   resume=never|auto|PATH

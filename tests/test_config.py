@@ -283,7 +283,9 @@ def test_config_short_run_shortens_the_default_warmup_only():
 def test_config_reversed_positions_switch_text_samples_off():
     composition = compose_config(["model.positions=sinusoidal_reversed"])
     assert "text_samples" in composition.warnings[0]
-    assert len(build_callbacks(composition.config)) == 2
+    names = [type(callback).__name__ for callback in build_callbacks(composition.config)]
+    assert "Progress" in names
+    assert "TextSamples" not in names
     assert "reversed" in fails(
         "model.positions=sinusoidal_reversed", "action=generate", "ckpt=x", "prompt=x"
     )
@@ -331,7 +333,10 @@ def test_config_last_value_wins():
 def test_config_several_callback_files_can_be_chosen():
     config = compose_config(["callbacks=[progress,throughput]"]).config
     assert len(build_callbacks(config)) == 2
-    assert len(build_callbacks(compose_config(["callbacks.progress=null"]).config)) == 2
+    every = build_callbacks(compose_config([]).config)
+    assert (
+        len(build_callbacks(compose_config(["callbacks.progress=null"]).config)) == len(every) - 1
+    )
     bare = compose_config(["callbacks=none"]).config
     assert build_callbacks(bare) == []
     assert bare["callbacks"]["checkpoint"]["every_n_train_steps"] > 0

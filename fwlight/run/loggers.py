@@ -181,6 +181,20 @@ class TensorBoard(_RunLogger):
         self._try(lambda: self.experiment.add_text(tag, indented, step))
 
     @rank_zero_only
+    def log_figure(self, tag: str, figure: Any, step: int) -> None:
+        """Show a matplotlib figure."""
+        self._try(lambda: self.experiment.add_figure(tag, figure, step))
+
+    @rank_zero_only
+    def log_layout(self, layout: dict[str, dict[str, list[str]]]) -> None:
+        """Fill the custom scalars tab: patterns of tags by category and chart."""
+        charts = {
+            category: {title: ["Multiline", tags] for title, tags in charts.items()}
+            for category, charts in layout.items()
+        }
+        self._try(lambda: self.experiment.add_custom_scalars(charts))
+
+    @rank_zero_only
     def save(self) -> None:
         """Put everything on the disk."""
         if self._writer is not None:

@@ -79,6 +79,11 @@ class TrainingModule(LightningModule):
         factor = self.trainer.world_size * self.trainer.accumulate_grad_batches / self._reference
         return nll_sum * factor.to(nll_sum.dtype)
 
+    def gradient_scale(self) -> Tensor:
+        """Return what the gradient is multiplied by before an update, 1 for one batch."""
+        assert self._sums is not None
+        return self._reference / self._sums[1].clamp(min=1)
+
     def step_metrics(self) -> dict[str, float]:
         """Read the values of the last update: the loss, the learning rate and the gradient norm."""
         if self._update is None:
@@ -153,7 +158,7 @@ class TrainingModule(LightningModule):
         assert self._sums is not None
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         if self.trainer.accumulate_grad_batches > 1:
-            scale = self._reference / self._sums[1].clamp(min=1)
+            scale = self.gradient_scale()
             for gradient in gradients:
                 gradient.mul_(scale)
         self._grad_norm = torch.nn.utils.get_total_norm(gradients)
@@ -203,6 +208,20 @@ class TrainingModule(LightningModule):
         for logger in self.loggers:
             if (show := getattr(logger, "log_text", None)) is not None:
                 show(tag, text, step)
+
+    @rank_zero_only
+    def log_figure(self, tag: str, figure: Any, step: int) -> None:
+        """Show a matplotlib figure at a step in every logger that can."""
+        for logger in self.loggers:
+            if (show := getattr(logger, "log_figure", None)) is not None:
+                show(tag, figure, step)
+
+    @rank_zero_only
+    def log_layout(self, layout: dict[str, dict[str, list[str]]]) -> None:
+        """Say which scalars belong together: patterns of tags by chart and category."""
+        for logger in self.loggers:
+            if (show := getattr(logger, "log_layout", None)) is not None:
+                show(layout)
 
 
 def perplexity(loss: float) -> float:

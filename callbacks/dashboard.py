@@ -1,0 +1,22 @@
+"""Which of the watched quantities TensorBoard shows together."""
+
+from typing import cast
+
+from lightning import Callback, LightningModule, Trainer
+
+from callbacks.watching import LayerWatcher
+from fwlight.training import TrainingModule
+
+
+class Dashboard(Callback):
+    """Groups the tags of all layer watchers by layer in TensorBoard's custom scalars tab."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so once; by then every watcher knows its layers."""
+        layout: dict[str, dict[str, list[str]]] = {}
+        # Lightning sets the list where pyright does not see it.
+        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            for layer in callback.layers if isinstance(callback, LayerWatcher) else ():
+                layout.setdefault(layer.name, {}).update(callback.charts(layer))
+        if layout:
+            cast(TrainingModule, pl_module).log_layout(layout)

@@ -1,0 +1,107 @@
+"""Whether the memory can hold what it is given, and whether it does."""
+
+from collections import Counter
+from typing import Any
+
+from lightning import Trainer
+
+from callbacks.watching import LayerWatcher
+from fwlight.diagnostics import Statistics, finalise_diagnosis
+from fwlight.diagnostics.figures import capacity_figure
+from fwlight.diagnostics.layers import (
+    Layer,
+    Sequences,
+    Watcher,
+    empty_statistics,
+    layer_statistics,
+    pooled,
+)
+from fwlight.diagnostics.verdict import HEALTHY, OVER_CAPACITY, RULE_LIMITED, in_words
+
+NAMES = {
+    "load": "load/mean",
+    "position_load": "position_load/mean",
+    "utilisation": "utilisation/mean",
+    "interference": "interference/mean",
+    "interference_p95": "interference/p95",
+    "interference_random": "interference/random_mean",
+    "crosstalk": "crosstalk/mean",
+    "identified": "last/identified",
+    "chance": "last/chance",
+    "superseded_identified": "superseded/identified",
+    "query_identified": "queries/identified",
+}
+"""Name of a scalar -> reported value of `fwlight.diagnostics`."""
+ERRORS = {
+    "recall_error": "last/error",
+    "scaled_recall_error": "last/scaled_error",
+    "mean_value_error": "last/mean_error",
+    "query_scaled_error": "queries/scaled_error",
+}
+"""The same, but squared: relative energies, to be held against `best_error` and its limit."""
+
+
+class MemoryCapacity(LayerWatcher):
+    """Logs `memory_capacity/<layer>/...`, and says at the end of training how every layer is.
+
+    All heads are pooled, but `heads_<verdict>` which count them; `fwlight.diagnostics` says what
+    the quantities are.
+
+    Args:
+        every_n_steps: Steps between two looks.
+        sequences: How many of the batch over all processes; None is all.
+
+    Raises:
+        ValueError: If a number is below 1.
+    """
+
+    tag = "memory_capacity"
+
+    def __init__(self, *, every_n_steps: int = 200, sequences: int | None = 4) -> None:
+        super().__init__(every_n_steps=every_n_steps, sequences=sequences)
+
+    def empty(self, layer: Layer, trainer: Trainer) -> Statistics:
+        """Return the statistics of nothing."""
+        return empty_statistics(layer, parts=("capacity",))
+
+    def measure(self, layer: Layer, watcher: Watcher, of: Sequences) -> Statistics:
+        """Return load, interference, recall and the best possible error."""
+        return layer_statistics(layer, watcher, of=of, parts=("capacity",))
+
+    def scalars(self, layer: Layer, statistics: Statistics) -> dict[str, float]:
+        """Return the pooled values and how many heads have which verdict."""
+        values = finalise_diagnosis(pooled(statistics), layer.memory.d_dot).values
+        heads = Counter(finalise_diagnosis(statistics, layer.memory.d_dot).verdicts)
+        counts = {
+            f"heads_{name.replace(' ', '_').replace('-', '_')}": float(heads[name])
+            for name in (HEALTHY, RULE_LIMITED, OVER_CAPACITY)
+        }
+        plain = {name: float(values[source]) for name, source in NAMES.items()}
+        errors = {name: float(values[source]) ** 2 for name, source in ERRORS.items()}
+        return plain | {"best_error": float(values["best/error"])} | errors | counts
+
+    def charts(self, layer: Layer) -> dict[str, list[str]]:
+        """Return the charts of the dashboard."""
+        where = f"{self.tag}/{layer.name}/"
+        return {
+            "heads by verdict": [f"{where}heads_.*"],
+            "errors": [f"{where}(best_error|scaled_recall_error|query_scaled_error)$"],
+            "load and utilisation": [f"{where}(load|utilisation)$"],
+            "interference": [f"{where}(interference|interference_random)$"],
+            "identified": [f"{where}(identified|chance|superseded_identified|query_identified)$"],
+        }
+
+    def figure(self) -> Any:
+        """Return recall by age and by number of keys, and the verdicts by head."""
+        return capacity_figure(self._diagnoses())
+
+    def describe(self, layer: Layer) -> str | None:
+        """Return the verdict of the last look in words."""
+        whole = finalise_diagnosis(pooled(self.latest[layer.name]), layer.memory.d_dot)
+        return in_words(self._diagnoses()[layer.name].verdicts, whole.values)
+
+    def _diagnoses(self) -> dict[str, Any]:
+        return {
+            layer.name: finalise_diagnosis(self.latest[layer.name], layer.memory.d_dot)
+            for layer in self.layers
+        }
