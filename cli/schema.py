@@ -96,6 +96,10 @@ class Task(OpenSection):
     seed: Natural
     min_count: Count | None
     max_vocab_size: Count | None
+    context: Literal["segment", "carried"]
+    reset: Literal["never", "document"]
+    eval: Literal["segment", "sliding", "carried"]
+    eval_stride: Count
     setting: Literal["capacity", "update"]
     n_keys: Count
     eval_length: Literal["training", "n_keys"]

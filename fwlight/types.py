@@ -9,7 +9,14 @@ from torch import Tensor
 
 from fwlight.errors import DataError
 
-__all__ = ["IGNORE_INDEX", "DataError", "LMBatch", "RetrievalBatch", "TranslationBatch"]
+__all__ = [
+    "IGNORE_INDEX",
+    "CarriedBatch",
+    "DataError",
+    "LMBatch",
+    "RetrievalBatch",
+    "TranslationBatch",
+]
 
 IGNORE_INDEX = -100
 """Target value of positions that no loss or metric counts."""
@@ -22,6 +29,21 @@ class LMBatch(NamedTuple):
     """Token ids `[B, T]`, int64."""
     targets: Tensor
     """Token ids `[B, T]`, int64; `IGNORE_INDEX` where nothing is to be predicted."""
+
+
+class CarriedBatch(NamedTuple):
+    """An `LMBatch` whose rows may go on from those of the last batch, or the next from these."""
+
+    inputs: Tensor
+    """As in `LMBatch`."""
+    targets: Tensor
+    """As in `LMBatch`."""
+    begins: bool
+    """Whether every row starts from an empty memory; else from where it ended in the last batch."""
+    continues: bool
+    """Whether the next batch goes on from these rows."""
+    documents: Tensor | None = None
+    """True `[B, T]` where an input is the first of a document that must not see what was before."""
 
 
 class RetrievalBatch(NamedTuple):

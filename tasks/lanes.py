@@ -11,12 +11,12 @@ stopped:
 Rank r of W takes lanes [r B/W, (r+1) B/W). Neither loader uses a random number.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from fwlight.types import IGNORE_INDEX, DataError, LMBatch
+from fwlight.types import IGNORE_INDEX, CarriedBatch, DataError, LMBatch
 
 
 class TrainLanes:
@@ -28,6 +28,9 @@ class TrainLanes:
     `load_state_dict`. The last segment may be shorter than `seq_len`; fewer than B tokens at the
     stream's end, which fill no lane evenly, are left out.
 
+    With `carried`, every segment but the first of a lane goes on from the one before it
+    (`CarriedBatch`).
+
     Args:
         stream: Token ids `[N+1]`.
         batch_size: Lanes over all ranks.
@@ -36,6 +39,8 @@ class TrainLanes:
         world_size: Number of processes.
         epoch_limit: Begin again after so many segments (int) or such a share of them (float), as
             Lightning's `limit_train_batches` ends an epoch.
+        carried: Whether segments go on from those before them.
+        documents: True `[N+1]` where a document begins that must not see what was before.
 
     Raises:
         DataError: `batch_size` does not divide over the ranks, or the stream has fewer targets
@@ -51,6 +56,8 @@ class TrainLanes:
         rank: int = 0,
         world_size: int = 1,
         epoch_limit: int | float = 1.0,
+        carried: bool = False,
+        documents: Tensor | None = None,
     ) -> None:
         if batch_size % world_size:
             raise DataError(
@@ -68,6 +75,10 @@ class TrainLanes:
         per_rank = batch_size // world_size
         mine = slice(rank * per_rank, (rank + 1) * per_rank)
         self._inputs = stream[: batch_size * length].view(batch_size, length)[mine]
+        self._documents: Tensor | None = None
+        if documents is not None:
+            self._documents = documents[: batch_size * length].view(batch_size, length)[mine]
+        self._carried = carried
         self._targets = stream[1 : batch_size * length + 1].view(batch_size, length)[mine]
         self._n_segments = -(-length // seq_len)
         share = epoch_limit if isinstance(epoch_limit, int) else int(self._n_segments * epoch_limit)
@@ -77,14 +88,20 @@ class TrainLanes:
     def __len__(self) -> int:
         return self._n_segments
 
-    def __iter__(self) -> Iterator[LMBatch]:
+    def __iter__(self) -> Iterator[LMBatch | CarriedBatch]:
         # Lightning may make an iterator and not read it, or, going on after a whole epoch, break
         # the next one off: only batches that were taken move the position.
         for _ in range(self._n_segments):
             start = self._position * self.seq_len
             self._position = (self._position + 1) % self._epoch_segments
             columns = slice(start, start + self.seq_len)
-            yield LMBatch(self._inputs[:, columns].long(), self._targets[:, columns].long())
+            batch = LMBatch(self._inputs[:, columns].long(), self._targets[:, columns].long())
+            if not self._carried:
+                yield batch
+                continue
+            documents = None if self._documents is None else self._documents[:, columns]
+            # Position 0 is next where the lanes end.
+            yield CarriedBatch(*batch, start == 0, self._position != 0, documents)
 
     def state_dict(self) -> dict[str, int]:
         """The next segment, and what a segment means."""
@@ -152,14 +169,19 @@ class EvalLanes:
         return self._per_lane
 
     def __iter__(self) -> Iterator[LMBatch]:
-        shape = (len(self._first_segments), self._seq_len)
         for step in range(self._per_lane):
-            inputs = torch.zeros(shape, dtype=torch.int64)
-            targets = torch.full(shape, IGNORE_INDEX, dtype=torch.int64)
-            for row, first in enumerate(self._first_segments):
-                start = (first + step) * self._seq_len
-                piece = self._stream[start : start + self._seq_len + 1]
-                if len(piece) > 1:
-                    inputs[row, : len(piece) - 1] = piece[:-1]
-                    targets[row, : len(piece) - 1] = piece[1:]
-            yield LMBatch(inputs, targets)
+            starts = [(first + step) * self._seq_len for first in self._first_segments]
+            yield LMBatch(*rows_of(self._stream, starts, self._seq_len))
+
+
+def rows_of(stream: Tensor, starts: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
+    """Return inputs and targets `[len(starts), length]` of segments; what is beyond is ignored."""
+    shape = (len(starts), length)
+    inputs = torch.zeros(shape, dtype=torch.int64)
+    targets = torch.full(shape, IGNORE_INDEX, dtype=torch.int64)
+    for row, start in enumerate(starts):
+        piece = stream[start : start + length + 1]
+        if len(piece) > 1:
+            inputs[row, : len(piece) - 1] = piece[:-1]
+            targets[row, : len(piece) - 1] = piece[1:]
+    return inputs, targets

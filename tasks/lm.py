@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from fwlight.types import DataError
+from tasks.contexts import CarriedLanes, SlidingWindows
 from tasks.corpora import SPLITS, open_corpus
+from tasks.documents import WITH_DOCUMENTS, document_starts
 from tasks.lanes import EvalLanes, TrainLanes
 from tasks.tokenizer import EOS, detokenize, tokenize
 from tasks.vocabulary import Vocabulary
@@ -25,6 +27,10 @@ _REMEDY = {
     "wikitext": _FILES_REMEDY,
     "text": _FILES_REMEDY,
 }
+
+CONTEXTS, RESETS = ("segment", "carried"), ("never", "document")
+EVALUATIONS = ("segment", "sliding", "carried")
+EvalLoader = EvalLanes | SlidingWindows | CarriedLanes
 
 
 class LanguageModelingDataModule(lightning.LightningDataModule):
@@ -46,9 +52,16 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         min_count: Words with fewer occurrences in the training split become `<unk>`; None for the
             source's own: 3, and 1 for `wikitext`, whose files hold `<unk>` already.
         max_vocab_size: Most entries of the vocabulary, `<unk>` and `<eos>` included.
+        context: What a training segment starts from: `segment`, an empty memory, or `carried`, what
+            the memory held at the end of the lane's segment before it.
+        reset: What empties a carried memory: `never` anything but the start of an epoch, or
+            `document`, where an article begins (`wikitext`).
+        eval: How validation and test are read: `segment`, `sliding` or `carried`; see
+            `tasks.contexts`. Carried, the stream is cut into `eval_batch_size` lanes.
+        eval_stride: How far a sliding window is from the one before it.
 
     Raises:
-        DataError: a size below 1, an unknown source, or text that cannot be used.
+        DataError: a size below 1, an unknown source or option, or text that cannot be used.
     """
 
     def __init__(
@@ -64,6 +77,10 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         seq_len: int = 128,
         min_count: int | None = None,
         max_vocab_size: int | None = None,
+        context: str = "segment",
+        reset: str = "never",
+        eval: str = "segment",
+        eval_stride: int = 1,
     ) -> None:
         super().__init__()
         sizes = {
@@ -72,15 +89,30 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
             "seq_len": (seq_len, 1),
             "min_count": (min_count, 1),
             "max_vocab_size": (max_vocab_size, 3),
+            "eval_stride": (eval_stride, 1),
         }
         for name, (value, least) in sizes.items():
             if value is not None and value < least:
                 raise DataError(f"task.{name}={value} is too small; it must be at least {least}")
+        for name, value, choices in (
+            ("context", context, CONTEXTS),
+            ("reset", reset, RESETS),
+            ("eval", eval, EVALUATIONS),
+        ):
+            if value not in choices:
+                raise DataError(f"task.{name}={value} is none of {', '.join(choices)}")
+        if reset == "document" and data not in WITH_DOCUMENTS:
+            raise DataError(
+                f"task.reset=document needs to know where documents begin, which task.data={data} "
+                f"does not say; choose one of {', '.join(WITH_DOCUMENTS)}"
+            )
         self._corpus = open_corpus(data, path=path, train=train, valid=valid, test=test)
         self.data = data
         self.batch_size, self.eval_batch_size, self.seq_len = batch_size, eval_batch_size, seq_len
         self._min_count = _DEFAULT_MIN_COUNT[data] if min_count is None else min_count
         self._max_vocab_size = max_vocab_size
+        self.context, self.reset = context, reset
+        self.eval, self.eval_stride = eval, eval_stride
         self._vocabulary: Vocabulary | None = None
         self._fingerprint: str | None = None
         self.streams: dict[str, Tensor] = {}
@@ -115,15 +147,17 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
             rank=rank,
             world_size=world_size,
             epoch_limit=1.0 if self.trainer is None else self.trainer.limit_train_batches,
+            carried=self.context == "carried",
+            documents=self._documents("train") if self.context == "carried" else None,
         )
 
-    def val_dataloader(self) -> EvalLanes:
+    def val_dataloader(self) -> EvalLoader:
         """This rank's share of the validation split."""
-        return self._eval_lanes("valid")
+        return self._eval_loader("valid")
 
-    def test_dataloader(self) -> EvalLanes:
+    def test_dataloader(self) -> EvalLoader:
         """This rank's share of the test split."""
-        return self._eval_lanes("test")
+        return self._eval_loader("test")
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data."""
@@ -221,15 +255,22 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _eval_lanes(self, split: str) -> EvalLanes:
+    def _eval_loader(self, split: str) -> EvalLoader:
         rank, world_size = self._rank_and_world_size()
-        return EvalLanes(
-            self.streams[split],
-            batch_size=self.eval_batch_size,
-            seq_len=self.seq_len,
-            rank=rank,
-            world_size=world_size,
-        )
+        stream, batch_size = self.streams[split], self.eval_batch_size
+        shares = {"seq_len": self.seq_len, "rank": rank, "world_size": world_size}
+        if self.eval == "carried":
+            return CarriedLanes(
+                stream, n_lanes=batch_size, documents=self._documents(split), **shares
+            )
+        if self.eval == "sliding":
+            return SlidingWindows(stream, batch_size=batch_size, stride=self.eval_stride, **shares)
+        return EvalLanes(stream, batch_size=batch_size, **shares)
+
+    def _documents(self, split: str) -> Tensor | None:
+        if self.reset == "never":
+            return None
+        return document_starts(self.streams[split], self.vocabulary)
 
 
 def _encoded(vocabulary: Vocabulary, runs: Iterable[list[str]]) -> Tensor:

@@ -1,6 +1,7 @@
 """Models built from attention layers; no loss, no Lightning."""
 
 from fwlight.models.adaptive import AdaptiveSoftmax
+from fwlight.models.carried import features_by_document, map_state, pack_state, unpack_state
 from fwlight.models.decoder_lm import DecoderLM, LMState
 from fwlight.models.encoder_decoder import DecoderState, EncoderDecoder
 from fwlight.models.generate import evaluation_mode, generate
@@ -16,6 +17,10 @@ __all__ = [
     "Retriever",
     "beam_search",
     "evaluation_mode",
+    "features_by_document",
     "generate",
     "greedy_search",
+    "map_state",
+    "pack_state",
+    "unpack_state",
 ]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fwlight.checks import check_choice, check_sizes
@@ -111,9 +111,19 @@ class DecoderLM(nn.Module):
         return self.output(h), state
 
     def features(
-        self, tokens: Int[Tensor, "b t"], *, initial_state: LMState | None = None
+        self,
+        tokens: Int[Tensor, "b t"],
+        *,
+        initial_state: LMState | None = None,
+        padding_mask: Bool[Tensor, "b t"] | None = None,
     ) -> tuple[Float[Tensor, "b t m"], LMState]:
-        """Return what the output layer reads, and the state to go on from."""
+        """Return what the output layer reads, and the state to go on from.
+
+        Args:
+            tokens: Token ids.
+            initial_state: The state to continue from; None is the start of a text.
+            padding_mask: True where a position is padding: it writes nothing.
+        """
         start = 0 if initial_state is None else initial_state.position
         h = self.embedding(tokens) * math.sqrt(self.d_model)
         if self.positions is not None:
@@ -122,7 +132,7 @@ class DecoderLM(nn.Module):
         carried = (None,) * len(self.blocks) if initial_state is None else initial_state.layers
         layers = []
         for block, state in zip(self.blocks, carried, strict=True):
-            h, state = block(h, initial_state=state)
+            h, state = block(h, initial_state=state, padding_mask=padding_mask)
             layers.append(state)
         h = self.dropout(self.final_norm(h))
         return h, LMState(tuple(layers), start + tokens.shape[1])

@@ -1,28 +1,145 @@
 """Training of language models."""
 
-from typing import cast
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
-from fwlight.models import DecoderLM
+from fwlight.errors import CheckpointError, ConfigError
+from fwlight.models import DecoderLM, features_by_document, map_state, pack_state, unpack_state
 from fwlight.training.module import perplexity
 from fwlight.training.supervised import SupervisedModule
-from fwlight.types import LMBatch
+from fwlight.types import IGNORE_INDEX, CarriedBatch, LMBatch
 
 
 class LanguageModelingModule(SupervisedModule):
-    """Cross-entropy training and evaluation of any language model; also logs `{split}/ppl`.
+    """Cross-entropy training and evaluation of any language model.
+
+    Also logs `{split}/ppl` and the number of targets that it counts, `{split}/tokens`.
 
     The network has `features(tokens) -> (hidden, state)` and `nll(hidden, targets)`, as
     `fwlight.models.DecoderLM`. Other arguments as in `SupervisedModule`.
+
+    Where the rows of batches go on from those of the last one (`CarriedBatch`), the memory's state
+    is carried from segment to segment, detached: the loss of a segment has a gradient with respect
+    to what reads the carried state, but none through it to what wrote it. A checkpoint holds the
+    state of all lanes.
     """
 
+    _training_state: Any = None
+    _evaluation_state: Any = None
+
     def forward(self, batch: LMBatch) -> Tensor:
-        """Negative log-likelihood `[B, T]` of every target; 0 where it is `IGNORE_INDEX`."""
+        """Negative log-likelihood `[B, T]` of every target; 0 where it is `IGNORE_INDEX`.
+
+        Every row starts from an empty memory; see `losses`.
+        """
         network = cast(DecoderLM, self.network)
         hidden, _ = network.features(batch.inputs)
         return network.nll(hidden, batch.targets)
 
+    def losses(self, batch: LMBatch | CarriedBatch) -> Tensor:
+        """Return what `forward` does, rows going on where the batch says so."""
+        if isinstance(batch, CarriedBatch):
+            hidden = self._carry(batch)
+        elif self.training:
+            return self(batch)
+        else:
+            hidden, _ = cast(DecoderLM, self.network).features(batch.inputs)
+        network, asked = cast(DecoderLM, self.network), batch.targets != IGNORE_INDEX
+        # Positions without a target do not pass the output layer.
+        nll = network.nll(hidden[asked][None], batch.targets[asked][None])
+        return nll.new_zeros(asked.shape).masked_scatter(asked, nll)
+
     def loss_metrics(self, split: str, loss: float) -> dict[str, float]:
         """Add the perplexity."""
         return {**super().loss_metrics(split, loss), f"{split}/ppl": perplexity(loss)}
+
+    # Lightning's hooks
+
+    def on_train_start(self) -> None:
+        """Bring a restored state to its device."""
+        super().on_train_start()
+        self._training_state = map_state(lambda x: x.to(self.device), self._training_state)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start from nothing; a draw that training's state depends on is put aside."""
+        super().on_validation_epoch_start()
+        self._evaluation_state = None
+        self._buffers_of_training = [
+            (module, dict(module.named_buffers(recurse=False)))
+            for module in (self.network.modules() if self._training_state is not None else ())
+        ]
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what was added up, and take the draw back."""
+        super().on_validation_epoch_end()
+        for module, buffers in self._buffers_of_training:
+            for name, buffer in buffers.items():
+                setattr(module, name, buffer)
+
+    def on_test_epoch_start(self) -> None:
+        """Start from nothing."""
+        super().on_test_epoch_start()
+        self._evaluation_state = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the state of every lane, over all ranks in their order."""
+        super().on_save_checkpoint(checkpoint)
+        if self._training_state is None:
+            return
+        state = map_state(
+            lambda x: _over_all_ranks(x, self.trainer.world_size), self._training_state
+        )
+        checkpoint["carried"] = pack_state(state)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take this rank's lanes back."""
+        super().on_load_checkpoint(checkpoint)
+        trainer = self._trainer  # none where weights alone are loaded
+        if trainer is None or "carried" not in checkpoint:
+            return
+        rank, world_size = trainer.global_rank, trainer.world_size
+        self._training_state = map_state(
+            lambda x: x.chunk(world_size)[rank].clone(), unpack_state(checkpoint["carried"])
+        )
+
+    # Parts
+
+    def _carry(self, batch: CarriedBatch) -> Tensor:
+        """Read a batch from the state that the last one left, and keep what it leaves."""
+        network = cast(DecoderLM, self.network)
+        if network.state_size is None:
+            raise ConfigError(
+                "task.context=carried and task.eval=carried need a memory of constant size; that "
+                "of softmax attention grows with the text: use segment or sliding"
+            )
+        name = "_training_state" if self.training else "_evaluation_state"
+        state = None if batch.begins else getattr(self, name)
+        if state is None and not batch.begins:
+            raise CheckpointError(
+                "the checkpoint holds no carried state, which task.context=carried goes on from; "
+                "start anew in another run_dir"
+            )
+        if batch.documents is None:
+            hidden, state = network.features(batch.inputs, initial_state=state)
+        else:
+            hidden, state = features_by_document(
+                network, batch.inputs, batch.documents, initial_state=state
+            )
+        setattr(self, name, map_state(Tensor.detach, state) if batch.continues else None)
+        return hidden
+
+    def _report(self, split: str) -> None:
+        tokens = self.evaluation.compute()["tokens"].item()
+        self.record({f"{split}/tokens": tokens}, self.trainer.global_step)
+        super()._report(split)
+
+
+def _over_all_ranks(x: Tensor, world_size: int) -> Tensor:
+    """Return the rows of all ranks, in their order, on the CPU."""
+    if world_size == 1:
+        return x.cpu()
+    parts = [torch.empty_like(x) for _ in range(world_size)]
+    torch.distributed.all_gather(parts, x.contiguous())
+    return torch.cat(parts).cpu()

@@ -31,8 +31,12 @@ class SupervisedModule(TrainingModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         return self.update_loss(
-            self(batch).sum(dtype=torch.float64), (batch.targets != IGNORE_INDEX).sum()
+            self.losses(batch).sum(dtype=torch.float64), (batch.targets != IGNORE_INDEX).sum()
         )
+
+    def losses(self, batch: Any) -> Tensor:
+        """Return `forward(batch)`; a subclass may let a batch go on where the last one ended."""
+        return self(batch)
 
     def on_validation_epoch_start(self) -> None:
         """Start from nothing, also after an evaluation that was broken off."""
@@ -40,7 +44,7 @@ class SupervisedModule(TrainingModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Add one batch."""
-        self.evaluation.update(self(batch), batch.targets)
+        self.evaluation.update(self.losses(batch), batch.targets)
 
     def on_validation_epoch_end(self) -> None:
         """Log what was added up."""
@@ -52,7 +56,7 @@ class SupervisedModule(TrainingModule):
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Add one batch."""
-        self.evaluation.update(self(batch), batch.targets)
+        self.evaluation.update(self.losses(batch), batch.targets)
 
     def on_test_epoch_end(self) -> None:
         """Log what was added up."""

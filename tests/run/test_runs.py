@@ -303,6 +303,7 @@ def test_test_action_repeats_the_result_of_fit(whole, capsys):
     assert result == {
         "test/loss": summary["test/loss"],
         "test/ppl": summary["test/ppl"],
+        "test/tokens": summary["test/tokens"],
         "global_step": summary["val/best_step"],
     }
     assert "test/ppl" in capsys.readouterr().out

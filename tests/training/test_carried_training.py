@@ -1,0 +1,199 @@
+"""Full-context training and evaluation, end to end through train.py."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fwlight.run import load_checkpoint
+from train import main
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    *("size=tiny", "task.data=text", "task.batch_size=4", "task.seq_len=16", "optimizer.lr=3e-3"),
+    *("logger=none", "callbacks=none", "task.min_count=1", "trainer.log_every_n_steps=1"),
+]
+CARRIED = ["task.context=carried", "task.eval=carried", "task.eval_batch_size=2"]
+CARRIED += ["model.positions=none"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> str:
+    """Prose in which what comes next depends on the number that began a chapter."""
+    generator = torch.Generator().manual_seed(0)
+    lines = []
+    for number in torch.randint(9, (60,), generator=generator).tolist():
+        length = int(torch.randint(3, 9, (), generator=generator))
+        lines += [f"chapter {number}", *(f"w{i} tells of number {number} ." for i in range(length))]
+    path = tmp_path_factory.mktemp("text") / "book.txt"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def _arguments(text, folder, *more) -> list[str]:
+    return [*SMALL, f"task.path={text}", f"run_dir={folder}", *more]
+
+
+def _fit(text, folder, *more) -> dict:
+    assert main(_arguments(text, folder, *more)) == 0
+    return json.loads((folder / "summary.json").read_text())
+
+
+def _curve(folder) -> list[str]:
+    return [
+        line
+        for line in (folder / "metrics.csv").read_text().splitlines()
+        if line.split(",")[1].startswith(("train/loss", "train/grad_norm", "val/"))
+    ]
+
+
+@pytest.mark.parametrize("model", ["linear", "delta_linear"])
+def test_carried_evaluation_does_not_depend_on_the_segments(text, tmp_path, model):
+    """Delta and sum rule, without positions: 64, 256 and 1,024 tokens, one perplexity."""
+    more = [f"model={model}", *CARRIED, "task.eval_batch_size=1", "trainer.max_steps=30"]
+    # The whole text is the test split.
+    more += ["task.path=null", *(f"task.{split}={text}" for split in ("train", "valid", "test"))]
+    _fit(text, tmp_path / "run", *more)
+    found = {}
+    for seq_len in (64, 256, 1024):
+        output = tmp_path / f"{seq_len}.json"
+        ckpt = f"ckpt={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}"
+        tested = ["action=test", ckpt, f"task.seq_len={seq_len}", f"output={output}"]
+        assert main(tested) == 0
+        found[seq_len] = json.loads(output.read_text())
+    perplexities = [result["test/ppl"] for result in found.values()]
+    assert max(perplexities) - min(perplexities) < 1e-4
+    (counted,) = {result["test/tokens"] for result in found.values()}
+    assert counted > 1024
+
+
+def test_sliding_windows_in_batches_are_those_one_by_one(text, tmp_path):
+    _fit(text, tmp_path / "run", "model=delta_dpfp", "trainer.max_steps=20")
+    found = []
+    for options in (
+        ["task.eval=sliding", "task.eval_stride=1", "task.eval_batch_size=1"],
+        ["task.eval=sliding", "task.eval_stride=1", "task.eval_batch_size=32"],
+        ["task.eval=sliding", "task.eval_stride=16"],
+        ["task.eval=segment"],
+    ):
+        output = tmp_path / "result.json"
+        ckpt = f"ckpt={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}"
+        assert main(["action=test", ckpt, f"output={output}", *options]) == 0
+        found.append(json.loads(output.read_text()))
+    one, many, no_overlap, segment = found
+    assert one["test/loss"] == pytest.approx(many["test/loss"], rel=1e-6)
+    assert no_overlap["test/loss"] == pytest.approx(segment["test/loss"], rel=1e-6)
+    assert one["test/loss"] != pytest.approx(segment["test/loss"], rel=1e-4)
+    assert len({result["test/tokens"] for result in found}) == 1
+
+
+@pytest.mark.parametrize("model", ["delta_linear", "performer"])
+def test_resumed_carried_training_is_the_uninterrupted_one(text, tmp_path, model):
+    """From every kept checkpoint, over the end of an epoch, bit for bit."""
+    more = [f"model={model}", *CARRIED, "trainer.max_steps=40", "trainer.val_check_interval=15"]
+    if model == "performer":
+        more.append("model/feature_map=favor_lm")  # takes draws in training
+    kept = "callbacks.checkpoint.keep_every_n_train_steps=7"
+    _fit(text, tmp_path / "whole", *more, kept)
+    whole = _curve(tmp_path / "whole")
+    for path in sorted((tmp_path / "whole" / "checkpoints").glob("step-*.ckpt"))[::2]:
+        step = load_checkpoint(path)["global_step"]
+        folder = tmp_path / path.stem
+        _fit(text, folder, *more, f"resume={path}")
+        later = [line for line in whole if int(line.split(",")[0]) > step]
+        assert _curve(folder)[-len(later) :] == later, path.name
+
+
+def test_training_starts_from_what_the_last_segment_left(text, tmp_path):
+    losses = {}
+    for context in ("carried", "segment"):
+        more = ["model.positions=none", f"task.context={context}", "trainer.max_steps=2"]
+        _fit(text, tmp_path / context, *more)
+        losses[context] = [x for x in _curve(tmp_path / context) if ",train/loss," in x]
+    assert losses["carried"][0] == losses["segment"][0]
+    assert losses["carried"][1] != losses["segment"][1]
+
+
+def test_memory_that_grows_cannot_be_carried(text, tmp_path, capsys):
+    assert main(_arguments(text, tmp_path / "run", "model=softmax", *CARRIED)) == 2
+    assert "memory of constant size" in capsys.readouterr().err
+
+
+def test_documents_need_a_source_that_has_them(text, tmp_path, capsys):
+    assert main(_arguments(text, tmp_path / "run", *CARRIED, "task.reset=document")) == 2
+    assert "task.data=text does not say" in capsys.readouterr().err
+
+
+def test_documents_are_trained_apart(tmp_path, capsys):
+    for split in ("train", "valid", "test"):
+        article = " = One = \n \n the cat sat on the mat . \n = = Two = = \n it sat on . \n"
+        (tmp_path / f"wiki.{split}.tokens").write_text(article * 30)
+    data = ["task.data=wikitext", f"task.path={tmp_path}", *CARRIED, "task.reset=document"]
+    settings = [*SMALL, *data, "trainer.max_steps=12", f"run_dir={tmp_path / 'run'}"]
+    assert main(settings) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["test/ppl"] < 30
+    assert main([*settings, f"run_dir={tmp_path / 'p'}", "model.positions=sinusoidal"]) == 2
+    assert "need model.positions=none" in capsys.readouterr().err
+
+
+def _start(arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "train.py", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["cpu", "ddp"])
+def test_killed_carried_training_resumes_bit_for_bit(text, tmp_path, trainer):
+    more = [*CARRIED, "trainer.max_steps=60", "callbacks.checkpoint.every_n_train_steps=4"]
+    more += [f"trainer={trainer}"] + ["trainer.devices=2"] * (trainer == "ddp")
+    killed = tmp_path / "killed"
+    process = _start(_arguments(text, killed, *more))
+    while not (killed / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    step = load_checkpoint(killed / "checkpoints" / "last.ckpt")["global_step"]
+    assert step < 60
+    resumed = _start(_arguments(text, killed, *more, "resume=auto"))
+    assert resumed.wait(300) == 0, resumed.stderr.read()
+    if trainer == "cpu":
+        _fit(text, tmp_path / "whole", *more)
+    else:
+        whole = _start(_arguments(text, tmp_path / "whole", *more))
+        assert whole.wait(300) == 0, whole.stderr.read()
+    assert _curve(killed) == _curve(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_ranks_carry_the_lanes_of_one_process(text, tmp_path):
+    more = [*CARRIED, "size.dropout=0", "trainer.max_steps=20"]
+    one = _fit(text, tmp_path / "one", *more)
+    process = _start(_arguments(text, tmp_path / "two", *more, "trainer=ddp", "trainer.devices=2"))
+    assert process.wait(300) == 0, process.stderr.read()
+    two = json.loads((tmp_path / "two" / "summary.json").read_text())
+    for name in ("train/loss", "val/loss", "test/loss"):
+        assert two[name] == pytest.approx(one[name], rel=1e-5)
+    assert two["test/tokens"] == one["test/tokens"]
+    # The checkpoint holds all lanes, whoever read them.
+    shapes = [
+        load_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["carried"]["parts"][0][0][
+            "parts"
+        ][0].shape
+        for name in ("one", "two")
+    ]
+    assert shapes[0] == shapes[1]
