@@ -1,6 +1,6 @@
 // The forward pass of one head; the algebra is in shape.h.
 #pragma once
-#include "shape.h"
+#include "panels.h"
 
 template <class T>
 struct ForwardHead {
@@ -13,101 +13,116 @@ struct ForwardHead {
   Index o_ld;
   T* states;  // null, or St [values_pad, keys_pad] before every `every`-th chunk
   T* errors;  // null, or Xt [values_pad, CHUNK] of every chunk (delta rule)
+  T* products;  // null, or bG (delta rule) and P [CHUNK, CHUNK] of every chunk
   Index states_step, errors_step, every;
 };
 
-// X = (V - K S) - strict_tril(G) b X in place, U = b X, by forward substitution in registers.
+// One panel of X = (V - K S) - strict_tril(G) b X in place, U = b X, by forward substitution in
+// registers. bG is b_i G[i, j].
 template <class T>
-inline void solve_lower(const T* G, Index g_ld, const T* b, T* X, T* U, Index values_pad) {
-  for (Index v = 0; v < values_pad; v += Simd<T>::width) {
+FW_INLINE void solve_lower(const T* bG, const T* b, T* X, T* U) {
+  for (int v = 0; v < PAD; v += Simd<T>::width) {
     typename Simd<T>::vec x[CHUNK];
-    FW_UNROLL for (int i = 0; i < CHUNK; ++i) x[i] = load(X + i * values_pad + v);
+    FW_UNROLL for (int i = 0; i < CHUNK; ++i) x[i] = load(X + i * PAD + v);
     FW_UNROLL for (int j = 0; j < CHUNK; ++j) {
-      const auto u = b[j] * x[j];
-      store(X + j * values_pad + v, x[j]);
-      store(U + j * values_pad + v, u);
+      store(X + j * PAD + v, x[j]);
+      store(U + j * PAD + v, b[j] * x[j]);
       FW_UNROLL for (int i = 0; i < CHUNK; ++i) {
-        if (i > j) x[i] -= G[j * g_ld + i] * u;
+        if (i > j) x[i] -= bG[j * CHUNK + i] * x[j];
       }
     }
+  }
+}
+
+// How many numbers of them a chunk has.
+template <bool DELTA>
+constexpr Index kept_products = DELTA ? 2 * BLOCK : BLOCK;
+
+// b G and P = tril(Q K^T), where they are wanted; KT is the transpose of the keys.
+template <class T>
+FW_INLINE void key_products(
+    const T* Q, const T* K, const T* KT, const T* b, Index keys_pad, T* bG, T* P) {
+  if (bG) {
+    for_rows<T>(Panels<1>{}, CHUNK, FW_BLOCK {
+      block.zero();
+      block.template add<true>(K + i * PAD, BLOCK, KT, 0, keys_pad);
+      block.each([&](auto& x, int m, int, int) FW_ALWAYS { x *= b[i + m]; });
+      block.write(bG + i * PAD, PAD, 0);
+    });
+  }
+  if (P) {
+    for_rows<T>(Panels<1>{}, CHUNK, FW_BLOCK {
+      block.zero();
+      block.template add<true>(Q + i * PAD, BLOCK, KT, 0, keys_pad);
+      block.each([&](auto& x, int m, int, int v) FW_ALWAYS { x = lower<T, false>(x, i + m, v); });
+      block.write(P + i * PAD, PAD, 0);
+    });
   }
 }
 
 inline Index forward_scratch(const Shape& s) {
-  return s.keys_pad * s.values_pad + 4 * CHUNK * s.keys_pad + 2 * CHUNK * CHUNK +
-         3 * CHUNK * s.values_pad + CHUNK;
+  return s.keys_pad * s.values_pad + 3 * CHUNK * s.keys_pad + 2 * BLOCK +
+         2 * CHUNK * s.values_pad + CHUNK;
 }
 
+// All matrices are in panels.
 template <class T, bool DELTA>
 void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
   const Index Kp = s.keys_pad, Vp = s.values_pad, C = CHUNK;
   const bool reads = a.q != nullptr;
-  T* S = scratch;          // [Kp, Vp]
-  T* K = S + Kp * Vp;      // [C, Kp]
-  T* KQt = K + C * Kp;     // [Kp, 2 C]: the chunk's keys, then its queries
-  T* Q = KQt + 2 * C * Kp; // [C, Kp]
-  T* GP = Q + C * Kp;      // [C, 2 C]: G, then P^T
-  T* X = GP + 2 * C * C;   // [C, Vp]
+  T* S = scratch;         // [Kp, Vp]
+  T* K = S + Kp * Vp;     // [C, Kp]
+  T* Q = K + C * Kp;
+  T* KT = Q + C * Kp;     // [Kp, C]
+  T* own = KT + C * Kp;   // bG and P [C, C], where they are not kept
+  T* X = own + 2 * BLOCK; // [C, Vp]
   T* U = X + C * Vp;
-  T* O = U + C * Vp;
-  T* b = O + C * Vp;
-  const T* Pt = GP + C;
-  pack(a.initial, a.state_ld, s.keys, s.values, S, Kp, Vp);
+  T* b = U + C * Vp;
+  to_panels(a.initial, a.state_ld, s.keys, s.values, S, Kp);
   for (Index n = 0; n < s.chunks(); ++n) {
     const Index t = n * C, rows = s.rows(n);
     if (a.states && n % a.every == 0) {
-      transpose(S, Vp, a.states + n / a.every * a.states_step, Kp, Kp, Vp);
+      transpose_panels(S, a.states + n / a.every * a.states_step, Kp, Vp);
     }
-    pack(a.k + t * a.k_ld, a.k_ld, rows, s.keys, K, C, Kp);
-    pack(a.v + t * a.v_ld, a.v_ld, rows, s.values, X, C, Vp);
+    to_panels(a.k + t * a.k_ld, a.k_ld, rows, s.keys, K, C);
+    to_panels(a.v + t * a.v_ld, a.v_ld, rows, s.values, X, C);
     load_beta(a.beta ? a.beta + t * a.beta_ld : nullptr, a.beta_ld, rows, b);
-    if (DELTA || reads) transpose(K, Kp, KQt, 2 * C, C, Kp);
-    if (reads) {
-      pack(a.q + t * a.q_ld, a.q_ld, rows, s.keys, Q, C, Kp);
-      transpose(Q, Kp, KQt + C, 2 * C, C, Kp);
-    }
-    if constexpr (DELTA) {
-      for_tiles<T>(C, reads ? 2 * C : C, FW_TILE {
-        tile.zero();
-        tile.add_columns_of(KQt + i, 2 * C, KQt + j, 2 * C, Kp);
-        tile.write(GP + i * 2 * C + j, 2 * C);
-      });
-      for_tiles<T>(C, Vp, FW_TILE {
-        tile.zero();
-        tile.add_columns_of(KQt + i, 2 * C, S + j, Vp, Kp);
-        tile.subtract_from(X + i * Vp + j, Vp);
-      });
-      solve_lower(GP, 2 * C, b, X, U, Vp);
-      if (a.errors) transpose(X, Vp, a.errors + n * a.errors_step, C, C, Vp);
-    } else {
+    if (DELTA || reads) transpose_panels(K, KT, C, Kp);
+    if (reads) to_panels(a.q + t * a.q_ld, a.q_ld, rows, s.keys, Q, C);
+    T* bG = a.products ? a.products + n * kept_products<DELTA> : own;
+    T* P = bG + (DELTA ? BLOCK : 0);
+    key_products(Q, K, KT, b, Kp, DELTA ? bG : nullptr, reads ? P : nullptr);
+    const Rows<T> O = {offset(a.o, t * a.o_ld), a.o_ld, rows, s.values};
+    for_panels<T>(Vp, FW_PANELS {
+      T *Xj = X + j * C, *Uj = U + j * C, *Sj = S + j * Kp;
+      constexpr Index columns = panels.count * PAD;
+      if constexpr (DELTA) {
+        for_rows<T>(panels, C, FW_BLOCK {
+          block.read(Xj + i * PAD, PAD, BLOCK);
+          block.template add<true, -1>(K + i * PAD, BLOCK, Sj, Kp * PAD, Kp);
+          block.write(Xj + i * PAD, PAD, BLOCK);
+        });
+        for (Index v = 0; v < columns; v += PAD) solve_lower(bG, b, Xj + v * C, Uj + v * C);
+        if (a.errors) {
+          transpose_panels(Xj, a.errors + n * a.errors_step + j * C, C, columns);
+        }
+      } else {
+        for (Index v = 0; v < columns; v += PAD) scale_panel(b, Xj + v * C, Uj + v * C);
+      }
       if (reads) {
-        for_tiles<T>(C, C, FW_TILE {
-          tile.zero();
-          tile.add_columns_of(KQt + i, 2 * C, KQt + C + j, 2 * C, Kp);
-          tile.write(GP + C + i * 2 * C + j, 2 * C);
+        for_rows<T>(panels, C, FW_BLOCK {
+          block.zero();
+          block.template add<true>(Q + i * PAD, BLOCK, Sj, Kp * PAD, Kp);
+          block.template add<true>(P + i * PAD, BLOCK, Uj, BLOCK, i + block.rows);
+          O.put(block, i, j);
         });
       }
-      for (Index i = 0; i < C; ++i) {
-        for (Index v = 0; v < Vp; ++v) U[i * Vp + v] = b[i] * X[i * Vp + v];
-      }
-    }
-    if (reads) {
-      for (Index j = 1; j < C; ++j) {
-        for (Index i = 0; i < j; ++i) GP[j * 2 * C + C + i] = T(0);
-      }
-      for_tiles<T>(C, Vp, FW_TILE {
-        tile.zero();
-        tile.add_columns_of(KQt + C + i, 2 * C, S + j, Vp, Kp);
-        tile.add_columns_of(Pt + i, 2 * C, U + j, Vp, i + tile.rows);
-        tile.write(O + i * Vp + j, Vp);
+      for_rows<T>(panels, Kp, FW_BLOCK {
+        block.read(Sj + i * PAD, PAD, Kp * PAD);
+        block.template add<false>(K + i / PAD * BLOCK + i % PAD, 0, Uj, BLOCK, C);
+        block.write(Sj + i * PAD, PAD, Kp * PAD);
       });
-      unpack(O, Vp, rows, s.values, a.o + t * a.o_ld, a.o_ld);
-    }
-    for_tiles<T>(Kp, Vp, FW_TILE {
-      tile.read(S + i * Vp + j, Vp);
-      tile.add_columns_of(K + i, Kp, U + j, Vp, C);
-      tile.write(S + i * Vp + j, Vp);
     });
   }
-  unpack(S, Vp, s.keys, s.values, a.last, a.state_ld);
+  from_panels(S, Kp, s.keys, s.values, a.last, a.state_ld);
 }

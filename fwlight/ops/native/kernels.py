@@ -24,11 +24,11 @@ _below_autograd = torch._C._AutoDispatchBelowAutograd  # pyright: ignore[reportP
 
 LIBRARY.define(
     "native_rule(Tensor? q, Tensor k, Tensor v, Tensor? beta, Tensor state, str rule, bool keep)"
-    " -> (Tensor o, Tensor state, Tensor states, Tensor errors)"
+    " -> (Tensor o, Tensor state, Tensor states, Tensor errors, Tensor products)"
 )
 LIBRARY.define(
     "native_rule_backward(Tensor? q, Tensor k, Tensor v, Tensor? beta, Tensor? d_o, Tensor d_state,"
-    " Tensor states, Tensor errors, str rule)"
+    " Tensor states, Tensor errors, Tensor products, str rule)"
     " -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbeta, Tensor d_state)"
 )
 
@@ -45,14 +45,14 @@ def _chunks_per_state(k: Tensor, v: Tensor) -> int:
 
 def _forward_results(
     q: Tensor | None, k: Tensor, v: Tensor, rule: str, keep: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return memory for (o, S_T, states, errors); what is not wanted is empty."""
+) -> tuple[Tensor, ...]:
+    """Return memory for (o, S_T, states, errors, products); what is not wanted is empty."""
     b, h, t, d_key = k.shape
     d_value = v.shape[3]
     o = v.new_empty(0) if q is None else empty_like(v)
     last = v.new_empty((b, h, d_key, d_value))
     if not keep:
-        return o, last, v.new_empty(0), v.new_empty(0)
+        return o, last, *(v.new_empty(0) for _ in range(3))
     every = _chunks_per_state(k, v)
     chunks = (t + CHUNK - 1) // CHUNK
     groups = (chunks + every - 1) // every
@@ -60,7 +60,9 @@ def _forward_results(
     # The FWM rule also keeps what every token divided the state by.
     per_token = {"sum": 0, "delta": values, "fwm": values + 1}[rule]
     errors = v.new_empty((b, h, chunks, per_token, CHUNK) if per_token else 0)
-    return o, last, v.new_empty((b, h, groups, values, keys)), errors
+    count = {"sum": 1, "delta": 2, "fwm": 0}[rule]
+    products = v.new_empty((b, h, chunks, count, CHUNK, CHUNK) if count else 0)
+    return o, last, v.new_empty((b, h, groups, values, keys)), errors, products
 
 
 def _backward_results(
@@ -85,12 +87,12 @@ def _forward(
     state: Tensor,
     rule: str,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     q = None if q is None else dense(q)
     k, v = dense(k), dense(v)
     results = _forward_results(q, k, v, rule, keep)
-    o, last, states, errors = results
-    _launch_forward(q, k, v, beta, state, rule, None if q is None else o, last, states, errors)
+    o, last, *kept = results
+    _launch_forward(q, k, v, beta, state, rule, None if q is None else o, last, *kept)
     return results
 
 
@@ -103,8 +105,7 @@ def _launch_forward(
     rule: str,
     o: Tensor | None,
     last: Tensor,
-    states: Tensor | None = None,
-    errors: Tensor | None = None,
+    *kept: Tensor,
 ) -> None:
     state = state.contiguous()
     _call(
@@ -120,8 +121,7 @@ def _launch_forward(
         state.data_ptr(),
         last.data_ptr(),
         # The address of nothing is zero, which says that nothing is to be kept.
-        0 if states is None else states.data_ptr(),
-        0 if errors is None else errors.data_ptr(),
+        *([x.data_ptr() for x in kept] or (0, 0, 0)),
     )
 
 
@@ -134,6 +134,7 @@ def _backward(
     d_state: Tensor,
     states: Tensor,
     errors: Tensor,
+    products: Tensor,
     rule: str,
 ) -> tuple[Tensor, ...]:
     if q is None or d_o is None:
@@ -160,32 +161,42 @@ def _backward(
         d_initial.data_ptr(),
         states.data_ptr(),
         errors.data_ptr(),
+        products.data_ptr(),
     )
     return results
+
+
+def _traced(x: Tensor) -> bool:
+    """Return whether the operators must be seen; dispatching one written in Python takes time."""
+    return type(x) is not Tensor or torch.compiler.is_compiling()
 
 
 class _Rule(Function):
     @staticmethod
     def forward(ctx: Any, rule: str, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        with _below_autograd():
-            o, last, states, errors = _OP(*inputs, rule, True)
-        q, k, v, beta, _ = inputs
+        q, k, v, beta, S = inputs
+        assert k is not None and v is not None and S is not None
+        if _traced(k):
+            with _below_autograd():
+                o, last, *kept = _OP(*inputs, rule, True)
+        else:
+            o, last, *kept = _forward(q, k, v, beta, S, rule, True)
         ctx.rule = rule
-        ctx.save_for_backward(q, k, v, beta, states, errors)
+        ctx.save_for_backward(q, k, v, beta, *kept)
         ctx.set_materialize_grads(False)
         return o, last
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        q, k, v, beta, states, errors = ctx.saved_tensors
+        q, k, v, beta, *kept = ctx.saved_tensors
         d_o, d_last = grads
         if q is None or d_o is None:
             q = d_o = None
         if d_last is None:
             d_last = v.new_zeros((*k.shape[:2], k.shape[3], v.shape[3]))
-        results = _BACKWARD_OP(q, k, v, beta, d_o, d_last, states, errors, ctx.rule)
-        dq, dk, dv, dbeta, d_initial = results
+        run = _BACKWARD_OP if _traced(k) else _backward
+        dq, dk, dv, dbeta, d_initial = run(q, k, v, beta, d_o, d_last, *kept, ctx.rule)
         dq = None if q is None else dq
         return None, dq, dk, dv, None if beta is None else dbeta, d_initial
 
@@ -194,14 +205,14 @@ def _requires_grad(*inputs: Tensor | None) -> bool:
     return any(x is not None and x.requires_grad for x in inputs)
 
 
-def _autograd(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _autograd(*arguments: Any) -> tuple[Tensor, ...]:
     *inputs, rule, keep = arguments
     if not (torch.is_grad_enabled() and _requires_grad(*inputs)):
         with _below_autograd():
             return _OP(*inputs, rule, keep)
     k, v = inputs[1:3]
     o, last = _Rule.apply(rule, *inputs)
-    return o, last, v.new_empty(0), k.new_empty(0)
+    return o, last, v.new_empty(0), k.new_empty(0), v.new_empty(0)
 
 
 def _fake_forward(q: Any, k: Any, v: Any, beta: Any, state: Any, rule: str, keep: bool) -> Any:
@@ -209,7 +220,7 @@ def _fake_forward(q: Any, k: Any, v: Any, beta: Any, state: Any, rule: str, keep
 
 
 def _fake_backward(
-    q: Any, k: Any, v: Any, beta: Any, d_o: Any, d_state: Any, states: Any, errors: Any, rule: str
+    q: Any, k: Any, v: Any, beta: Any, d_o: Any, d_state: Any, *kept_and_rule: Any
 ) -> Any:
     q = None if q is None or d_o is None else dense(q)
     return _backward_results(q, dense(k), dense(v), beta, d_state)
@@ -227,11 +238,12 @@ _BACKWARD_OP = torch.ops.fwlight.native_rule_backward.default
 def _run(
     q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, S: Tensor, rule: str
 ) -> tuple[Tensor | None, Tensor]:
-    traced = type(k) is not Tensor or torch.compiler.is_compiling()
-    if traced or (torch.is_grad_enabled() and _requires_grad(q, k, v, beta, S)):
-        o, last, _, _ = _OP(q, k, v, beta, S, rule, False)
+    if _traced(k):
+        o, last, *_ = _OP(q, k, v, beta, S, rule, False)
         return None if q is None else o, last
-    # Dispatching an operator written in Python takes as long as the step of a small layer.
+    if torch.is_grad_enabled() and _requires_grad(q, k, v, beta, S):
+        o, last = _Rule.apply(rule, q, k, v, beta, S)
+        return None if q is None else o, last
     q = None if q is None else dense(q)
     k, v = dense(k), dense(v)
     o = None if q is None else empty_like(v)

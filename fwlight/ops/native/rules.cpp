@@ -13,19 +13,22 @@
 
 namespace {
 
-// Numbers kept of a chunk besides states: Xt, and the sizes n_t under the FWM rule.
+// Numbers kept of a chunk besides states: Xt, and the sizes n_t under the FWM rule; then products.
 Index error_numbers(const Sizes& s) { return (s.values_pad + (s.rule == FWM)) * CHUNK; }
+Index product_numbers(const Sizes& s) {
+  return s.rule == DELTA ? kept_products<true> : kept_products<false>;
+}
 
 template <class T>
 struct Forward {
   Sizes s;
   Sequence<T> q, k, v, beta, o;
-  T *initial, *last, *states, *errors;
+  T *initial, *last, *states, *errors, *products;
 
   explicit Forward(Arguments a)
       : s(a), q(a.sequence<T>()), k(a.sequence<T>()), v(a.sequence<T>()), beta(a.sequence<T>()),
         o(a.sequence<T>()), initial(a.pointer<T>()), last(a.pointer<T>()), states(a.pointer<T>()),
-        errors(a.pointer<T>()) {}
+        errors(a.pointer<T>()), products(a.pointer<T>()) {}
 
   ForwardHead<T> head(Index n, Index part) const {
     const Index b = n / s.heads, h = n % s.heads, first = part * s.slice;
@@ -43,6 +46,8 @@ struct Forward {
         o.token,
         offset(states, n * s.groups() * state + first * s.keys_pad),
         offset(errors, n * s.chunks() * error + first * CHUNK),
+        // The same in every slice: the first one keeps them.
+        part == 0 ? offset(products, n * s.chunks() * product_numbers(s)) : nullptr,
         state, error, s.every,
     };
   }
@@ -82,13 +87,13 @@ template <class T>
 struct Backward {
   Sizes s;
   Sequence<T> q, k, v, beta, d_o, dq, dk, dv, dbeta;
-  T *d_last, *d_initial, *states, *errors;
+  T *d_last, *d_initial, *states, *errors, *products;
 
   explicit Backward(Arguments a)
       : s(a), q(a.sequence<T>()), k(a.sequence<T>()), v(a.sequence<T>()), beta(a.sequence<T>()),
         d_o(a.sequence<T>()), dq(a.sequence<T>()), dk(a.sequence<T>()), dv(a.sequence<T>()),
         dbeta(a.sequence<T>()), d_last(a.pointer<T>()), d_initial(a.pointer<T>()),
-        states(a.pointer<T>()), errors(a.pointer<T>()) {}
+        states(a.pointer<T>()), errors(a.pointer<T>()), products(a.pointer<T>()) {}
 
   // `partial`: where slices after the first leave their share of dq, dk and dbeta.
   BackwardHead<T> head(Index n, Index part, T* partial) const {
@@ -105,6 +110,7 @@ struct Backward {
         s.values,
         states + n * s.groups() * state + first * s.keys_pad,
         offset(errors, n * s.chunks() * error + first * CHUNK),
+        offset(products, n * s.chunks() * product_numbers(s)),
         state, error, s.every,
         q.data ? dq.at(b, h) : nullptr,
         dk.at(b, h),

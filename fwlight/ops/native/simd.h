@@ -19,7 +19,9 @@
 #define FW_REGISTERS 16
 #endif
 
-#define FW_INLINE inline __attribute__((always_inline))
+#define FW_ALWAYS __attribute__((always_inline))
+#define FW_INLINE inline FW_ALWAYS
+#define FW_APART __attribute__((noinline))
 #if defined(__clang__)
 #define FW_UNROLL _Pragma("clang loop unroll(full)")
 #else
@@ -116,7 +118,7 @@ struct Tile {
 };
 
 // What is done for one tile at row i and column j.
-#define FW_TILE [&](auto& tile, Index i, Index j) __attribute__((always_inline))
+#define FW_TILE [&](auto& tile, Index i, Index j) FW_ALWAYS
 
 // Call f(tile, row, column) for tiles that cover `rows` x `columns`, both multiples of PAD.
 template <class T, class F>
