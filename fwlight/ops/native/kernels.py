@@ -173,12 +173,12 @@ def _traced(x: Tensor) -> bool:
 
 class _Rule(Function):
     @staticmethod
-    def forward(ctx: Any, rule: str, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        q, k, v, beta, S = inputs
-        assert k is not None and v is not None and S is not None
+    def forward(
+        ctx: Any, rule: str, q: Any, k: Tensor, v: Tensor, beta: Any, S: Tensor
+    ) -> tuple[Tensor, Tensor]:
         if _traced(k):
             with _below_autograd():
-                o, last, *kept = _OP(*inputs, rule, True)
+                o, last, *kept = _OP(q, k, v, beta, S, rule, True)
         else:
             o, last, *kept = _forward(q, k, v, beta, S, rule, True)
         ctx.rule = rule
@@ -195,7 +195,7 @@ class _Rule(Function):
             q = d_o = None
         if d_last is None:
             d_last = v.new_zeros((*k.shape[:2], k.shape[3], v.shape[3]))
-        run = _BACKWARD_OP if _traced(k) else _backward
+        run: Any = _BACKWARD_OP if _traced(k) else _backward
         dq, dk, dv, dbeta, d_initial = run(q, k, v, beta, d_o, d_last, *kept, ctx.rule)
         dq = None if q is None else dq
         return None, dq, dk, dv, None if beta is None else dbeta, d_initial
