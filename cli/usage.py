@@ -16,7 +16,9 @@ Often used keys (all of them: --cfg):
   size.{{d_model,n_layers,n_heads,d_head,d_ff,dropout}}
   model.{{key_norm,read_norm,out_norm,output_scale,beta_max,short_conv,positions,norm,output}}
   model.feature_map.{{nu,num_features}}
-  task.data=stdlib|wikitext|text  task.{{path,train,valid,test}}=PATH  task.{{batch_size,seq_len}}
+  task.data=stdlib|wikitext103|wikitext2|ptb|wikitext|text  task.{{path,train,valid,test}}=PATH
+  task.{{batch_size,seq_len}}  task.context=segment|carried  task.reset=never|document
+  task.eval=segment|sliding|carried  task.eval_stride
   task.setting=capacity|update  task.n_keys
   optimizer.lr  trainer.{{max_steps,max_time,devices,precision}}  seed
   callbacks.checkpoint.every_n_train_steps  diagnostics.{{every_n_steps,sequences}}

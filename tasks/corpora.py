@@ -1,21 +1,35 @@
 """The sources of language-model text: each split as lines of words, read anew at every pass."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from fwlight.types import DataError
+from tasks.public_texts import PATTERNS, files_of
 from tasks.stdlib_prose import prose_splits
 from tasks.textfiles import existing_file, read_pieces
 from tasks.tokenizer import EOS, tokenize
 
 SPLITS = ("train", "valid", "test")
-SOURCES = ("stdlib", "wikitext", "text")
+DOWNLOADED = ("wikitext103", "wikitext2", "ptb")
+SOURCES = ("stdlib", *DOWNLOADED, "wikitext", "text")
 
 Words = Callable[[], Iterator[list[str]]]
 """One call is one pass over a split, in runs of words; `<eos>` ends a line."""
 
 _TRAIN_SHARE, _VALID_SHARE = 0.90, 0.05
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A source of text."""
+
+    name: str
+    """`task.data`, and what else decides how files are read."""
+    splits: dict[str, Words]
+    files: tuple[Path, ...] = ()
+    """What the splits are read from; their content decides what they hold."""
 
 
 def open_corpus(
@@ -25,63 +39,75 @@ def open_corpus(
     train: str | Path | None = None,
     valid: str | Path | None = None,
     test: str | Path | None = None,
-) -> dict[str, Words]:
-    """The three splits of a source.
+) -> Corpus:
+    """Return the three splits of a source; what has to be downloaded is, once.
 
     - `stdlib`: the running Python's own prose, see `tasks.stdlib_prose`; takes no path.
-    - `wikitext`: token files as distributed, `wiki.{train,valid,test}.tokens` in the folder `path`,
-      any of them replaced by `train`, `valid` or `test`; `line.split()` and `<eos>` on every line,
-      blank ones too.
+    - `wikitext103`, `wikitext2`, `ptb`: downloaded, or as distributed in the folder `path`:
+      `wiki.{train,valid,test}.tokens`, `ptb.{train,valid,test}.txt`; `line.split()` and `<eos>` on
+      every line, blank ones too.
+    - `wikitext`: any token files of that kind in the folder `path`, each of them replaced by
+      `train`, `valid` or `test` where given.
     - `text`: the UTF-8 files `train`, `valid` and `test`, or the one file `path`, of which the
       lines starting in the first 90 % of the bytes are for training and 5 % each for the others;
       `<eos>` ends every line, blank ones too.
 
     Raises:
         DataError: an unknown source, missing or superfluous paths, or a file that is not there.
+        StorageError: a download fails.
     """
     given = {"train": train, "valid": valid, "test": test}
     if data == "stdlib":
         if path or any(given.values()):
             raise DataError("task.data=stdlib reads no files; give task.data=text or wikitext too")
-        return {split: partial(_stdlib, split) for split in SPLITS}
-    if data == "wikitext":
-        return {
-            split: partial(_file, _token_file(split, path, given[split]), str.split)
-            for split in SPLITS
+        return Corpus(data, {split: partial(_stdlib, split) for split in SPLITS})
+    if data in PATTERNS:
+        if data in DOWNLOADED and not path and not all(given.values()):
+            files = files_of(data)
+        else:
+            files = {split: _token_file(data, split, path, given[split]) for split in SPLITS}
+        splits: dict[str, Words] = {
+            split: partial(_file, files[split], str.split) for split in SPLITS
         }
+        return Corpus("tokens", splits, tuple(files.values()))
     if data == "text":
         return _text(path, given)
     raise DataError(f"task.data={data} is unknown; choose one of {', '.join(SOURCES)}")
 
 
-def _token_file(split: str, folder: str | Path | None, override: str | Path | None) -> Path:
+def _token_file(
+    data: str, split: str, folder: str | Path | None, override: str | Path | None
+) -> Path:
     if override:
         return existing_file(override)
+    name = PATTERNS[data].format("{train,valid,test}")
     if not folder:
         raise DataError(
-            "task.data=wikitext needs task.path, a folder with wiki.{train,valid,test}.tokens, "
-            f"or the file task.{split}"
+            f"task.data={data} needs task.path, a folder with {name}, or the file task.{split}"
         )
     if not Path(folder).expanduser().is_dir():
-        raise DataError(
-            f"task.path={folder} is no folder; task.data=wikitext needs one with "
-            "wiki.{train,valid,test}.tokens"
-        )
-    return existing_file(Path(folder) / f"wiki.{split}.tokens")
+        raise DataError(f"task.path={folder} is no folder; task.data={data} needs one with {name}")
+    return existing_file(Path(folder) / PATTERNS[data].format(split))
 
 
-def _text(path: str | Path | None, given: dict[str, str | Path | None]) -> dict[str, Words]:
+def _text(path: str | Path | None, given: dict[str, str | Path | None]) -> Corpus:
     files = {split: name for split, name in given.items() if name}
     if path and not files:
         file = existing_file(path)
         size = file.stat().st_size
         edges = (0, int(size * _TRAIN_SHARE), int(size * (_TRAIN_SHARE + _VALID_SHARE)), size)
-        return {
+        parts: dict[str, Words] = {
             split: partial(_file, file, tokenize, first=edges[i], end=edges[i + 1])
             for i, split in enumerate(SPLITS)
         }
+        return Corpus("text", parts, (file,))
     if not path and len(files) == len(SPLITS):
-        return {split: partial(_file, existing_file(files[split]), tokenize) for split in SPLITS}
+        three = {split: existing_file(files[split]) for split in SPLITS}
+        return Corpus(
+            "text",
+            {split: partial(_file, three[split], tokenize) for split in SPLITS},
+            tuple(three.values()),
+        )
     raise DataError(
         "task.data=text needs either task.path, one file, or all of task.train, task.valid and "
         "task.test"

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from tasks.vocabulary import Vocabulary
 
-WITH_DOCUMENTS = ("wikitext",)
+WITH_DOCUMENTS = ("wikitext103", "wikitext2", "wikitext")
 """Sources whose files say where a document begins."""
 
 

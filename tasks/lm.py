@@ -1,32 +1,25 @@
 """Word-level language modelling: text to batches of contiguous lanes."""
 
-import hashlib
-from array import array
-from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from torch import Tensor
 
 from fwlight.types import DataError
 from tasks.contexts import CarriedLanes, SlidingWindows
-from tasks.corpora import SPLITS, open_corpus
+from tasks.corpora import DOWNLOADED, open_corpus
 from tasks.documents import WITH_DOCUMENTS, document_starts
+from tasks.encoding import encode
 from tasks.lanes import EvalLanes, TrainLanes
 from tasks.tokenizer import EOS, detokenize, tokenize
 from tasks.vocabulary import Vocabulary
 
-_DEFAULT_MIN_COUNT = {"stdlib": 3, "wikitext": 1, "text": 3}
+_DEFAULT_MIN_COUNT = {"stdlib": 3, "text": 3}  # the files of others hold <unk> already
+_STDLIB_REMEDY = "the text comes with Python: use the Python version of the old run"
 _FILES_REMEDY = "use the files and vocabulary size of the old run"
-_REMEDY = {
-    "stdlib": "the text comes with Python: use the Python version of the old run",
-    "wikitext": _FILES_REMEDY,
-    "text": _FILES_REMEDY,
-}
 
 CONTEXTS, RESETS = ("segment", "carried"), ("never", "document")
 EVALUATIONS = ("segment", "sliding", "carried")
@@ -41,8 +34,9 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
     decode an answer, without `setup`.
 
     Args:
-        data: `stdlib`, `wikitext` or `text`; see `tasks.corpora.open_corpus`.
-        path: Folder of `wikitext`, or the one file of `text`.
+        data: `stdlib`, `wikitext103`, `wikitext2`, `ptb`, `wikitext` or `text`; see
+            `tasks.corpora.open_corpus`.
+        path: Folder of token files, or the one file of `text`.
         train: File of the training split.
         valid: File of the validation split.
         test: File of the test split.
@@ -50,12 +44,12 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         eval_batch_size: Sequences of an evaluation batch, over all ranks; changes no result.
         seq_len: Tokens of a segment.
         min_count: Words with fewer occurrences in the training split become `<unk>`; None for the
-            source's own: 3, and 1 for `wikitext`, whose files hold `<unk>` already.
+            source's own: 3 for `stdlib` and `text`, 1 for token files, which hold `<unk>` already.
         max_vocab_size: Most entries of the vocabulary, `<unk>` and `<eos>` included.
         context: What a training segment starts from: `segment`, an empty memory, or `carried`, what
             the memory held at the end of the lane's segment before it.
         reset: What empties a carried memory: `never` anything but the start of an epoch, or
-            `document`, where an article begins (`wikitext`).
+            `document`, where an article begins (WikiText).
         eval: How validation and test are read: `segment`, `sliding` or `carried`; see
             `tasks.contexts`. Carried, the stream is cut into `eval_batch_size` lanes.
         eval_stride: How far a sliding window is from the one before it.
@@ -106,10 +100,13 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
                 f"task.reset=document needs to know where documents begin, which task.data={data} "
                 f"does not say; choose one of {', '.join(WITH_DOCUMENTS)}"
             )
-        self._corpus = open_corpus(data, path=path, train=train, valid=valid, test=test)
+        self._paths = {"path": path, "train": train, "valid": valid, "test": test}
+        # What is downloaded is needed by `setup` only; a mistake in a path is told at once.
+        needs_network = data in DOWNLOADED and not path and not (train and valid and test)
+        self._corpus = None if needs_network else open_corpus(data, **self._paths)
         self.data = data
         self.batch_size, self.eval_batch_size, self.seq_len = batch_size, eval_batch_size, seq_len
-        self._min_count = _DEFAULT_MIN_COUNT[data] if min_count is None else min_count
+        self._min_count = _DEFAULT_MIN_COUNT.get(data, 1) if min_count is None else min_count
         self._max_vocab_size = max_vocab_size
         self.context, self.reset = context, reset
         self.eval, self.eval_stride = eval, eval_stride
@@ -121,21 +118,20 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
     # Lightning's hooks
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, count and encode the text; once, whatever the stage.
+        """Read, count and encode the text, or map it from the cache; once, whatever the stage.
 
         Raises:
             DataError: the text cannot be used, or is not what the loaded checkpoint saw.
         """
         if self.streams:
             return
-        vocabulary = self._counted_vocabulary()
-        streams = {split: _encoded(vocabulary, self._corpus[split]()) for split in SPLITS}
-        digest = hashlib.sha256()
-        for split in SPLITS:
-            digest.update(len(streams[split]).to_bytes(8, "little"))
-            digest.update(streams[split].numpy().astype("<i4").tobytes())
-        self._adopt(vocabulary, digest.hexdigest(), stored=False)
-        self.streams = streams
+        if self._corpus is None:
+            self._corpus = open_corpus(self.data, **self._paths)
+        encoded = encode(
+            self._corpus, min_count=self._min_count, max_vocab_size=self._max_vocab_size
+        )
+        self._adopt(encoded.vocabulary, encoded.fingerprint, stored=False)
+        self.streams = encoded.streams
 
     def train_dataloader(self) -> TrainLanes:
         """This rank's lanes of the training split."""
@@ -205,11 +201,11 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
     def encode(self, text: str) -> list[int]:
         """Ids of a prompt, cut into words as the source's own; a line break becomes `<eos>`.
 
-        WikiText's words are separated by spaces; where a prompt is not written that way, its
+        Words of token files are separated by spaces; where a prompt is not written that way, its
         unknown words are cut as prose.
         """
         text = text.replace("\n", f" {EOS} ")
-        if self.data != "wikitext":
+        if self.data in ("stdlib", "text"):
             return self.vocabulary.encode(tokenize(text))
         known = self.vocabulary.ids
         words = [[word] if word in known else tokenize(word) for word in text.split()]
@@ -220,14 +216,6 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         return detokenize(self.vocabulary.decode(ids))
 
     # Parts
-
-    def _counted_vocabulary(self) -> Vocabulary:
-        counts: Counter[str] = Counter()
-        for words in self._corpus["train"]():
-            counts.update(words)
-        return Vocabulary.from_counts(
-            counts, min_count=self._min_count, max_size=self._max_vocab_size
-        )
 
     def _adopt(self, vocabulary: Vocabulary, fingerprint: str, *, stored: bool) -> None:
         """Take over vocabulary and fingerprint; if the other side is there already, compare.
@@ -240,12 +228,13 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         if self._vocabulary is not None and self._fingerprint is not None:
             known = (self._vocabulary.hash, self._fingerprint)
             given = (vocabulary.hash, fingerprint)
+            remedy = _STDLIB_REMEDY if self.data == "stdlib" else _FILES_REMEDY
             for what, *hashes in zip(("vocabulary", "text"), known, given, strict=True):
                 if hashes[0] != hashes[1]:
                     now, then = hashes if stored else reversed(hashes)
                     raise DataError(
                         f"the checkpoint's {what} is another: {then[:12]} in the checkpoint, "
-                        f"{now[:12]} now; {_REMEDY[self.data]}, or start anew "
+                        f"{now[:12]} now; {remedy}, or start anew "
                         "in another run_dir"
                     )
         self._vocabulary, self._fingerprint = vocabulary, fingerprint
@@ -271,10 +260,3 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         if self.reset == "never":
             return None
         return document_starts(self.streams[split], self.vocabulary)
-
-
-def _encoded(vocabulary: Vocabulary, runs: Iterable[list[str]]) -> Tensor:
-    ids = array("i")
-    for words in runs:
-        ids.extend(vocabulary.encode(words))
-    return torch.frombuffer(ids, dtype=torch.int32)

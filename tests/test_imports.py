@@ -39,6 +39,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "tasks": ({"fwlight.types"}, {"torch", "lightning"}),
     "tasks.cache": ({"fwlight.cache", "fwlight.errors"}, {"numpy", "torch"}),
     "tasks.downloads": ({"fwlight.cache", "fwlight.errors", "tasks.cache"}, {"tqdm"}),
+    "tasks.encoding": ({"tasks"}, {"numpy", "torch"}),
     "tasks.archives": ({"fwlight.types", "tasks.cache", "tasks.downloads"}, set()),
     "callbacks": (
         {"fwlight.diagnostics", "fwlight.models", "fwlight.training"},

@@ -159,7 +159,10 @@ def test_another_python_s_library_is_explained(wiki):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"data": "wiki"}, "task.data=wiki is unknown; choose one of stdlib, wikitext, text"),
+        (
+            {"data": "wiki"},
+            "task.data=wiki is unknown; choose one of stdlib, wikitext103, wikitext2, ",
+        ),
         ({"data": "stdlib", "path": "x"}, "task.data=stdlib reads no files"),
         ({"data": "wikitext"}, "needs task.path"),
         ({"data": "wikitext", "path": "/nowhere"}, "task.path=/nowhere is no folder"),
