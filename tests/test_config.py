@@ -39,7 +39,11 @@ def fails(*arguments: str) -> str:
 def test_config_groups_are_every_yaml_file():
     listed = {CONF / group / f"{option}.yaml" for group, option in OPTIONS}
     others = {path for path in CONF.rglob("*.yaml") if path not in listed}
-    bases = {"_fast_weight.yaml", *(f"_lm_wt103{size}.yaml" for size in ("", "_small", "_medium"))}
+    bases = {
+        "_fast_weight.yaml",
+        "_lm_mini.yaml",
+        *(f"_lm_wt103{size}.yaml" for size in ("", "_small", "_medium")),
+    }
     assert {path.name for path in others} == {"config.yaml", *bases}
     assert {"task", "model", "size", "optimizer", "trainer", "callbacks", "logger"} <= set(groups())
 
