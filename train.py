@@ -19,7 +19,7 @@ from fwlight.errors import ConfigError, FwlightError, StorageError
 
 
 def train(composition: Composition, arguments: Sequence[str] = ()) -> dict[str, Any]:
-    """Do what `action` says; return the summary, or {"text": ...} of generate.
+    """Do what `action` says; return the summary, or {"text": ...} of what it wrote.
 
     Args:
         composition: From `compose_config`.
@@ -55,6 +55,10 @@ def act(composition: Composition, arguments: Sequence[str]) -> dict[str, Any]:
             seed=config["seed"],
             **config["generate"],
         )
+        return {"text": text}
+    if config["action"] == "translate":
+        lines = run.read_lines(config["input"])
+        text = run.translate(module, data, lines, ckpt=config["ckpt"], **config["translate"])
         return {"text": text}
     trainer = build(
         "trainer",

@@ -38,7 +38,7 @@ def build_parts(
         if state is None:
             raise CheckpointError("the checkpoint holds nothing of its data: no fit wrote it")
         data.load_state_dict(state)
-    if config["action"] != "generate":
+    if config["action"] not in ("generate", "translate"):
         data.setup(config["action"])
     network = build("network", config["network"], **data.network_sizes)
     return build("module", config["module"], network), data

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from cli.checks import check_section
-from cli.overrides import CONF, FREE_TEXT, groups, parse, set_value
+from cli.overrides import CONF, FREE_TEXT, chooses_option, parse, set_value
 from cli.schema import Config
 from fwlight.errors import ConfigError
 
@@ -66,7 +66,7 @@ def compose_config(arguments: Sequence[str]) -> Composition:
         ConfigError: If an argument cannot be read, or a key, option or value is not allowed.
     """
     parsed = {key: (argument, value) for argument in arguments for key, value in [parse(argument)]}
-    chosen = {key: pair for key, pair in parsed.items() if key in groups()}
+    chosen = {key: pair for key, pair in parsed.items() if chooses_option(key)}
     nodes, choices = _compose_groups(chosen)
     texts = {key: value for key, (_, value) in parsed.items() if key in FREE_TEXT}
     for key, (_, value) in parsed.items():
@@ -124,11 +124,17 @@ def _compose_groups(chosen: dict[str, tuple[str, Any]]) -> tuple[DictConfig, dic
     try:
         config, choices = _load(CONF, tuple(text for text, _ in chosen.values()))
     except ConfigCompositionException as error:
-        inner = [key for key in chosen if "/" in key]
+        inner = [key for key in chosen if "/" in key or "@" in key]
         if not inner or "Could not override" not in str(error):
             raise ConfigError(_first_line(error)) from error
         _, choices = _compose_groups({k: v for k, v in chosen.items() if k not in inner})
         key = next(key for key in inner if key not in choices)
+        if "@" in key:
+            where = f"task={choices['task']}"
+            part = key.partition("@")[2]
+            raise ConfigError(
+                f"{key}={chosen[key][1]}: {where} has no such part as {part}"
+            ) from error
         outer, part = key.rsplit("/", 1)
         raise ConfigError(
             f"{key}={chosen[key][1]}: {outer}={choices[outer]} has no {part.replace('_', ' ')}"
@@ -143,7 +149,11 @@ def _load(folder: Path, arguments: tuple[str, ...]) -> tuple[DictConfig, dict[st
     with initialize_config_dir(str(folder), version_base="1.3"):
         config = compose("config", overrides=list(arguments), return_hydra_config=True)
     runtime = config.hydra.runtime.choices.items()
-    choices = {k: v for k, v in runtime if v is not None and not k.startswith("hydra/")}
+    choices = {
+        group: option
+        for group, option in runtime
+        if option is not None and not option.startswith("_") and not group.startswith("hydra/")
+    }
     with open_dict(config):
         del config["hydra"]
     return config, choices

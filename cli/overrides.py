@@ -55,9 +55,9 @@ def parse(argument: str, *, sweep: bool = False) -> tuple[str, Any]:
         raise ConfigError(
             f"{argument!r} cannot be read; quote special characters: \"{key}='...'\""
         ) from error
-    if override.type != OverrideType.CHANGE or override.package is not None:
+    key = override.get_key_element() if override.package else override.key_or_group
+    if override.type != OverrideType.CHANGE or (override.package and not chooses_option(key)):
         raise ConfigError(f"{argument!r}: only key=value works, for keys and groups of conf/")
-    key = override.key_or_group
     if sweep:
         many = override.is_sweep_override()
         return key, list(override.sweep_string_iterator()) if many else [text]
@@ -68,13 +68,18 @@ def parse(argument: str, *, sweep: bool = False) -> tuple[str, Any]:
         raise ConfigError(f"{argument!r}: interpolations and sections belong into YAML files")
     if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
         raise ConfigError(f"{argument!r}: a list may hold plain values only")
-    if key in groups():
+    if chooses_option(key):
         _check_option(key, value)
     return key, value
 
 
+def chooses_option(key: str) -> bool:
+    """Say whether a key names a group, or a group for one part of the network: group@part."""
+    return key.partition("@")[0] in groups()
+
+
 def _check_option(group: str, value: Any) -> None:
-    options = groups()[group]
+    options = groups()[group.partition("@")[0]]
     for option in value if isinstance(value, list) else [value]:
         if option not in options:
             near = difflib.get_close_matches(str(option), options, n=1)

@@ -88,8 +88,14 @@ class Task(OpenSection):
     test: str | None
     batch_size: Count
     eval_batch_size: Count
-    seq_len: Count
+    source_lang: str
+    target_lang: str
     vocab_size: Count
+    batch_tokens: Count
+    eval_batch_tokens: Count
+    max_length: Count | None
+    max_ratio: Annotated[float, Range(low=1)] | None
+    seq_len: Count
     n_pairs: list[Count]
     power: Positive
     eval_sequences: Count
@@ -188,11 +194,31 @@ class Generate(Section):
 
 
 @dataclass
+class Translate(Section):
+    """How a translation is searched for."""
+
+    beam: Count
+    length_penalty: NonNegative
+    batch_size: Count
+
+
+@dataclass
+class Loss(Section):
+    """What is minimised."""
+
+    label_smoothing: Annotated[float, Range(low=0, high=0.99)]
+
+
+@dataclass
 class Config(Section):
     """Everything."""
 
     task: Task
     model: Model
+    encoder: Model
+    decoder: Model
+    cross: Model
+    loss: Loss
     size: Size
     optimizer: Optimizer
     trainer: Trainer
@@ -201,7 +227,7 @@ class Config(Section):
     logger: Logger
     network: dict
     module: dict
-    action: Literal["fit", "test", "generate"]
+    action: Literal["fit", "test", "generate", "translate"]
     seed: Annotated[int, Range(low=0, high=2**32 - 1)]
     run_dir: str | None
     resume: str
@@ -211,5 +237,6 @@ class Config(Section):
     output: str | None
     rank_timeout: Positive
     generate: Generate
+    translate: Translate
     sweep: dict
     report: dict | None

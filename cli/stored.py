@@ -13,11 +13,15 @@ from fwlight.errors import CheckpointError, ConfigError
 _MACHINE = ("trainer", "callbacks", "logger", "debug")
 _ONE_RUN = (
     *("action", "run_dir", "resume", "ckpt", "prompt", "input", "output", "generate"),
-    *("rank_timeout", "diagnostics"),
+    *("translate", "rank_timeout", "diagnostics"),
 )
-_FREE = ("task.path", "task.train", "task.valid", "task.test", "task.eval_batch_size")
+_ARCHITECTURE = ("model.", "encoder.", "decoder.", "cross.", "size.", "network.")
+_FREE = (
+    *("task.path", "task.train", "task.valid", "task.test"),
+    *("task.eval_batch_size", "task.eval_batch_tokens"),
+)
 _TRAINING = (
-    *("optimizer.", "seed", "trainer.max_steps", "trainer.precision"),
+    *("optimizer.", "loss.", "seed", "trainer.max_steps", "trainer.precision"),
     *("trainer.gradient_clip_val", "trainer.accumulate_grad_batches"),
 )
 
@@ -55,7 +59,7 @@ def recompose(stored: Any, arguments: Sequence[str]) -> Composition:
         if text in arguments or _root(text) not in (*_MACHINE, *_ONE_RUN):
             merged[text.partition("=")[0]] = text
     composition = compose_config(list(merged.values()))
-    _refuse_changes(stored, composition, ("model.", "size.", "network."))
+    _refuse_changes(stored, composition, _ARCHITECTURE)
     return composition
 
 
@@ -69,7 +73,7 @@ def check_resume(stored: Any, composition: Composition) -> list[str]:
         CheckpointError: If the checkpoint holds no configuration.
         ConfigError: If architecture, task or data differ, naming the key and both values.
     """
-    _refuse_changes(stored, composition, ("task.", "model.", "size.", "network."))
+    _refuse_changes(stored, composition, ("task.", *_ARCHITECTURE))
     changes = [
         f"{key}={new} (was {old})"
         for key, old, new in _changes(stored, composition)
@@ -102,7 +106,8 @@ def _refuse_changes(stored: Any, composition: Composition, sections: tuple[str, 
         return
     key, old, new = changes[0]
     for group, option in composition.choices.items():
-        if key.startswith(group.replace("/", ".") + ".") and option != choices.get(group):
+        section = group.partition("@")[2] or group.replace("/", ".")
+        if key.startswith(f"{section}.") and option != choices.get(group):
             key, old, new = group, choices.get(group), option
             break
     raise ConfigError(

@@ -20,6 +20,8 @@ Often used keys (all of them: --cfg):
   task.{{batch_size,seq_len}}  task.context=segment|carried  task.reset=never|document
   task.eval=segment|sliding|carried  task.eval_stride
   task.setting=capacity|update  task.n_keys
+  task.data=cldr|multi30k|wmt14|files  task.{{source_lang,target_lang,vocab_size,batch_tokens}}
+  model@encoder= model@decoder= model@cross=   another model in one attention of task=translation
   optimizer.lr  trainer.{{max_steps,max_time,devices,precision}}  seed
   callbacks.checkpoint.every_n_train_steps  diagnostics.{{every_n_steps,sequences}}
   run_dir=PATH     everything of a run: config.yaml, metrics.csv, summary.json, tensorboard/,
@@ -32,6 +34,8 @@ Actions:
   action=test      ckpt=PATH [output=FILE]
   action=generate  ckpt=PATH prompt=TEXT|input=FILE [output=FILE]
                    generate.{{max_new_tokens,temperature,top_k,top_p}}
+  action=translate ckpt=PATH [input=FILE] [output=FILE]   a sentence a line
+                   translate.{{beam,length_penalty,batch_size}}
   All but fit take model and data from the checkpoint; keys on the command line go last.
 
 Exit codes: 0 done, 2 configuration or data, 3 numerical, 4 checkpoint, 5 input/output,

@@ -68,3 +68,5 @@ class TranslationBatch(NamedTuple):
     """Token ids `[B, T]` that the decoder reads, int64; padded in the same way."""
     targets: Tensor
     """Token ids `[B, T]`, int64; `IGNORE_INDEX` where nothing is to be predicted."""
+    numbers: Tensor
+    """Number of each pair in its split `[B]`, int64; -1 where a row only fills a batch."""

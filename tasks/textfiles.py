@@ -1,6 +1,8 @@
 """UTF-8 text files read line by line in bounded memory, with errors that name file and line."""
 
 import codecs
+import gzip
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +41,8 @@ def existing_file(path: str | Path) -> Path:
 def read_pieces(path: Path) -> Iterator[Piece]:
     """The lines of a UTF-8 file without their ends; a line over 1 MiB comes in several pieces.
 
+    A file whose name ends in .gz is unpacked on the way.
+
     A byte order mark at the start is dropped; a line feed with or without a carriage return before
     it ends a line.
 
@@ -47,8 +51,10 @@ def read_pieces(path: Path) -> Iterator[Piece]:
             line), or the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             yield from _pieces(path, file.readline)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} is no whole .gz file: {error}") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
 

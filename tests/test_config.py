@@ -44,7 +44,7 @@ def test_config_groups_are_every_yaml_file():
         "_lm_mini.yaml",
         *(f"_lm_wt103{size}.yaml" for size in ("", "_small", "_medium")),
     }
-    assert {path.name for path in others} == {"config.yaml", *bases}
+    assert {path.name for path in others} == {"config.yaml", "_same.yaml", *bases}
     assert {"task", "model", "size", "optimizer", "trainer", "callbacks", "logger"} <= set(groups())
 
 
@@ -62,6 +62,8 @@ def test_config_every_option_builds(group: str, option: str, tmp_path):
     retrieval = config["network"]["_target_"].endswith("Retriever")
     large = config["model"].get("output") == "adaptive"
     sizes = {"n_keys": 40} if retrieval else {"vocab_size": 267_735 if large else 40}
+    if config["network"]["_target_"].endswith("EncoderDecoder"):
+        sizes["pad_id"] = 0
     with torch.device("meta" if large else "cpu"):
         model = build("network", config["network"], **sizes)
     module = build("module", config["module"], model)

@@ -30,13 +30,16 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.diagnostics.figures": ({"fwlight.diagnostics"}, {"torch", "matplotlib"}),
     "fwlight.training": (
         {"fwlight.errors", "fwlight.types", "fwlight.models"},
-        LIBRARY | {"lightning", "torchmetrics"},
+        LIBRARY | {"lightning", "torchmetrics", "sacrebleu"},
     ),
     "fwlight.run": (
         {"fwlight.errors", "fwlight.types", "fwlight.models", "fwlight.training"},
-        {"torch", "lightning", "tensorboard"},
+        {"torch", "lightning", "tensorboard", "tqdm"},
     ),
     "tasks": ({"fwlight.types"}, {"torch", "lightning"}),
+    "tasks.bpe": ({"fwlight.types"}, {"tokenizers"}),
+    "tasks.cldr": ({"fwlight.types"}, {"babel"}),
+    "tasks.translation": ({"fwlight.types", "tasks"}, {"lightning", "numpy", "tokenizers"}),
     "tasks.cache": ({"fwlight.cache", "fwlight.errors"}, {"numpy", "torch"}),
     "tasks.downloads": ({"fwlight.cache", "fwlight.errors", "tasks.cache"}, {"tqdm"}),
     "tasks.encoding": ({"tasks"}, {"numpy", "torch"}),

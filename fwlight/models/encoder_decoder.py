@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -120,6 +121,22 @@ class EncoderDecoder(nn.Module):
     def output(self, hidden: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch n"]:
         """Return the logits of every token."""
         return F.linear(hidden, self.embedding.weight)
+
+    def nll(
+        self,
+        hidden: Float[Tensor, "n m"],
+        targets: Int[Tensor, " n"],
+        *,
+        label_smoothing: float = 0.0,
+    ) -> Float[Tensor, " n"]:
+        """Return the loss of every target in nats.
+
+        -(1 - s) log p(target) - s / V sum_w log p(w) with s the label smoothing and V the size of
+        the vocabulary (Szegedy et al. 2016, sec. 7).
+        """
+        logits = self.output(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none")
 
     def encode(self, source: Int[Tensor, "b s"]) -> DecoderState:
         """Read the sources and write them into the cross-attention of every decoder layer.

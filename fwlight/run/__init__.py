@@ -17,6 +17,7 @@ from fwlight.run.loggers import build_loggers
 from fwlight.run.ranks import conclude, end_ranks, strategy
 from fwlight.run.rng import RandomState
 from fwlight.run.signals import StopOnSignal, listening
+from fwlight.run.translating import read_lines, translate
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -32,9 +33,11 @@ __all__ = [
     "load_checkpoint",
     "plugins",
     "quiet",
+    "read_lines",
     "run_callbacks",
     "strategy",
     "test",
+    "translate",
 ]
 
 

@@ -13,6 +13,7 @@ from fwlight.training.optim import (
 from fwlight.training.recall import RecallAccuracy, RecallModule
 from fwlight.training.retrieval import RetrievalModule
 from fwlight.training.supervised import SupervisedModule
+from fwlight.training.translation import TranslationModule, score
 
 __all__ = [
     "LanguageModelingModule",
@@ -23,8 +24,10 @@ __all__ = [
     "SupervisedModule",
     "TokenLoss",
     "TrainingModule",
+    "TranslationModule",
     "build_optimizer",
     "lr_factor",
     "reference_warmup_cosine",
+    "score",
     "warmup_cosine",
 ]

@@ -1,0 +1,211 @@
+"""Batches of sentence pairs: as many as fit into a number of tokens, alike in length."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fwlight.types import IGNORE_INDEX, DataError, TranslationBatch
+from tasks.draws import seeded
+
+
+@dataclass(frozen=True)
+class EncodedPairs:
+    """Sentence pairs as one row of ids for each language; may be memory-mapped."""
+
+    source: Tensor
+    """Ids of all source sentences `[...]`, int32."""
+    source_ends: Tensor
+    """Where each begins and ends `[n + 1]`, int64."""
+    target: Tensor
+    """Ids of all target sentences."""
+    target_ends: Tensor
+    """Likewise."""
+
+    def __len__(self) -> int:
+        return len(self.source_ends) - 1
+
+    def lengths(self) -> tuple[Tensor, Tensor]:
+        """Tokens of every source and every target `[n]`, the end token included."""
+        return self.source_ends.diff() + 1, self.target_ends.diff() + 1
+
+    def batch(self, rows: Tensor, *, pad: int, bos: int, eos: int) -> TranslationBatch:
+        """Return some pairs, padded; -1 stands for a pair without source, targets or content."""
+        sources, targets = [], []
+        for row in rows.tolist():
+            real = row >= 0
+            sources.append(_cut(self.source, self.source_ends, row) if real else [])
+            targets.append(_cut(self.target, self.target_ends, row) if real else None)
+        return TranslationBatch(
+            _padded([[*ids, eos] for ids in sources], pad),
+            _padded([[bos, *(ids or [])] for ids in targets], pad),
+            _padded([[] if ids is None else [*ids, eos] for ids in targets], IGNORE_INDEX),
+            rows,
+        )
+
+
+def _cut(ids: Tensor, ends: Tensor, row: int) -> list[int]:
+    return ids[int(ends[row]) : int(ends[row + 1])].tolist()
+
+
+def _padded(rows: list[list[int]], value: int) -> Tensor:
+    length = max(1, *map(len, rows))
+    return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+
+def cut_batches(
+    pairs: EncodedPairs, *, batch_tokens: int, order: torch.Generator | None = None
+) -> list[Tensor]:
+    """Sort pairs by length and cut them into batches; none has more tokens on a side, padded.
+
+    Args:
+        pairs: The pairs.
+        batch_tokens: Rows times the longest row of a batch is at most this on either side; a longer
+            pair is a batch of its own.
+        order: Decides among pairs of the same lengths.
+
+    Returns:
+        The numbers of the pairs in each batch, from short ones to long ones.
+    """
+    source, target = pairs.lengths()
+    longer = torch.maximum(source, target)
+    rows = (
+        torch.arange(len(pairs)) if order is None else torch.randperm(len(pairs), generator=order)
+    )
+    # One number that sorts by the longer side, then by the target.
+    key = longer * (int(longer.max()) + 1) + target
+    rows = rows[key[rows].sort(stable=True).indices]
+    lengths = longer[rows].tolist()
+    batches, start = [], 0
+    while start < len(rows):
+        end = start + 1
+        # A batch's last row is its longest.
+        while end < len(rows) and (end + 1 - start) * lengths[end] <= batch_tokens:
+            end += 1
+        batches.append(rows[start:end])
+        start = end
+    return batches
+
+
+class TrainPairs:
+    """Batches of the training split in an order that is a function of seed and epoch.
+
+    Every epoch takes each pair once. The position, counted in batches over all ranks, moves when a
+    batch is taken, however training is cut into iterations, epochs and resumes; Lightning stores
+    and restores it by `state_dict` and `load_state_dict`. Rank r of W takes the rows r, r + W, ...
+    of each batch, or where it has fewer rows than ranks one without targets.
+
+    Args:
+        pairs: The pairs.
+        batch_tokens: Most padded tokens of a batch on either side, over all ranks.
+        seed: Of the order.
+        special: The ids of padding, start and end, by the names of `EncodedPairs.batch`.
+        rank: This process among `world_size`.
+        world_size: Number of processes.
+        epoch_limit: Begin again, with the same, after so many batches (int) or such a share of them
+            (float), as Lightning's `limit_train_batches` ends an epoch.
+    """
+
+    def __init__(
+        self,
+        pairs: EncodedPairs,
+        *,
+        batch_tokens: int,
+        seed: int,
+        special: dict[str, int],
+        rank: int = 0,
+        world_size: int = 1,
+        epoch_limit: int | float = 1.0,
+    ) -> None:
+        self._pairs, self._special = pairs, special
+        self.batch_tokens, self.seed = batch_tokens, seed
+        self._mine = slice(rank, None, world_size)
+        self._epoch, self._batches = -1, []
+        self._position = 0
+        n = len(self._of_epoch(0))
+        share = epoch_limit if isinstance(epoch_limit, int) else int(n * epoch_limit)
+        self._n_batches, self._epoch_batches = n, max(1, min(n, share))
+
+    def __len__(self) -> int:
+        return self._n_batches
+
+    def __iter__(self) -> Iterator[TranslationBatch]:
+        # Only batches that were taken move the position: Lightning may break an iteration off.
+        for _ in range(self._n_batches):
+            epoch, number = divmod(self._position, self._epoch_batches)
+            self._position += 1
+            if self._epoch_batches < self._n_batches:
+                epoch = 0
+            rows = self._of_epoch(epoch)[number][self._mine]
+            yield self._pairs.batch(rows if len(rows) else torch.tensor([-1]), **self._special)
+
+    def state_dict(self) -> dict[str, int]:
+        """The next batch, and what a batch means."""
+        return {
+            "batch": self._position,
+            "batch_tokens": self.batch_tokens,
+            "seed": self.seed,
+            "epoch_batches": self._epoch_batches,
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on at the stored batch.
+
+        Raises:
+            DataError: it was counted with another `batch_tokens`, seed or length of an epoch.
+        """
+        for key in ("batch_tokens", "seed", "epoch_batches"):
+            now = self.state_dict()[key]
+            if state[key] != now:
+                name = "trainer.limit_train_batches" if key == "epoch_batches" else f"task.{key}"
+                raise DataError(
+                    f"the checkpoint was trained with {name}={state[key]}, now it is {now}: its "
+                    "place in the data is lost; give the old value"
+                )
+        self._position = state["batch"]
+
+    def _of_epoch(self, epoch: int) -> list[Tensor]:
+        if epoch != self._epoch:
+            order = seeded("pairs", self.seed, epoch)
+            batches = cut_batches(self._pairs, batch_tokens=self.batch_tokens, order=order)
+            shuffled = torch.randperm(len(batches), generator=order).tolist()
+            self._epoch, self._batches = epoch, [batches[i] for i in shuffled]
+        return self._batches
+
+
+class EvalPairs:
+    """Batches of an evaluation split, in which every pair is counted once.
+
+    Rank r of W takes the rows r, r + W, ... of each batch; each process gets equally many batches.
+
+    Args:
+        pairs: The pairs.
+        batch_tokens: Most padded tokens of a batch on either side, over all ranks.
+        special: As of `TrainPairs`.
+        rank: This process among `world_size`.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        pairs: EncodedPairs,
+        *,
+        batch_tokens: int,
+        special: dict[str, int],
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self._pairs, self._special = pairs, special
+        self._batches: list[Any] = [
+            batch[rank::world_size] if len(batch) > rank else torch.tensor([-1])
+            for batch in cut_batches(pairs, batch_tokens=batch_tokens)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[TranslationBatch]:
+        for rows in self._batches:
+            yield self._pairs.batch(rows, **self._special)

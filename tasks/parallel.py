@@ -1,0 +1,277 @@
+"""The sources of sentence pairs: each split read anew at every pass, in bounded memory."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from html import unescape
+from importlib.metadata import version
+from itertools import zip_longest
+from pathlib import Path
+
+from fwlight.types import DataError
+from tasks.archives import extract
+from tasks.cldr import phrase_pairs
+from tasks.downloads import Download, data_folder, fetch, hash_of
+from tasks.textfiles import existing_file, read_pieces
+
+SPLITS = ("train", "valid", "test")
+SOURCES = ("cldr", "multi30k", "wmt14", "files")
+LANGUAGES = ("en", "de")
+
+Pairs = Iterator[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where the pairs of a split come from."""
+
+    pairs: Callable[[], Pairs]
+    """One call is one pass."""
+    key: str
+    """A hash of all that the pairs depend on."""
+
+
+def open_pairs(
+    data: str,
+    *,
+    source_lang: str,
+    target_lang: str,
+    path: str | Path | None = None,
+    given: dict[str, str | Path | None],
+    seed: int,
+) -> dict[str, Split]:
+    """Return the three splits of a source; what is to be downloaded is.
+
+    - `cldr`: see `tasks.cldr`.
+    - `multi30k`: captions of photographs (Elliott et al. 2016), English and German, task 1:
+      29,000 pairs, 1,014 of validation and test_2016_flickr; in the folder `path` or downloaded.
+    - `wmt14`: English and German of the WMT 2014 news task: Europarl 7, Common Crawl and News
+      Commentary 9, about 4.5 million pairs; newstest2013 and newstest2014. Training pairs with an
+      empty side are left out.
+    - `files`: for each split of `given` the files <it>.<source_lang> and <it>.<target_lang>, UTF-8,
+      plain or with `.gz` at the end, line by line translations of each other.
+
+    Args:
+        data: One of these.
+        source_lang: Language to translate from.
+        target_lang: Language to translate to.
+        path: Of `multi30k`.
+        given: For each split the files' name without the language, for `files`.
+        seed: Of what is drawn.
+
+    Raises:
+        DataError: A file is missing or cannot be used.
+        StorageError: Something cannot be downloaded.
+    """
+    languages = (source_lang, target_lang)
+    if data == "cldr":
+        key = f"cldr 1 {languages} {seed} babel {version('babel')}"
+        hashed = hashlib.sha256(key.encode()).hexdigest()
+        phrases = partial(phrase_pairs, *languages, seed=seed)
+        return {
+            split: Split(partial(_phrases, phrases, split), f"{split} {hashed}") for split in SPLITS
+        }
+    if data == "files":
+        return {split: _files(_both(f"{given[split]}", languages)) for split in SPLITS}
+    if data == "multi30k":
+        return {split: _files(_multi30k(split, languages, path)) for split in SPLITS}
+    return _wmt14(languages)
+
+
+def check_source(
+    data: str,
+    *,
+    source_lang: str,
+    target_lang: str,
+    path: str | Path | None,
+    given: dict[str, str | Path | None],
+) -> None:
+    """Check what can be checked before anything is read or downloaded.
+
+    Raises:
+        DataError: An unknown source, or paths that it lacks or does not read.
+    """
+    if data not in SOURCES:
+        raise DataError(f"task.data={data} is unknown; choose one of {', '.join(SOURCES)}")
+    if source_lang == target_lang:
+        raise DataError(f"task.source_lang and task.target_lang are both {source_lang}")
+    if data in ("multi30k", "wmt14"):
+        for lang in (source_lang, target_lang):
+            if lang not in LANGUAGES:
+                raise DataError(f"task.data={data} is read in en and de only, not in {lang}")
+    missing = [f"task.{split}" for split, name in given.items() if not name]
+    if data == "files" and missing:
+        raise DataError(
+            f"task.data=files needs {', '.join(missing)}: the name that two files share before "
+            f".{source_lang} and .{target_lang}"
+        )
+    if data != "files" and len(missing) < len(given):
+        raise DataError(f"task.data={data} does not read task.train, valid and test; files does")
+    if data != "multi30k" and path:
+        raise DataError(f"task.data={data} does not read task.path; only multi30k does")
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, plain or .gz; DataError where one is longer than 1 MiB."""
+    for number, piece in enumerate(read_pieces(path), 1):
+        if not piece.ends_line:
+            raise DataError(f"{path}:{number}: a line of over 1 MiB is no sentence")
+        yield piece.text
+
+
+def line_pairs(source: Path, target: Path, *, drop_empty: bool = False) -> Pairs:
+    """The pairs of two files whose lines are translations of each other.
+
+    Lines that are blank in both are left out.
+
+    Args:
+        source: A file.
+        target: Another.
+        drop_empty: Leave out also pairs of which one side is blank.
+
+    Raises:
+        DataError: one has more lines, one side of a pair is blank, nothing is in them, or
+            they are no UTF-8.
+    """
+    empty = True
+    lines = zip_longest(read_lines(source), read_lines(target))
+    for number, (a, b) in enumerate(lines, 1):
+        if a is None or b is None:
+            short, long = (source, target) if a is None else (target, source)
+            raise DataError(
+                f"{short} has {number - 1:,} lines and {long} has more; line by line they must be "
+                "translations of each other"
+            )
+        if bool(a.strip()) != bool(b.strip()) and not drop_empty:
+            blank, full = (source, target) if b.strip() else (target, source)
+            raise DataError(
+                f"{blank}:{number} is blank and {full}:{number} is not; remove the pair"
+            )
+        if a.strip() and b.strip():
+            empty = False
+            yield a.strip(), b.strip()
+    if empty:
+        raise DataError(f"{source} and {target} hold no sentence pair; give some text")
+
+
+def _phrases(phrases: Callable[[], dict[str, list]], split: str) -> Pairs:
+    yield from phrases()[split]
+
+
+def _files(files: tuple[Path, Path], *, drop_empty: bool = False) -> Split:
+    key = f"{' '.join(hash_of(file) for file in files)} {drop_empty}"
+    return Split(partial(line_pairs, *files, drop_empty=drop_empty), key)
+
+
+def _both(name: str, languages: tuple[str, str]) -> tuple[Path, Path]:
+    """Return the two files of a name, the plain ones before those with .gz."""
+
+    def find(language: str) -> Path:
+        plain = Path(f"{name}.{language}").expanduser()
+        packed = Path(f"{plain}.gz")
+        return existing_file(packed if packed.exists() and not plain.exists() else plain)
+
+    return find(languages[0]), find(languages[1])
+
+
+# Multi30k
+
+_MULTI30K = {
+    "train.en.gz": "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f",
+    "train.de.gz": "726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6",
+    "val.en.gz": "14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28",
+    "val.de.gz": "f0cba2f995189cf5770f29a8a9a537a3ad3f51657ad873405082ff6863a5e75a",
+    "test_2016_flickr.en.gz": "611d361c6334bc7246101d48097c13cf5c4413c5befc793cc629934359d532d9",
+    "test_2016_flickr.de.gz": "9204244e408ccb38d2a55cfcd344df15005fc42a07a6e55ca6c52b6ababb8cc8",
+}
+_MULTI30K_URL = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw/"
+_MULTI30K_NAMES = {"train": "train", "valid": "val", "test": "test_2016_flickr"}
+
+
+def _multi30k(split: str, languages: tuple[str, str], path: str | Path | None) -> tuple[Path, Path]:
+    name = _MULTI30K_NAMES[split]
+    if path is None:
+        for language in languages:
+            file = f"{name}.{language}.gz"
+            fetch(
+                Download(file, urls=(_MULTI30K_URL + file,), sha256=_MULTI30K[file]),
+                folder=data_folder("multi30k"),
+                manual="get the six files {train,val,test_2016_flickr}.{en,de}.gz from "
+                "https://github.com/multi30k/dataset, data/task1/raw, and give their folder as "
+                "task.path",
+            )
+        path = data_folder("multi30k")
+    files = _both(f"{Path(path).expanduser() / name}", languages)
+    for file in files:
+        if file.suffix == ".gz" and hash_of(file) != _MULTI30K[file.name]:
+            raise DataError(
+                f"{file} is not the file of Multi30k, its SHA-256 is {hash_of(file)[:12]}...; get "
+                "it anew, or read it as task.data=files"
+            )
+    return files
+
+
+# WMT 2014
+
+_WMT14 = {
+    "training-parallel-europarl-v7.tgz": "wmt13",
+    "training-parallel-commoncrawl.tgz": "wmt13",
+    "training-parallel-nc-v9.tgz": "wmt14",
+    "dev.tgz": "wmt14",
+    "test-full.tgz": "wmt14",
+}
+_WMT14_TRAIN = ("europarl-v7.de-en", "commoncrawl.de-en", "news-commentary-v9.de-en")
+_SEGMENT = re.compile(r'<seg id="\d+">(.*?)</seg>')
+
+
+def _wmt14(languages: tuple[str, str]) -> dict[str, Split]:
+    archives = [
+        fetch(
+            Download(name, urls=(f"https://www.statmt.org/{year}/{name}",)),
+            folder=data_folder("wmt14"),
+            manual=f"put {name} of https://www.statmt.org/wmt14/translation-task.html into "
+            f"{data_folder('wmt14')}",
+        )
+        for name, year in _WMT14.items()
+    ]
+    folders = [extract(archive) for archive in archives]
+
+    def find(name: str) -> Path:
+        found = [file for folder in folders for file in sorted(folder.rglob(name))]
+        if not found:
+            raise DataError(f"the archives of WMT 2014 hold no {name}; delete and fetch them anew")
+        return found[0]
+
+    parts = [
+        _files((find(f"{name}.{languages[0]}"), find(f"{name}.{languages[1]}")), drop_empty=True)
+        for name in _WMT14_TRAIN
+    ]
+    sides = {"en": "newstest2014-deen-{}.en.sgm", "de": "newstest2014-deen-{}.de.sgm"}
+    kinds = ("src", "ref")
+    test = [find(sides[lang].format(kind)) for lang, kind in zip(languages, kinds, strict=True)]
+    return {
+        "train": Split(partial(_chained, parts), " ".join(part.key for part in parts)),
+        "valid": _files(
+            (find(f"newstest2013.{languages[0]}"), find(f"newstest2013.{languages[1]}"))
+        ),
+        "test": Split(partial(_sgml_pairs, *test), " ".join(map(hash_of, test))),
+    }
+
+
+def _chained(parts: list[Split]) -> Pairs:
+    for part in parts:
+        yield from part.pairs()
+
+
+def _sgml_pairs(source: Path, target: Path) -> Pairs:
+    sides = [
+        [unescape(text).strip() for line in read_lines(file) for text in _SEGMENT.findall(line)]
+        for file in (source, target)
+    ]
+    if len(sides[0]) != len(sides[1]) or not sides[0]:
+        raise DataError(
+            f"{source} has {len(sides[0])} segments and {target} {len(sides[1])}; fetch them anew"
+        )
+    yield from zip(*sides, strict=True)

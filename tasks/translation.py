@@ -1,0 +1,280 @@
+"""Translation: sentence pairs to batches of subword ids."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+from tokenizers import Tokenizer
+
+from fwlight.types import DataError
+from tasks.bpe import BOS_ID, EOS_ID, PAD_ID, chunks, encode_all, load_bpe, train_bpe
+from tasks.cache import ArrayWriter, cached_folder, read_array
+from tasks.pairs import EncodedPairs, EvalPairs, TrainPairs
+from tasks.parallel import SPLITS, Split, check_source, open_pairs
+
+_SPECIAL = {"pad": PAD_ID, "bos": BOS_ID, "eos": EOS_ID}
+_CHUNK = 10_000
+
+
+class TranslationDataModule(lightning.LightningDataModule):
+    """Sentence pairs in a joint vocabulary of subwords, learnt from the training split.
+
+    Vocabulary and encoded pairs are made once and kept in the cache, memory-mapped. A checkpoint
+    keeps the vocabulary, which is enough to encode a sentence and decode an answer without `setup`,
+    and a fingerprint of the text; one that was written on other data is refused.
+
+    Args:
+        data: `cldr`, `multi30k`, `wmt14` or `files`; see `tasks.parallel.open_pairs`.
+        source_lang: Language to translate from, as the files are named.
+        target_lang: Language to translate to.
+        path: Folder of `multi30k`; None downloads it.
+        train: Of `files`: the name of the training split's two files without `.<language>`.
+        valid: Likewise.
+        test: Likewise.
+        vocab_size: Most entries of the vocabulary.
+        batch_tokens: Most tokens of a training batch on either side, padded, over all ranks.
+        eval_batch_tokens: Likewise in evaluation; changes no result.
+        max_length: Training pairs with more tokens on a side are left out; None keeps all.
+        max_ratio: Likewise those with a side so many times as long as the other, of over 10 tokens.
+        seed: Of the order of training, and of what is drawn.
+
+    Raises:
+        DataError: an unknown source, or a value out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        data: str = "cldr",
+        source_lang: str = "en",
+        target_lang: str = "de",
+        path: str | Path | None = None,
+        train: str | Path | None = None,
+        valid: str | Path | None = None,
+        test: str | Path | None = None,
+        vocab_size: int = 4000,
+        batch_tokens: int = 4096,
+        eval_batch_tokens: int = 4096,
+        max_length: int | None = None,
+        max_ratio: float | None = None,
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        self._where = {
+            "source_lang": source_lang,
+            "target_lang": target_lang,
+            "path": path,
+            "given": {"train": train, "valid": valid, "test": test},
+        }
+        check_source(data, **self._where)
+        for name, value, least in (
+            ("vocab_size", vocab_size, 100),
+            ("batch_tokens", batch_tokens, 1),
+            ("eval_batch_tokens", eval_batch_tokens, 1),
+            ("max_length", max_length, 1),
+            ("max_ratio", max_ratio, 1),
+        ):
+            if value is not None and value < least:
+                raise DataError(f"task.{name}={value} is too small; it must be at least {least}")
+        self.data, self.seed = data, seed
+        self.vocab_size = vocab_size
+        self.batch_tokens, self.eval_batch_tokens = batch_tokens, eval_batch_tokens
+        self._max_length, self._max_ratio = max_length, max_ratio
+        self._tokenizer: Tokenizer | None = None
+        self._fingerprint: str | None = None
+        self._splits: dict[str, Split] = {}
+        self.pairs: dict[str, EncodedPairs] = {}
+        """The encoded splits; filled by `setup`."""
+
+    # Lightning's hooks
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, learn the vocabulary and encode, or find all that in the cache; once.
+
+        Raises:
+            DataError: the text cannot be used, or is not what the loaded checkpoint saw.
+            StorageError: something cannot be downloaded or kept.
+        """
+        if self.pairs:
+            return
+        self._splits = open_pairs(self.data, seed=self.seed, **self._where)
+        keys = "\n".join(self._splits[split].key for split in SPLITS)
+        treatment = f"1 {self.vocab_size} {self._max_length} {self._max_ratio}"
+        fingerprint = hashlib.sha256(f"{keys}\n{treatment}".encode()).hexdigest()
+        folder = cached_folder("pairs", key=fingerprint[:16], build=self._build)
+        tokenizer = load_bpe((folder / "bpe.json").read_text(encoding="utf-8"))
+        self._adopt(tokenizer, fingerprint, stored=False)
+        self.pairs = {
+            split: EncodedPairs(
+                *(
+                    read_array(folder / f"{split}.{side}{part}.npy")
+                    for side in ("source", "target")
+                    for part in ("", ".ends")
+                )
+            )
+            for split in SPLITS
+        }
+
+    def train_dataloader(self) -> TrainPairs:
+        """This rank's rows of every training batch."""
+        return TrainPairs(
+            self.pairs["train"],
+            batch_tokens=self.batch_tokens,
+            seed=self.seed,
+            special=_SPECIAL,
+            epoch_limit=1.0 if self.trainer is None else self.trainer.limit_train_batches,
+            **self._ranks(),
+        )
+
+    def val_dataloader(self) -> EvalPairs:
+        """This rank's share of the validation split."""
+        return self._eval_pairs("valid")
+
+    def test_dataloader(self) -> EvalPairs:
+        """This rank's share of the test split."""
+        return self._eval_pairs("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data."""
+        return {
+            "data": self.data,
+            "tokenizer": self.tokenizer.to_str(),
+            "vocab_hash": self.vocab_hash,
+            "fingerprint": self.fingerprint,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare with the checkpoint's data; before `setup`, adopt the checkpoint's vocabulary.
+
+        Raises:
+            DataError: the source, the vocabulary or the text is another.
+        """
+        if state_dict["data"] != self.data:
+            raise DataError(
+                f"the checkpoint was trained on task.data={state_dict['data']}, now it is "
+                f"task.data={self.data}; give the old one, or start anew in another run_dir"
+            )
+        self._adopt(load_bpe(state_dict["tokenizer"]), state_dict["fingerprint"], stored=True)
+
+    # What the rest of a run asks of the data
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The vocabulary, once `setup` or `load_state_dict` has run."""
+        if self._tokenizer is None:
+            raise RuntimeError("call setup() or load_state_dict() first")
+        return self._tokenizer
+
+    @property
+    def vocab_hash(self) -> str:
+        """SHA-256 of the vocabulary and its merges."""
+        return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the text and of what was made of it."""
+        if self._fingerprint is None:
+            raise RuntimeError("call setup() or load_state_dict() first")
+        return self._fingerprint
+
+    @property
+    def network_sizes(self) -> dict[str, int]:
+        """What a network is built with, once `setup` or `load_state_dict` has run."""
+        return {"vocab_size": self.tokenizer.get_vocab_size(), "pad_id": PAD_ID}
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """What a search begins and ends a translation with."""
+        return {"bos_id": BOS_ID, "eos_id": EOS_ID}
+
+    def sentences(self, split: str) -> tuple[list[str], list[str]]:
+        """Sources and references of a split, by the `numbers` of its batches."""
+        sources, targets = zip(*self._splits[split].pairs(), strict=True)
+        return list(sources), list(targets)
+
+    def encode_source(self, texts: list[str]) -> list[list[int]]:
+        """Ids of sentences to translate, each with its end token."""
+        return [[*ids, EOS_ID] for ids in encode_all(self.tokenizer, texts)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; special ones are left out."""
+        return self.tokenizer.decode(list(ids))
+
+    # Parts
+
+    def _build(self, folder: Path) -> None:
+        """Fill a folder with the vocabulary and the arrays of every split."""
+        train = self._splits["train"]
+        texts = (text for pair in train.pairs() for text in pair)
+        tokenizer = train_bpe(texts, vocab_size=self.vocab_size)
+        tokenizer.save(str(folder / "bpe.json"), pretty=False)
+        for split in SPLITS:
+            self._encode(split, tokenizer, folder)
+
+    def _encode(self, split: str, tokenizer: Tokenizer, folder: Path) -> None:
+        with (
+            ArrayWriter(folder / f"{split}.source.npy", np.int32) as source,
+            ArrayWriter(folder / f"{split}.source.ends.npy", np.int64) as source_ends,
+            ArrayWriter(folder / f"{split}.target.npy", np.int32) as target,
+            ArrayWriter(folder / f"{split}.target.ends.npy", np.int64) as target_ends,
+        ):
+            for ends in (source_ends, target_ends):
+                ends.append(np.zeros(1, np.int64))
+            for pairs in chunks(self._splits[split].pairs(), _CHUNK):
+                both = [encode_all(tokenizer, side) for side in zip(*pairs, strict=True)]
+                kept = [
+                    pair
+                    for pair in zip(*both, strict=True)
+                    if split != "train" or self._fits(*map(len, pair))
+                ]
+                for ids, ends, side in (
+                    (source, source_ends, [pair[0] for pair in kept]),
+                    (target, target_ends, [pair[1] for pair in kept]),
+                ):
+                    lengths = np.fromiter(map(len, side), np.int64, len(side))
+                    ends.append(ids.length + lengths.cumsum())
+                    ids.append(np.fromiter((i for row in side for i in row), np.int32))
+            if source_ends.length == 1:
+                raise DataError(
+                    f"no pair of the {split} split is short enough for task.max_length="
+                    f"{self._max_length} and task.max_ratio={self._max_ratio}"
+                )
+
+    def _fits(self, source: int, target: int) -> bool:
+        longer, shorter = max(source, target), max(1, min(source, target))
+        if self._max_length is not None and longer > self._max_length:
+            return False
+        return self._max_ratio is None or longer <= max(10, self._max_ratio * shorter)
+
+    def _adopt(self, tokenizer: Tokenizer, fingerprint: str, *, stored: bool) -> None:
+        """Take over vocabulary and fingerprint; if the other side is there already, compare."""
+        if self._fingerprint is not None and self._fingerprint != fingerprint:
+            now, then = self._fingerprint, fingerprint
+            if not stored:
+                now, then = then, now
+            raise DataError(
+                f"the checkpoint's text is another: {then[:12]} in the checkpoint, {now[:12]} now; "
+                "use the data and sizes of the old run, or start anew in another run_dir"
+            )
+        if self._tokenizer is not None and self._tokenizer.to_str() != tokenizer.to_str():
+            raise DataError(
+                "the checkpoint's vocabulary is another, though the text is the same: it was "
+                "learnt by another version of tokenizers; start anew in another run_dir"
+            )
+        self._tokenizer, self._fingerprint = tokenizer, fingerprint
+
+    def _ranks(self) -> dict[str, int]:
+        if self.trainer is None:
+            return {"rank": 0, "world_size": 1}
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+    def _eval_pairs(self, split: str) -> EvalPairs:
+        return EvalPairs(
+            self.pairs[split],
+            batch_tokens=self.eval_batch_tokens,
+            special=_SPECIAL,
+            **self._ranks(),
+        )
