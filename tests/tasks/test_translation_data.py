@@ -55,7 +55,9 @@ def test_batches_decode_to_the_text(files) -> None:
     assert (sources, targets) == (ENGLISH[::5], list(map(german, ENGLISH[::5])))
     seen = 0
     for batch in data.test_dataloader():
-        for ids, answer, row in zip(batch.source, batch.inputs, batch.numbers.tolist(), strict=True):
+        for ids, answer, row in zip(
+            batch.source, batch.inputs, batch.numbers.tolist(), strict=True
+        ):
             assert data.decode(ids.tolist()) == sources[row]
             assert data.decode(answer.tolist()) == targets[row]
             seen += 1
