@@ -58,12 +58,12 @@ def step(model: DecoderLM, hidden: Tensor, targets: Tensor) -> tuple[float, int]
     model.zero_grad()
     hidden.grad = None
     Path("/proc/self/clear_refs").write_text("5")
-    before, start = _memory("VmRSS"), time.perf_counter()
+    before, start = resident("VmRSS"), time.perf_counter()
     model.nll(hidden, targets).mean().backward()
-    return time.perf_counter() - start, _memory("VmHWM") - before
+    return time.perf_counter() - start, resident("VmHWM") - before
 
 
-def _memory(name: str) -> int:
+def resident(name: str) -> int:
     """Return bytes that the kernel counts for this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith(name))

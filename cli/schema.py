@@ -73,7 +73,7 @@ class Model(Section):
     attention_dropout: Probability
     positions: Positions
     norm: Literal["post", "pre"]
-    output: Literal["dense", "adaptive"]
+    output: Literal["dense", "adaptive", "chunked"]
     cutoffs: list[Count]
 
 

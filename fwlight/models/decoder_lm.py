@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from fwlight.checks import check_choice, check_sizes
 from fwlight.models.adaptive import AdaptiveSoftmax, token_nll
 from fwlight.models.blocks import DecoderBlock
+from fwlight.models.chunked import check_chunked, chunked_nll
 from fwlight.models.positions import make_positions
+
+OUTPUTS = ("dense", "adaptive", "chunked")
 
 
 class LMState(NamedTuple):
@@ -40,7 +43,9 @@ class DecoderLM(nn.Module):
         positions: "sinusoidal" (counting up), "sinusoidal_reversed" (down to 0 at the end of a
             segment, the reference code's) or "none".
         norm: "post" (the paper) or "pre".
-        output: "dense" (one softmax) or "adaptive" (`AdaptiveSoftmax`), both tied to the embedding.
+        output: "dense" (one softmax), "chunked" (the same, its loss computed for some positions at
+            a time, see `fwlight.models.chunked`) or "adaptive" (`AdaptiveSoftmax`), all tied to the
+            embedding.
         cutoffs: Of the adaptive softmax: the first word of every cluster, rising.
         init_std: Standard deviation of every weight matrix, and of LayerNorm gains around 1.
 
@@ -67,7 +72,7 @@ class DecoderLM(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(vocab_size=vocab_size, n_layers=n_layers, d_ff=d_ff)
-        check_choice("output", output, ("dense", "adaptive"))
+        check_choice("output", output, OUTPUTS)
         self.d_model = d_model
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.positions = make_positions(positions, d_model)
@@ -85,10 +90,13 @@ class DecoderLM(nn.Module):
             for _ in range(n_layers)
         )
         self.final_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
+        self.chunked = output == "chunked"
         if output == "adaptive":
             table = cast(nn.Parameter, self.embedding.weight)
             self.output: nn.Module = AdaptiveSoftmax(table, cutoffs=cutoffs)
         else:
+            if output == "chunked":
+                check_chunked()
             linear = nn.Linear(d_model, vocab_size)
             linear.weight = self.embedding.weight
             self.output = linear
@@ -143,6 +151,10 @@ class DecoderLM(nn.Module):
         """Return -log p(target) per position in nats; 0 where the target is IGNORE_INDEX."""
         if isinstance(self.output, AdaptiveSoftmax):
             return self.output.nll(hidden, targets)
+        if self.chunked:
+            output = cast(nn.Linear, self.output)
+            flat = chunked_nll(hidden.flatten(0, 1), output.weight, output.bias, targets.flatten())
+            return flat.view(targets.shape)
         logits = self.output(hidden).flatten(0, 1)
         return token_nll(logits, targets.flatten()).view(targets.shape)
 
