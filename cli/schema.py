@@ -106,6 +106,7 @@ class Task(OpenSection):
     reset: Literal["never", "document"]
     eval: Literal["segment", "sliding", "carried"]
     eval_stride: Count
+    test_split: Literal["test", "valid"]
     setting: Literal["capacity", "update"]
     n_keys: Count
     eval_length: Literal["training", "n_keys"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fwlight.types import DataError
 from tasks.contexts import CarriedLanes, SlidingWindows
-from tasks.corpora import DOWNLOADED, open_corpus
+from tasks.corpora import DOWNLOADED, SPLITS, open_corpus
 from tasks.documents import WITH_DOCUMENTS, document_starts
 from tasks.encoding import encode
 from tasks.lanes import EvalLanes, TrainLanes
@@ -53,6 +53,7 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         eval: How validation and test are read: `segment`, `sliding` or `carried`; see
             `tasks.contexts`. Carried, the stream is cut into `eval_batch_size` lanes.
         eval_stride: How far a sliding window is from the one before it.
+        test_split: What a test reads, `test` or `valid`.
 
     Raises:
         DataError: a size below 1, an unknown source or option, or text that cannot be used.
@@ -75,6 +76,7 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         reset: str = "never",
         eval: str = "segment",
         eval_stride: int = 1,
+        test_split: str = "test",
     ) -> None:
         super().__init__()
         sizes = {
@@ -92,6 +94,7 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
             ("context", context, CONTEXTS),
             ("reset", reset, RESETS),
             ("eval", eval, EVALUATIONS),
+            ("test_split", test_split, SPLITS[1:]),
         ):
             if value not in choices:
                 raise DataError(f"task.{name}={value} is none of {', '.join(choices)}")
@@ -109,7 +112,7 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         self._min_count = _DEFAULT_MIN_COUNT.get(data, 1) if min_count is None else min_count
         self._max_vocab_size = max_vocab_size
         self.context, self.reset = context, reset
-        self.eval, self.eval_stride = eval, eval_stride
+        self.eval, self.eval_stride, self.test_split = eval, eval_stride, test_split
         self._vocabulary: Vocabulary | None = None
         self._fingerprint: str | None = None
         self.streams: dict[str, Tensor] = {}
@@ -152,8 +155,8 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         return self._eval_loader("valid")
 
     def test_dataloader(self) -> EvalLoader:
-        """This rank's share of the test split."""
-        return self._eval_loader("test")
+        """This rank's share of the split that is tested."""
+        return self._eval_loader(self.test_split)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data."""

@@ -42,7 +42,7 @@ def test_config_groups_are_every_yaml_file():
     bases = {
         "_fast_weight.yaml",
         "_lm_mini.yaml",
-        *(f"_lm_wt103{size}.yaml" for size in ("", "_small", "_medium")),
+        *(f"_lm_wt103{size}.yaml" for size in ("", "_small", "_medium", "_medium_full_context")),
     }
     assert {path.name for path in others} == {"config.yaml", "_same.yaml", *bases}
     assert {"task", "model", "size", "optimizer", "trainer", "callbacks", "logger"} <= set(groups())

@@ -81,12 +81,16 @@ def test_sliding_windows_in_batches_are_those_one_by_one(text, tmp_path):
         ["task.eval=sliding", "task.eval_stride=1", "task.eval_batch_size=32"],
         ["task.eval=sliding", "task.eval_stride=16"],
         ["task.eval=segment"],
+        ["task.eval=segment", "task.test_split=valid"],
     ):
         output = tmp_path / "result.json"
         ckpt = f"ckpt={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}"
         assert main(["action=test", ckpt, f"output={output}", *options]) == 0
         found.append(json.loads(output.read_text()))
+    valid = found.pop()
     one, many, no_overlap, segment = found
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert valid["test/loss"] == pytest.approx(summary["val/loss"], rel=1e-6)
     assert one["test/loss"] == pytest.approx(many["test/loss"], rel=1e-6)
     assert no_overlap["test/loss"] == pytest.approx(segment["test/loss"], rel=1e-6)
     assert one["test/loss"] != pytest.approx(segment["test/loss"], rel=1e-4)
