@@ -42,11 +42,12 @@ def run_rule(
     _check_shapes(q, k, v, beta, initial_state)
     dtype = torch.float32
     for x in (q, k, v, beta, initial_state):
-        dtype = dtype if x is None else torch.promote_types(dtype, x.dtype)
+        if x is not None and x.dtype != dtype:
+            dtype = torch.promote_types(dtype, x.dtype)
     if initial_state is None:
         state = k.new_zeros((*k.shape[:2], k.shape[3], v.shape[3]), dtype=dtype)
     else:
-        state = initial_state.to(dtype)
+        state = initial_state if initial_state.dtype == dtype else initial_state.to(dtype)
     name = _choose(backends, backend, k, v, dtype)
     if k.shape[2] == 0:
         return None if q is None else torch.zeros_like(v), state
@@ -96,10 +97,11 @@ def _check_shapes(
         raise ValueError(
             f"k must be [B, H, T, K] and v [B, H, T, V], not {list(k.shape)} and {list(v.shape)}"
         )
+    b, h, t, d_key = k.shape
     expected = (
         ("q", q, k.shape),
-        ("beta", beta, k.shape[:3]),
-        ("initial_state", state, (*k.shape[:2], k.shape[3], v.shape[3])),
+        ("beta", beta, (b, h, t)),
+        ("initial_state", state, (b, h, d_key, v.shape[3])),
     )
     for name, x, shape in expected:
         if x is not None and x.shape != shape:

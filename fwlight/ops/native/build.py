@@ -159,5 +159,6 @@ def _compile(compiler: list[str], identity: str, real: str, work: Path) -> Path:
 def _load(path: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path.absolute()))
     for name in FUNCTIONS:
-        getattr(loaded, name).restype = ctypes.c_int
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = ctypes.c_int, [ctypes.c_char_p]
     return loaded

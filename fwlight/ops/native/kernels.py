@@ -202,7 +202,10 @@ class _Rule(Function):
 
 
 def _requires_grad(*inputs: Tensor | None) -> bool:
-    return any(x is not None and x.requires_grad for x in inputs)
+    for x in inputs:  # noqa: SIM110 - any() with a generator takes twice as long
+        if x is not None and x.requires_grad:
+            return True
+    return False
 
 
 def _autograd(*arguments: Any) -> tuple[Tensor, ...]:

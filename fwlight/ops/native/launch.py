@@ -1,6 +1,7 @@
 """What all compiled kernels share on their way from tensors to addresses."""
 
-import ctypes
+import functools
+import struct
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ CHUNK = 16  # tokens worked on at once, as in simd.h
 
 def dense(x: Tensor) -> Tensor:
     """Return x with a contiguous last dimension, as it is if it has one."""
-    return x if x.shape[-1] == 1 or x.stride(-1) == 1 else x.contiguous()
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def empty_like(x: Tensor, *last: int | torch.SymInt) -> Tensor:
@@ -21,6 +22,8 @@ def empty_like(x: Tensor, *last: int | torch.SymInt) -> Tensor:
 
     The dimensions after T are those of x unless `last` says otherwise.
     """
+    if not last and x.is_contiguous():
+        return torch.empty_like(x)
     b, h, t = x.shape[:3]
     rest = last or x.shape[3:]
     if x.stride(1) < x.stride(2):
@@ -30,10 +33,18 @@ def empty_like(x: Tensor, *last: int | torch.SymInt) -> Tensor:
 
 def sequence(x: Tensor | None) -> tuple[int, ...]:
     """Return address and strides of B, H and T; zeros for nothing."""
-    return (0, 0, 0, 0) if x is None else (x.data_ptr(), *x.stride()[:3])
+    if x is None:
+        return 0, 0, 0, 0
+    b, h, t, *_ = x.stride()
+    return x.data_ptr(), b, h, t
 
 
 def launch(name: str, dtype: torch.dtype, *arguments: int) -> int:
     """Call a compiled function, which returns zero unless memory ran out."""
-    packed = (ctypes.c_int64 * len(arguments))(*arguments)
-    return getattr(library(dtype), name)(packed)
+    return getattr(library(dtype), name)(_format(len(arguments)).pack(*arguments))
+
+
+@functools.cache
+def _format(count: int) -> struct.Struct:
+    # Several times as fast as filling an array of ctypes.
+    return struct.Struct(f"{count}q")
