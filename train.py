@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.composition import Composition, compose_config
+from cli.early import check_files
 from cli.launch import first_process, run_dir
 from cli.stored import before_checkpoint
 from cli.sweep import expand, run_sweep
@@ -40,7 +41,8 @@ def act(composition: Composition, arguments: Sequence[str]) -> dict[str, Any]:
     from fwlight import run
 
     if composition.config["action"] == "fit":
-        return fit(composition)
+        with run.lasting_output():
+            return fit(composition)
     checkpoint = run.load_checkpoint(composition.config["ckpt"])
     composition = recompose(checkpoint.get("fwlight"), arguments)
     warn(composition.warnings)
@@ -153,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(compose_config(arguments).yaml(), end="")
         else:
             composition = compose_config(before_checkpoint(arguments))
+            check_files(composition.config)
             result, output = train(composition, arguments), composition.config["output"]
             text = result.get("text") or json.dumps(result, indent=2)
             if output is not None and first_process():

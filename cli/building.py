@@ -60,7 +60,9 @@ def _made(node: Any) -> Any:
     if not isinstance(node, Mapping):
         return node
     arguments = {
-        key: _made(value) for key, value in node.items() if key not in ("_target_", "_partial_")
+        key: _made(value)
+        for key, value in node.items()
+        if key not in ("_target_", "_partial_", "_check_")
     }
     if "_target_" not in node:
         return arguments

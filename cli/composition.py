@@ -105,8 +105,27 @@ def check_together(values: dict[str, Any]) -> None:
         raise ConfigError(
             f"size.n_heads={size['n_heads']} does not divide size.d_model={size['d_model']}"
         )
-    if len(values["optimizer"]["betas"]) != 2:
-        raise ConfigError(f"optimizer.betas={values['optimizer']['betas']} are not two numbers")
+    if "nu" in values["model"].get("feature_map", {}) and size["d_head"] > 0:
+        nu, most = values["model"]["feature_map"]["nu"], 2 * size["d_head"] - 1
+        if nu > most:
+            raise ConfigError(
+                f"model.feature_map.nu={nu} must be at most 2 size.d_head - 1 = {most}"
+            )
+    optimizer, trainer = values["optimizer"], values["trainer"]
+    if optimizer["schedule"] != "constant" and optimizer["warmup_steps"] > trainer["max_steps"]:
+        raise ConfigError(
+            f"optimizer.warmup_steps={optimizer['warmup_steps']} is longer than "
+            f"trainer.max_steps={trainer['max_steps']}"
+        )
+    devices, batch = trainer["devices"], values["task"].get("batch_size", 0)
+    ranks = (len(devices) if isinstance(devices, list) else devices) if devices != "auto" else 1
+    if batch % (ranks * trainer["num_nodes"] or 1):
+        raise ConfigError(
+            f"task.batch_size={batch} sequences cannot be shared evenly by "
+            f"{ranks * trainer['num_nodes']} processes"
+        )
+    if len(optimizer["betas"]) != 2:
+        raise ConfigError(f"optimizer.betas={optimizer['betas']} are not two numbers")
     if action == "fit" and values["ckpt"] is not None:
         raise ConfigError("action=fit takes no ckpt=; resume=PATH goes on from a checkpoint")
     if action != "fit" and values["ckpt"] is None:

@@ -3,11 +3,14 @@
 This is the only module of fwlight that `tasks/` imports.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from fwlight.errors import DataError
+
+if TYPE_CHECKING:  # files are checked before torch is imported
+    from torch import Tensor
 
 __all__ = [
     "IGNORE_INDEX",

@@ -8,6 +8,8 @@ the disk and renamed. A lock keeps processes from making the same folder twice; 
 so it goes with its process, and the next builder removes what a killed one left.
 """
 
+from __future__ import annotations
+
 import atexit
 import contextlib
 import errno
@@ -19,16 +21,17 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fwlight.cache import cache_folder
 from fwlight.errors import StorageError
 
 _SIZES, _PARTIAL = "sizes.json", ".partial"
+if TYPE_CHECKING:  # files are checked before torch is imported
+    from torch import Tensor
+
 Build = Callable[[Path], object]
 
 
@@ -72,6 +75,8 @@ def read_array(path: Path) -> Tensor:
     Raises:
         StorageError: it cannot be read.
     """
+    import torch
+
     try:
         return torch.from_numpy(np.load(path, mmap_mode="c"))
     except (OSError, ValueError, EOFError) as error:
@@ -114,7 +119,7 @@ class ArrayWriter:
         }
         np.lib.format.write_array_header_1_0(self._file, header)
 
-    def __enter__(self) -> "ArrayWriter":
+    def __enter__(self) -> ArrayWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -1,9 +1,10 @@
 """The sources of language-model text: each split as lines of words, read anew at every pass."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fwlight.types import DataError
 from tasks.public_texts import PATTERNS, files_of
@@ -62,7 +63,7 @@ def open_corpus(
             raise DataError("task.data=stdlib reads no files; give task.data=text or wikitext too")
         return Corpus(data, {split: partial(_stdlib, split) for split in SPLITS})
     if data in PATTERNS:
-        if data in DOWNLOADED and not path and not all(given.values()):
+        if needs_network(data, {"path": path, **given}):
             files = files_of(data)
         else:
             files = {split: _token_file(data, split, path, given[split]) for split in SPLITS}
@@ -73,6 +74,31 @@ def open_corpus(
     if data == "text":
         return _text(path, given)
     raise DataError(f"task.data={data} is unknown; choose one of {', '.join(SOURCES)}")
+
+
+def needs_network(data: str, paths: Mapping[str, Any]) -> bool:
+    """Say whether a source is downloaded, as not all of its files are given."""
+    return data in DOWNLOADED and not paths["path"] and not all(paths[name] for name in SPLITS)
+
+
+def check_task(task: Mapping[str, Any], *, most_bytes: int = 1 << 24) -> None:
+    """Look at the beginning of every file that a configuration names, before torch is imported.
+
+    Raises:
+        DataError: As `open_corpus` and its splits.
+    """
+    paths = {name: task[name] for name in ("path", *SPLITS)}
+    if needs_network(task["data"], paths):
+        return
+    corpus = open_corpus(task["data"], **paths)
+    for file in corpus.files:
+        left = most_bytes
+        for piece in read_pieces(file):
+            left -= len(piece.text)
+            if left < 0:
+                return
+    for words in corpus.splits.values() if corpus.files else ():
+        next((run for run in words() if run != [EOS]), None)  # without words it says so
 
 
 def _token_file(

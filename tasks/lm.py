@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fwlight.types import DataError
 from tasks.contexts import CarriedLanes, SlidingWindows
-from tasks.corpora import DOWNLOADED, SPLITS, open_corpus
+from tasks.corpora import SPLITS, needs_network, open_corpus
 from tasks.documents import WITH_DOCUMENTS, document_starts
 from tasks.encoding import encode
 from tasks.lanes import EvalLanes, TrainLanes
@@ -105,8 +105,8 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
             )
         self._paths = {"path": path, "train": train, "valid": valid, "test": test}
         # What is downloaded is needed by `setup` only; a mistake in a path is told at once.
-        needs_network = data in DOWNLOADED and not path and not (train and valid and test)
-        self._corpus = None if needs_network else open_corpus(data, **self._paths)
+        downloaded = needs_network(data, self._paths)
+        self._corpus = None if downloaded else open_corpus(data, **self._paths)
         self.data = data
         self.batch_size, self.eval_batch_size, self.seq_len = batch_size, eval_batch_size, seq_len
         self._min_count = _DEFAULT_MIN_COUNT.get(data, 1) if min_count is None else min_count

@@ -9,6 +9,7 @@ import torch
 from fwlight.types import DataError, LMBatch
 from tasks.draws import TrainDraws, refuse_other_data, seeded
 from tasks.recall import EvalRecall, recall_sequences
+from tasks.recall_sizes import check_pairs
 
 
 class MQARDataModule(lightning.LightningDataModule):
@@ -50,18 +51,7 @@ class MQARDataModule(lightning.LightningDataModule):
         for (name, low), value in zip(least.items(), given, strict=True):
             if value < low:
                 raise DataError(f"task.{name}={value} is too small; it must be at least {low}")
-        if not n_pairs or min(n_pairs) < 1 or len(set(n_pairs)) < len(n_pairs):
-            raise DataError(f"task.n_pairs={list(n_pairs)} must be different numbers from 1 on")
-        if seq_len < 4 * max(n_pairs):
-            raise DataError(
-                f"task.seq_len={seq_len} is too short for {max(n_pairs)} pairs and their queries; "
-                f"it must be at least {4 * max(n_pairs)}"
-            )
-        if vocab_size < 2 * max(n_pairs) + 2:
-            raise DataError(
-                f"task.vocab_size={vocab_size} is too small for {max(n_pairs)} keys and values; "
-                f"it must be at least {2 * max(n_pairs) + 2}"
-            )
+        check_pairs(n_pairs, seq_len=seq_len, vocab_size=vocab_size)
         if power <= 0:
             raise DataError(f"task.power={power} must be positive")
         self._settings: dict[str, Any] = {

@@ -282,8 +282,8 @@ def test_config_short_run_shortens_the_default_warmup_only():
     composition = compose_config(["trainer.max_steps=20"])
     assert composition.config["optimizer"]["warmup_steps"] == 2
     assert "warmup_steps" in composition.warnings[0]
-    asked = compose_config(["trainer.max_steps=20", "optimizer.warmup_steps=30"])
-    assert asked.config["optimizer"]["warmup_steps"] == 30
+    with pytest.raises(ConfigError, match=r"warmup_steps=30 is longer than trainer.max_steps=20"):
+        compose_config(["trainer.max_steps=20", "optimizer.warmup_steps=30"])
 
 
 def test_config_reversed_positions_switch_text_samples_off():

@@ -18,6 +18,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight": (set(), set()),
     "fwlight.errors": (set(), set()),
     "fwlight.checks": (set(), set()),
+    "fwlight.integrity": ({"fwlight.errors"}, set()),
     "fwlight.cache": (set(), set()),
     "fwlight.types": ({"fwlight.errors"}, {"torch"}),
     "fwlight.ops": ({"fwlight.cache"}, LIBRARY | {"fla"}),
@@ -33,7 +34,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         LIBRARY | {"lightning", "torchmetrics", "sacrebleu"},
     ),
     "fwlight.run": (
-        {"fwlight.errors", "fwlight.types", "fwlight.models", "fwlight.training"},
+        {"fwlight.errors", "fwlight.types", "fwlight.models", "fwlight.training"}
+        | {"fwlight.integrity"},
         {"torch", "lightning", "tensorboard", "tqdm"},
     ),
     "tasks": ({"fwlight.types"}, {"torch", "lightning"}),
@@ -48,7 +50,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"fwlight.diagnostics", "fwlight.models", "fwlight.training"},
         {"torch", "lightning", "matplotlib", "tqdm"},
     ),
-    "cli": ({"fwlight.errors"}, {"hydra", "omegaconf", "yaml"}),
+    "cli": ({"fwlight.errors", "fwlight.integrity"}, {"hydra", "omegaconf", "yaml"}),
     "cli.building": ({"fwlight.errors"}, {"hydra", "lightning"}),
     "train": ({"cli", "fwlight", "fwlight.errors", "fwlight.run"}, set()),
 }

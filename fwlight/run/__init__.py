@@ -14,6 +14,7 @@ from fwlight.run.clock import RunClock
 from fwlight.run.errors import exit_code_and_line
 from fwlight.run.folder import RunFolder
 from fwlight.run.loggers import build_loggers
+from fwlight.run.output import lasting_output
 from fwlight.run.ranks import conclude, end_ranks, strategy
 from fwlight.run.rng import RandomState
 from fwlight.run.signals import StopOnSignal, listening
@@ -29,6 +30,7 @@ __all__ = [
     "fit",
     "generate",
     "keep_freed_memory",
+    "lasting_output",
     "listening",
     "load_checkpoint",
     "plugins",

@@ -10,10 +10,10 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
 
-from fwlight.errors import CheckpointError, ConfigError
+from fwlight.errors import CheckpointError, ConfigError, StorageError
 from fwlight.models import DecoderLM
 from fwlight.models import generate as generate_tokens
-from fwlight.run.checkpoint_io import load_checkpoint
+from fwlight.run.checkpoint_io import load_checkpoint, save_checkpoint
 from fwlight.run.checkpointing import RunCheckpoint
 from fwlight.run.clock import RunClock
 from fwlight.run.files import write_atomically
@@ -46,9 +46,10 @@ def fit(
                 trainer.fit_loop.epoch_loop.max_steps = folder.resume_step or 0
         leave_signals_alone(trainer)
         trainer.fit(module, datamodule=data, ckpt_path=folder.resume_from, weights_only=True)
+        checkpoint = _of_kind(trainer, RunCheckpoint)
         if folder.resume_from is not None and trainer.global_step == folder.resume_step:
             _say(f"training was already complete at step {trainer.global_step}")
-        checkpoint = _of_kind(trainer, RunCheckpoint)
+            _copy_checkpoint(folder.resume_from, checkpoint.last_path)
         tested = checkpoint.last_path
         if checkpoint.save_best and checkpoint.best and checkpoint.best_path.exists():
             tested = checkpoint.best_path
@@ -202,13 +203,26 @@ def _of_kind(trainer: Trainer, kind: type[Any]) -> Any:
 
 
 @rank_zero_only
+def _copy_checkpoint(path: Path, target: Path) -> None:
+    """Make a checkpoint the last one, if another or none is in its place."""
+    if path != target:
+        save_checkpoint(load_checkpoint(path), target)
+
+
+@rank_zero_only
 def _write_summary(folder: RunFolder, summary: dict[str, Any]) -> None:
     finite = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in summary.items()
     }
     text = json.dumps(finite, indent=2) + "\n"
-    write_atomically(folder.summary_json, lambda file: file.write(text.encode()))
+    try:
+        write_atomically(folder.summary_json, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise StorageError(
+            f"{folder.summary_json} cannot be written ({error.strerror or error}); the training is "
+            "complete and saved: free some space, then resume=auto"
+        ) from error
 
 
 @rank_zero_only

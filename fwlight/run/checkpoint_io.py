@@ -1,15 +1,10 @@
 """Checkpoint files: written atomically, verified when read, never trusted.
 
-Beside `last.ckpt` stands `last.ckpt.sha256` in the format of `sha256sum`. Two files cannot be
-replaced in one step, so while a checkpoint is being replaced the digest file lists both the old
-and the new digest; a file is whole if it has one of them.
+See `fwlight.integrity` for the digest beside each.
 """
 
-import contextlib
-import hashlib
 import os
 import pickle
-import re
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,6 +14,7 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from fwlight.errors import CheckpointError, StorageError
+from fwlight.integrity import check_whole, damaged, digest_path, read_digests, reason, sha256
 from fwlight.run.files import staged, sync_folder, write_atomically
 
 
@@ -60,7 +56,7 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
         _write_digests(path, [digest])
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
         raise StorageError(
-            f"the checkpoint {path} cannot be written ({_reason(error)}); the previous one is "
+            f"the checkpoint {path} cannot be written ({reason(error)}); the previous one is "
             "untouched: free some space, then resume=auto"
         ) from error
 
@@ -74,13 +70,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: It is missing, a URL, damaged, or holds anything but plain data.
     """
-    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", str(path)):
-        raise CheckpointError(f"the checkpoint {path} is a URL; download it and give the file")
+    check_whole(path)
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}; give the path of a .ckpt file")
     try:
-        _verify(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -88,10 +80,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             "and could run code"
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
-            f"the checkpoint {path} is damaged ({_reason(error)}); use another one, or "
-            "resume=auto for the newest that is whole"
-        ) from error
+        raise damaged(path, error) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint of a training run")
     if "_instantiator" in (checkpoint.get("hyper_parameters") or {}):
@@ -129,43 +118,11 @@ def newest_whole(
     return path, step
 
 
-def digest_path(path: Path) -> Path:
-    """Where the digest of a checkpoint is kept."""
-    return path.with_name(f"{path.name}.sha256")
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _verify(path: Path) -> None:
-    if digests := _read_digests(path):
-        if sha256(path) not in digests:
-            raise ValueError("its SHA-256 is not the one written beside it")
-        return
-    with zipfile.ZipFile(path) as archive:
-        if (broken := archive.testzip()) is not None:
-            raise ValueError(f"the check sum of {broken} is wrong")
-
-
-def _read_digests(path: Path) -> list[str]:
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        return re.findall(r"^([0-9a-f]{64})\b", digest_path(path).read_text(), re.MULTILINE)
-    return []
-
-
 def _digests_of_old(path: Path) -> list[str]:
     """Everything the file in place may be known by: a killed process may have left several."""
-    return _read_digests(path) or ([sha256(path)] if path.exists() else [])
+    return read_digests(path) or ([sha256(path)] if path.exists() else [])
 
 
 def _write_digests(path: Path, digests: list[str]) -> None:
     text = "".join(f"{digest}  {path.name}\n" for digest in digests)
     write_atomically(digest_path(path), lambda file: file.write(text.encode()))
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -3,8 +3,10 @@
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -93,8 +95,8 @@ class _RunLogger(Logger):
         """Nothing: the loggers get the configuration when they are made."""
 
     def _try(self, action: Callable[[], object]) -> None:
-        if not self._failed:
-            self._failed = not _never_fail(self.path, action)
+        if not self._failed and not _never_fail(self.path, action):
+            self._failed = True
 
 
 class CsvLogger(_RunLogger):
@@ -145,17 +147,26 @@ class TensorBoard(_RunLogger):
         self._hyperparameters = _flat(hyperparameters)
         self._writer: Any = None
         self._session_end: Any = None
+        self._tolerant = _Tolerant(self)
 
     @property
     def experiment(self) -> Any:
-        """The SummaryWriter, for figures and the like; rank zero only."""
+        """The SummaryWriter, for figures and the like; its calls never fail. Rank zero only."""
+        return self._tolerant
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """Call a method of the SummaryWriter, unless the disk has failed."""
+        self._try(lambda: getattr(self._opened(), name)(*args, **kwargs))
+
+    def _opened(self) -> Any:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
             from torch.utils.tensorboard.summary import hparams
 
             if self._purge_step is not None:
                 _wait_for_later_name(self.path)
-            # The worker thread of a writer re-raises a failed write in the next call.
+            # The worker thread of a writer re-raises a failed write in the next call, too.
+            threading.excepthook = _all_but_event_writers
             self._writer = SummaryWriter(str(self.path), purge_step=self._purge_step, flush_secs=10)
             experiment, start, self._session_end = hparams(
                 self._hyperparameters, dict.fromkeys(HPARAMS_METRICS, 0.0)
@@ -170,7 +181,7 @@ class TensorBoard(_RunLogger):
 
         def write() -> None:
             for name, value in metrics.items():
-                self.experiment.add_scalar(name, float(value), step)
+                self._opened().add_scalar(name, float(value), step)
 
         self._try(write)
 
@@ -178,7 +189,7 @@ class TensorBoard(_RunLogger):
     def log_text(self, tag: str, text: str, step: int) -> None:
         """Show text as it is, line breaks and all."""
         indented = "\n".join("    " + line for line in text.splitlines())  # Markdown for verbatim
-        self._try(lambda: self.experiment.add_text(tag, indented, step))
+        self.call("add_text", tag, indented, step)
 
     @rank_zero_only
     def log_figure(self, tag: str, figure: Any, step: int) -> None:
@@ -207,6 +218,24 @@ class TensorBoard(_RunLogger):
             self._try(lambda: self._writer.file_writer.add_summary(self._session_end))
             self._session_end = None
         self.save()
+
+
+class _Tolerant:
+    """A SummaryWriter to everybody else."""
+
+    def __init__(self, logger: TensorBoard) -> None:
+        self._logger = logger
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return partial(self._logger.call, name)
+
+
+def _all_but_event_writers(failure: threading.ExceptHookArgs) -> None:
+    if (
+        not isinstance(failure.exc_value, OSError)
+        or "AsyncWriter" not in type(failure.thread).__name__
+    ):
+        threading.__excepthook__(failure)
 
 
 def _wait_for_later_name(folder: Path) -> None:

@@ -58,11 +58,11 @@ class Ended:
 class Running:
     """A process, leader of a process group that its ranks belong to."""
 
-    def __init__(self, arguments, *, folder, fault=None, environment=None, program=None, cwd=None):
+    def __init__(self, arguments, *, folder, fault=None, out=None, cwd=None):
         folder.mkdir(parents=True, exist_ok=True)
-        self._files = folder / "stdout", folder / "stderr"
-        environment = {**(environment or {}), "FAULT": json.dumps(fault or {})}
-        program = program or (INJECTED if fault else ROOT / "train.py")
+        self._files = Path(out or folder / "stdout"), folder / "stderr"
+        environment = {"FAULT": json.dumps(fault)} if fault else {}
+        program = INJECTED if fault else ROOT / "train.py"
         words = [str(program), *map(str, arguments)]
         self._started = time.monotonic()
         self._process = _CONTEXT.Process(
@@ -80,7 +80,7 @@ class Running:
         if self._process.exitcode is None:
             os.killpg(self.pid, signal.SIGKILL)
             raise AssertionError(f"still running after {timeout} s: {self._files[1].read_text()}")
-        out, err = (file.read_text(errors="replace") for file in self._files)
+        out, err = (f.read_text(errors="replace") if f.is_file() else "" for f in self._files)
         return Ended(self._process.exitcode, out, err, seconds)
 
     def orphans(self, patience=5.0) -> list[int]:
@@ -98,16 +98,13 @@ def run(arguments, *, folder, timeout=60, **settings) -> Ended:
     return Running(arguments, folder=folder, **settings).wait(timeout)
 
 
-def _be(words, environment: Mapping[str, str | None], cwd, out, err) -> None:
+def _be(words, environment: Mapping[str, str], cwd, out, err) -> None:
     os.setpgid(0, 0)
     for path, number in ((out, 1), (err, 2)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, number)
         os.close(descriptor)
-    for name, value in environment.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
+    os.environ.update(environment)
     os.chdir(cwd)
     sys.argv = words
     sys.path.insert(0, str(ROOT))

@@ -1,0 +1,26 @@
+"""What of a run's files can be looked at before torch is imported."""
+
+from typing import Any
+
+from hydra.utils import get_object
+
+from fwlight.integrity import check_whole
+
+_MOST_BYTES = 1 << 28
+"""Of larger checkpoints the digest is verified once, when they are loaded."""
+
+
+def check_files(config: dict[str, Any]) -> None:
+    """Check the checkpoint that is named, and what the task's `_check_` can say of its data.
+
+    Raises:
+        CheckpointError: The checkpoint is missing, a URL or damaged.
+        DataError: The data cannot be used.
+    """
+    if config["action"] != "fit":
+        check_whole(config["ckpt"], most_bytes=_MOST_BYTES)
+        return  # the task is the checkpoint's
+    if config["resume"] not in ("never", "auto"):
+        check_whole(config["resume"], most_bytes=_MOST_BYTES)
+    if check := config["task"].get("_check_"):
+        get_object(check)(config["task"])

@@ -1,0 +1,82 @@
+"""Whether a checkpoint file is whole, found without torch.
+
+Beside `last.ckpt` stands `last.ckpt.sha256` in the format of `sha256sum`. Two files cannot be
+replaced in one step, so while a checkpoint is being replaced the digest file lists both the old
+and the new digest; a file is whole if it has one of them.
+"""
+
+import contextlib
+import hashlib
+import re
+import zipfile
+from pathlib import Path
+
+from fwlight.errors import CheckpointError
+
+
+def check_whole(path: str | Path, *, most_bytes: int | None = None) -> None:
+    """Verify the digest of a checkpoint, or without a digest file the archive's own check sums.
+
+    Args:
+        path: The checkpoint.
+        most_bytes: Of a larger file only the archive's directory is read.
+
+    Raises:
+        CheckpointError: It is missing, a URL or damaged.
+    """
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", str(path)):
+        raise CheckpointError(f"the checkpoint {path} is a URL; download it and give the file")
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"there is no checkpoint {path}; give the path of a .ckpt file")
+        if most_bytes is not None and path.stat().st_size > most_bytes:
+            zipfile.ZipFile(path).close()
+        else:
+            _verify(path)
+    except (OSError, RuntimeError, ValueError, NotImplementedError, EOFError) as error:
+        raise damaged(path, error) from error
+    except zipfile.BadZipFile as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> CheckpointError:
+    """Return what to tell of a checkpoint that cannot be read."""
+    return CheckpointError(
+        f"the checkpoint {path} is damaged ({reason(error)}); use another one, or "
+        "resume=auto for the newest that is whole"
+    )
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of an error's message."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def digest_path(path: Path) -> Path:
+    """Where the digest of a checkpoint is kept."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def read_digests(path: Path) -> list[str]:
+    """Return the digests that are written beside a checkpoint."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return re.findall(r"^([0-9a-f]{64})\b", digest_path(path).read_text(), re.MULTILINE)
+    return []
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _verify(path: Path) -> None:
+    if digests := read_digests(path):
+        if sha256(path) not in digests:
+            raise ValueError("its SHA-256 is not the one written beside it")
+        return
+    with zipfile.ZipFile(path) as archive:
+        if (broken := archive.testzip()) is not None:
+            raise ValueError(f"the check sum of {broken} is wrong")
