@@ -62,6 +62,16 @@ def act(composition: Composition, arguments: Sequence[str]) -> dict[str, Any]:
         lines = run.read_lines(config["input"])
         text = run.translate(module, data, lines, ckpt=config["ckpt"], **config["translate"])
         return {"text": text}
+    if config["action"] == "diagnose":
+        text = run.diagnose(
+            module,
+            data,
+            ckpt=config["ckpt"],
+            configuration=composition.yaml(),
+            sequences=config["diagnostics"]["report_sequences"],
+            draws=config["diagnostics"]["capacity_draws"],
+        )
+        return {"text": text, "output": config["output"] or report_path(config["ckpt"])}
     trainer = build(
         "trainer",
         config["trainer"],
@@ -114,6 +124,12 @@ def fit(composition: Composition) -> dict[str, Any]:
         folder.release()
 
 
+def report_path(ckpt: str) -> str:
+    """Return where a diagnosis goes: into the run's folder, or else beside the checkpoint."""
+    folder = Path(ckpt).parent
+    return str((folder.parent if folder.name == "checkpoints" else folder) / "diagnosis.html")
+
+
 def read_prompt(text: str | None, path: str | None) -> str:
     """Return the text that generate continues."""
     if text is not None or path is None:
@@ -156,7 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             composition = compose_config(before_checkpoint(arguments))
             check_files(composition.config)
-            result, output = train(composition, arguments), composition.config["output"]
+            result = train(composition, arguments)
+            output = result.get("output") or composition.config["output"]
             text = result.get("text") or json.dumps(result, indent=2)
             if output is not None and first_process():
                 write(output, text + "\n")

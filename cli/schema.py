@@ -95,7 +95,7 @@ class Task(OpenSection):
     eval_batch_tokens: Count
     max_length: Count | None
     max_ratio: Annotated[float, Range(low=1)] | None
-    seq_len: Count
+    seq_len: Count | None
     n_pairs: list[Count]
     power: Positive
     eval_sequences: Count
@@ -164,10 +164,12 @@ class Checkpoint(Section):
 
 @dataclass
 class Diagnostics(Section):
-    """diagnostics: when and at how much the callbacks look."""
+    """diagnostics: when and at how much the callbacks and action=diagnose look."""
 
     every_n_steps: Count
     sequences: Count | None
+    report_sequences: Count
+    capacity_draws: Natural
 
 
 @dataclass
@@ -228,7 +230,7 @@ class Config(Section):
     logger: Logger
     network: dict
     module: dict
-    action: Literal["fit", "test", "generate", "translate"]
+    action: Literal["fit", "test", "generate", "translate", "diagnose"]
     seed: Annotated[int, Range(low=0, high=2**32 - 1)]
     run_dir: str | None
     resume: str

@@ -36,6 +36,7 @@ Actions:
                    generate.{{max_new_tokens,temperature,top_k,top_p}}
   action=translate ckpt=PATH [input=FILE] [output=FILE]   a sentence a line
                    translate.{{beam,length_penalty,batch_size}}
+  action=diagnose  ckpt=PATH [output=FILE.html] diagnostics.{{report_sequences,capacity_draws}}
   All but fit take model and data from the checkpoint; keys on the command line go last.
 
 Exit codes: 0 done, 2 configuration or data, 3 numerical, 4 checkpoint, 5 input/output,

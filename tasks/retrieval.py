@@ -29,6 +29,7 @@ class RetrievalDataModule(lightning.LightningDataModule):
     Args:
         setting: `capacity` or `update`.
         n_keys: Number S of different keys, and of different values.
+        seq_len: Another length T of update sequences; None is 2 S.
         batch_size: Sequences of a training batch, over all ranks.
         eval_sequences: Sequences of an evaluation.
         eval_length: Length of validation sequences: that of `training`, or `n_keys`, with which
@@ -49,6 +50,7 @@ class RetrievalDataModule(lightning.LightningDataModule):
         *,
         setting: str = "capacity",
         n_keys: int = 40,
+        seq_len: int | None = None,
         batch_size: int = 32,
         eval_sequences: int = 20,
         eval_length: str = "training",
@@ -65,6 +67,7 @@ class RetrievalDataModule(lightning.LightningDataModule):
                 raise DataError(f"task.{name}={value} is none of {', '.join(choices)}")
         for name, value in (
             ("n_keys", n_keys),
+            ("seq_len", seq_len),
             ("batch_size", batch_size),
             ("eval_sequences", eval_sequences),
             ("max_queries", max_queries),
@@ -74,7 +77,12 @@ class RetrievalDataModule(lightning.LightningDataModule):
         self.setting, self.n_keys, self.seed = setting, n_keys, seed
         self.batch_size, self.eval_sequences = batch_size, eval_sequences
         self.max_queries, self.redraw_eval = max_queries, redraw_eval
-        self.seq_len = n_keys if setting == "capacity" else 2 * n_keys
+        if setting == "capacity" and seq_len not in (None, n_keys):
+            raise DataError(
+                f"task.seq_len={seq_len}: task.setting=capacity writes each of {n_keys} "
+                "keys once; leave it out, or choose task.setting=update"
+            )
+        self.seq_len = seq_len or (n_keys if setting == "capacity" else 2 * n_keys)
         self.eval_seq_len = n_keys if eval_length == "n_keys" else self.seq_len
 
     # Lightning's hooks

@@ -66,6 +66,11 @@ def test_train_retrieval_is_tested_and_writes_no_text(tmp_path, capsys):
     assert main(["action=test", ckpt, "task.eval_sequences=7"]) == 0
     assert main(["action=test", ckpt, "task.seq_len=7"]) == 2
     capsys.readouterr()
+    assert main(["action=diagnose", ckpt, "diagnostics.capacity_draws=1"]) == 0
+    assert capsys.readouterr().out.startswith("layer0: healthy; load 0.0")
+    report = (tmp_path / "run" / "diagnosis.html").read_text()
+    assert report.index("Verdict") < report.index("1 of 1 heads") < report.index("n_keys: 5")
+    capsys.readouterr()
     assert main(["action=generate", ckpt, "prompt=x"]) == 2
     assert "has none" in capsys.readouterr().err
 

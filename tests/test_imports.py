@@ -29,13 +29,17 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.diagnostics.metric": ({"fwlight.diagnostics"}, LIBRARY | {"torchmetrics"}),
     "fwlight.diagnostics.layers": ({"fwlight.diagnostics", "fwlight.attention"}, LIBRARY),
     "fwlight.diagnostics.figures": ({"fwlight.diagnostics"}, {"torch", "matplotlib"}),
+    **dict.fromkeys(
+        [f"fwlight.diagnostics.{x}" for x in ("layer_capacity", "findings", "report")],
+        ({"fwlight.diagnostics"}, LIBRARY),
+    ),
     "fwlight.training": (
         {"fwlight.errors", "fwlight.types", "fwlight.models"},
         LIBRARY | {"lightning", "torchmetrics", "sacrebleu"},
     ),
     "fwlight.run": (
         {"fwlight.errors", "fwlight.types", "fwlight.models", "fwlight.training"}
-        | {"fwlight.integrity"},
+        | {"fwlight.integrity", "fwlight.diagnostics"},
         {"torch", "lightning", "tensorboard", "tqdm"},
     ),
     "tasks": ({"fwlight.types"}, {"torch", "lightning"}),

@@ -72,7 +72,7 @@ def test_readme_story_runs_at_a_tiny_size(
     (tmp_path / "my_book.txt").write_text("the old man saw many ships .\n" * 2000)
     monkeypatch.chdir(tmp_path)
     story = [words for words in TRAINING if re.search(r"task\.path=|runs/first", " ".join(words))]
-    assert len(story) == 5
+    assert len(story) == 6
     for arguments in story:
         words = list(arguments)
         if not any(word.startswith("action=") for word in words):

@@ -139,7 +139,7 @@ class FastWeightMemory(nn.Module):
         """Read a written memory with any number of queries."""
         dtype = q.dtype
         with torch.autocast(q.device.type, enabled=False):
-            q = self._queries(q).to(state.weights.dtype)
+            q = self.queries(q).to(state.weights.dtype)
             if self.observer is not None:
                 self.observer.read(q)
             o = q @ state.weights
@@ -173,7 +173,7 @@ class FastWeightMemory(nn.Module):
         projected = k
         with torch.autocast(k.device.type, enabled=False):
             k, _ = self._keys(k, None, None)
-            features = self._queries(q[:, :, None]).squeeze(2)
+            features = self.queries(q[:, :, None]).squeeze(2)
             written_k, written_beta = k, beta
             if self.read_norm == "full" and beta is not None:
                 z = _running_key_sum(k, None)
@@ -211,7 +211,7 @@ class FastWeightMemory(nn.Module):
         # Sums and divisors are taken in float32; the operators decide about the rest.
         with torch.autocast(k.device.type, enabled=False):
             k, offset = self._keys(k, None if state is None else state.key_offset, padding_mask)
-            q = None if q is None else self._queries(q)
+            q = None if q is None else self.queries(q)
             written_k, written_beta, z = k, beta, None
             if self.read_norm != "none":
                 z = _running_key_sum(k, None if state is None else state.key_sum)
@@ -259,7 +259,8 @@ class FastWeightMemory(nn.Module):
             k = k.masked_fill(padding_mask[:, None, :, None], 0.0)
         return k, offset
 
-    def _queries(self, q: Tensor) -> Tensor:
+    def queries(self, q: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t k"]:
+        """Return the features with which queries read, normalised."""
         return self._normalise(self.feature_map.query(_at_least_float32(q)), self.query_norm_eps)
 
     def _normalise(self, x: Tensor, eps: float) -> Tensor:

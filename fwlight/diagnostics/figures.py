@@ -59,6 +59,55 @@ def capacity_figure(layers: Mapping[str, Diagnosis]) -> "Figure":
     return figure
 
 
+def recall_figure(layers: Mapping[str, Values]) -> "Figure":
+    """Draw what is still known: last writes, superseded ones, and the model's own queries.
+
+    Args:
+        layers: Reported values of the part "capacity", by layer.
+    """
+    figure, axes = _figure(layers, columns=4)
+    age = "age of the association in positions"
+    for ax, quantity, square, title in (
+        (axes[0], "last/age/identified", False, "last writes identified"),
+        (axes[1], "superseded/age/identified", False, "superseded writes identified"),
+        (axes[2], "queries/age/identified", False, "own queries: nearest key's value"),
+        (axes[3], "queries/age/scaled_error", True, "own queries: error (squared, scaled)"),
+    ):
+        found = {x: y[quantity] for x, y in layers.items() if quantity in y}
+        if not found:
+            ax.set_axis_off()
+            continue
+        curves = {x: (y.square() if square else y).nanmean(0) for x, y in found.items()}
+        _curves(ax, curves, title, age)
+        ax.set_ylim(0, 1.03 if not square else max(1.0, ax.get_ylim()[1]))
+        if not square:
+            chance = [
+                y[quantity.replace("identified", "chance")].nanmean() for y in layers.values()
+            ]
+            level = float(torch.stack(chance).nanmean())
+            ax.axhline(level, color="0.4", linewidth=1, linestyle=":")
+    return figure
+
+
+def limits_figure(capacity: Mapping[str, Tensor], d_dot: int) -> "Figure":
+    """Draw the measured capacity of every head under its ceiling d_dot.
+
+    Args:
+        capacity: Numbers of keys by head, by layer.
+        d_dot: Size of the features.
+    """
+    figure, (ax,) = _figure(capacity, columns=1)
+    for i, counts in enumerate(capacity.values()):
+        ax.scatter([i] * len(counts), counts.tolist(), s=14, color="#2f6db3", alpha=0.7)
+        ax.plot([i - 0.25, i + 0.25], [float(counts.double().median())] * 2, color="0.2")
+    ax.axhline(d_dot, color="#c8453b", linewidth=1, linestyle="--")
+    ax.text(0, d_dot, f" d_dot = {d_dot}", fontsize=7, color="#c8453b", va="bottom")
+    ax.set_xticks(range(len(capacity)), list(capacity), rotation=30 if len(capacity) > 4 else 0)
+    ax.set_ylim(0, 1.15 * max(d_dot, max(int(x.max()) for x in capacity.values())))
+    ax.set_title("measured capacity of every head, in keys", fontsize=8)
+    return figure
+
+
 def beta_figure(layers: Mapping[str, Values], statistics: Mapping[str, Statistics]) -> "Figure":
     """Draw beta by position, and how beta and g = beta |k|^2 are distributed.
 
@@ -79,9 +128,9 @@ def beta_figure(layers: Mapping[str, Values], statistics: Mapping[str, Statistic
 def _figure(layers: Mapping[str, Any], *, columns: int) -> tuple["Figure", Sequence["Axes"]]:
     from matplotlib.figure import Figure  # takes a third of a second to load
 
-    height = 2.6 + 0.12 * max(0, len(layers) - 4)
-    figure = Figure(figsize=(3.3 * columns, height), dpi=90, layout="constrained")
-    axes = figure.subplots(1, columns)
+    height = 2.3 + 0.12 * max(0, len(layers) - 4)
+    figure = Figure(figsize=(2.8 * columns, height), dpi=105, layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
     for ax in axes:
         ax.tick_params(labelsize=7)
         ax.spines[["top", "right"]].set_visible(False)
@@ -170,8 +219,9 @@ def _histograms(ax: "Axes", layers: Mapping[str, Tensor], edges: Tensor, label: 
         ax.stairs(share.tolist(), bounds, color=shade, linewidth=1.4, label=name)
     if not linear:
         ax.set_xscale("log")
+        ax.minorticks_off()
     if low < high:
-        ax.set_xlim((0, 1.02 if high <= 1.02 else high) if linear else (low / 3, 3 * high))
+        ax.set_xlim((0, 1.02 if high <= 1.02 else high) if linear else (low / 10, 10 * high))
     ax.set_ylim(bottom=0)
     ax.set_title(f"share of writes by {label}", fontsize=8)
     ax.set_xlabel(label, fontsize=7)

@@ -11,6 +11,7 @@ from fwlight.run.allocator import keep_freed_memory
 from fwlight.run.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from fwlight.run.checkpointing import RunCheckpoint
 from fwlight.run.clock import RunClock
+from fwlight.run.diagnosing import diagnose
 from fwlight.run.errors import exit_code_and_line
 from fwlight.run.folder import RunFolder
 from fwlight.run.loggers import build_loggers
@@ -25,6 +26,7 @@ __all__ = [
     "RunFolder",
     "build_loggers",
     "conclude",
+    "diagnose",
     "end_ranks",
     "exit_code_and_line",
     "fit",

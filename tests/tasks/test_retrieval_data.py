@@ -113,3 +113,12 @@ def test_checkpoint_of_another_task_is_refused():
     RetrievalDataModule(n_keys=5).load_state_dict(state)
     with pytest.raises(DataError, match="n_keys=5"):
         RetrievalDataModule(n_keys=6).load_state_dict(state)
+
+
+def test_update_sequences_can_have_any_length():
+    data = RetrievalDataModule(setting="update", n_keys=5, seq_len=40)
+    assert data.training_batch(0).keys.shape[1] == 40
+    assert next(iter(data.test_dataloader())).keys.shape[1] == 40
+    assert RetrievalDataModule(setting="update", n_keys=5).training_batch(0).keys.shape[1] == 10
+    with pytest.raises(DataError, match=r"task\.seq_len=7: task\.setting=capacity"):
+        RetrievalDataModule(n_keys=5, seq_len=7)

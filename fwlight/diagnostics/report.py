@@ -1,0 +1,235 @@
+"""The report of `action=diagnose`: one HTML file that needs nothing else, the verdict first."""
+
+import base64
+import html
+import io
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fwlight.diagnostics.beta import TokenBeta
+from fwlight.diagnostics.figures import (
+    COLOURS,
+    beta_figure,
+    capacity_figure,
+    limits_figure,
+    norms_figure,
+    recall_figure,
+)
+from fwlight.diagnostics.findings import Findings
+from fwlight.diagnostics.verdict import HEALTHY, LIMIT, OVER_CAPACITY, RULE_LIMITED, UNUSED
+
+MEANING = {
+    OVER_CAPACITY: (
+        f"No linear memory of this size could hold these associations: the best possible error "
+        f"exceeds {LIMIT}. More features (model.feature_map.nu, size.d_head) or shorter sequences "
+        "help; another rule does not."
+    ),
+    RULE_LIMITED: (
+        f"The keys leave room (best possible error at most {LIMIT}), but the memory does not use "
+        f"it: the error of recall exceeds {LIMIT}. A rule that removes (delta instead of sum), "
+        "stronger writes (beta, g) or keys further apart can help."
+    ),
+    HEALTHY: "What was written last under every key can be read back.",
+    UNUSED: "Nothing was written.",
+}
+COLUMNS = (
+    ("load", "load/mean", 1, None),
+    ("utilisation", "utilisation/mean", 1, None),
+    ("best possible error", "best/error", 1, None),
+    ("error of recall", "last/scaled_error", 2, None),
+    ("identified (by chance)", "last/identified", 1, "last/chance"),
+    ("|cos| of keys (random)", "interference/mean", 1, "interference/random_mean"),
+    ("norm of state", "frobenius/mean", 1, None),
+    ("effective rank", "effective_rank/mean", 1, None),
+    ("beta", "beta/mean", 1, None),
+    ("g", "g/mean", 1, None),
+)
+"""Heading, reported value, its exponent, and the value shown behind it in brackets."""
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1d2329; max-width: 1180px; margin: 2rem auto;
+  padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+.of { color: #5c6670; margin-top: 0; } img { width: 100%; height: auto; }
+img.narrow { width: 32%; min-width: 300px; }
+table { border-collapse: collapse; font-size: 13px; } .wide { overflow-x: auto; }
+th { text-align: right; vertical-align: bottom; font-weight: 600; padding: 3px 8px; }
+td { text-align: right; padding: 3px 8px; border-top: 1px solid #e3e7ea; white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
+th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
+.tokens th:nth-child(2), .tokens td:nth-child(2) { text-align: right; }
+.chip { color: #fff; border-radius: 3px; padding: 1px 7px; margin-right: 4px; }
+.tokens { display: flex; flex-wrap: wrap; gap: 2rem; } pre { background: #f4f6f7; padding: 1rem;
+  overflow-x: auto; font-size: 12.5px; }
+"""
+
+
+def html_report(
+    findings: Sequence[Findings],
+    *,
+    title: str,
+    of: str,
+    configuration: str,
+    decode: Callable[[list[int]], str] | None = None,
+) -> str:
+    """Return the report as the text of an HTML file.
+
+    Args:
+        findings: Of every layer, from `find_out`.
+        title: What was looked at.
+        of: On what, in words.
+        configuration: Text of the run's configuration.
+        decode: Turns token ids into text; None shows the ids.
+    """
+    memories = [found for found in findings if not found.layer.is_softmax]
+    parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="of">{html.escape(of)}</p>']
+    if memories:
+        parts += [_summary(memories), _figures(memories)]
+        parts += [_tokens(found, decode) for found in memories if found.tokens is not None]
+        parts += ["<h2>Every head</h2>", *(_heads(found) for found in memories)]
+    parts += [_attention([found for found in findings if found.layer.is_softmax])]
+    parts.append(
+        f"<h2>Configuration</h2><details><summary>all keys</summary><pre>"
+        f"{html.escape(configuration)}</pre></details>"
+    )
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
+
+
+def _summary(memories: Sequence[Findings]) -> str:
+    counts = Counter(verdict for found in memories for verdict in found.heads.verdicts)
+    total = sum(counts.values())
+    said = [
+        f'<p><span class="chip" style="background:{COLOURS[verdict]}">{verdict}</span>'
+        f"<b>{counts[verdict]} of {total} heads.</b> {html.escape(MEANING[verdict])}</p>"
+        for verdict in (OVER_CAPACITY, RULE_LIMITED, HEALTHY, UNUSED)
+        if counts[verdict]
+    ]
+    expanding = [x.layer.name for x in memories if float(x.whole["g/from_2"].nan_to_num(0)) > 0]
+    if expanding:
+        names = html.escape(", ".join(expanding))
+        said.append(
+            f"<p><b>Writes with g = beta |k|² of at least 2 in {names}:</b> what is stored under "
+            "their keys grows.</p>"
+        )
+    rows = []
+    for found in memories:
+        cells = _cells(found.whole)
+        capacity, d_dot = found.capacity, found.layer.memory.d_dot
+        cells.append("" if capacity is None else f"{_held(capacity.median(), d_dot)} of {d_dot}")
+        rows.append([found.layer.name, _chips(found.heads.verdicts), *cells])
+    heading = ["layer", "verdict", *(column[0] for column in COLUMNS), "measured capacity"]
+    return f"<h2>Verdict</h2>{''.join(said)}{_table(heading, rows)}"
+
+
+def _figures(memories: Sequence[Findings]) -> str:
+    values = {found.layer.name: found.heads.values for found in memories}
+    statistics = {found.layer.name: found.statistics for found in memories}
+    parts = [
+        "<h2>Capacity and recall</h2>",
+        _image(capacity_figure({found.layer.name: found.heads for found in memories})),
+        _image(recall_figure(values)),
+        "<p>Dotted: the limit of the verdict, and the share of values that chance would find.</p>",
+    ]
+    sizes = sorted({x.layer.memory.d_dot for x in memories if x.capacity is not None})
+    for d_dot in sizes:
+        held = {
+            x.layer.name: x.capacity
+            for x in memories
+            if x.capacity is not None and x.layer.memory.d_dot == d_dot
+        }
+        parts.append(_image(limits_figure(held, d_dot), narrow=True))
+    if sizes:
+        parts.append(
+            "<p>Measured capacity: the largest number of Gaussian keys with mean and covariance of "
+            "the layer's own of which 99 % are told apart; tried up to 2 d_dot.</p>"
+        )
+    parts += ["<h2>Fast weight norms</h2>", _image(norms_figure(values))]
+    return "".join([*parts, "<h2>Write strengths</h2>", _image(beta_figure(values, statistics))])
+
+
+def _tokens(found: Findings, decode: Callable[[list[int]], str] | None) -> str:
+    assert found.tokens is not None
+    tables = []
+    for title, side in zip(("highest beta", "lowest beta"), found.tokens, strict=True):
+        tables.append(_table([title, "mean", "seen"], list(_token_rows(side, decode))))
+    name = html.escape(found.layer.name)
+    return (
+        f"<details><summary>Tokens by beta in {name}</summary>"
+        f'<div class="tokens">{"".join(tables)}</div></details>'
+    )
+
+
+def _token_rows(
+    side: TokenBeta, decode: Callable[[list[int]], str] | None
+) -> Iterable[Sequence[str]]:
+    for i, mean, n in zip(*(x.tolist() for x in side), strict=True):
+        text = str(i) if decode is None else repr(decode([i]))[1:-1]
+        yield html.escape(text), f"{mean:.3f}", f"{int(n)}"
+
+
+def _heads(found: Findings) -> str:
+    rows = []
+    for i, verdict in enumerate(found.heads.verdicts):
+        values = {name: x[i] for name, x in found.heads.values.items()}
+        cells = _cells(values)
+        capacity = (
+            "" if found.capacity is None else _held(found.capacity[i], found.layer.memory.d_dot)
+        )
+        rows.append([str(i), _chips([verdict]), *cells, capacity])
+    heading = ["head", "verdict", *(column[0] for column in COLUMNS), "measured capacity"]
+    line = f"{found.layer.name}: {found.line}"
+    return f"<details><summary>{html.escape(line)}</summary>{_table(heading, rows)}</details>"
+
+
+def _attention(layers: Sequence[Findings]) -> str:
+    if not layers:
+        return ""
+    names = [f"{x}/{y}" for x in ("entropy", "span", "distance") for y in ("mean", "p5", "p95")]
+    rows = [[x.layer.name, *(_number(x.whole, name, 1) for name in names)] for x in layers]
+    return f"<h2>Softmax attention</h2>{_table(['layer', *names], rows)}"
+
+
+def _chips(verdicts: Sequence[str]) -> str:
+    counts = Counter(verdicts)
+    return "".join(
+        f'<span class="chip" style="background:{colour}">{verdict}'
+        f"{f' {counts[verdict]}' if len(verdicts) > 1 else ''}</span>"
+        for verdict, colour in reversed(COLOURS.items())
+        if counts[verdict]
+    )
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(x)}</th>" for x in heading)
+    body = "".join(f"<tr>{''.join(f'<td>{x}</td>' for x in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _cells(values: Any) -> list[str]:
+    cells = []
+    for _, name, power, beside in COLUMNS:
+        text = _number(values, name, power)
+        cells.append(f"{text} ({_number(values, beside, 1)})" if beside and text else text)
+    return cells
+
+
+def _number(values: Any, name: str, power: int) -> str:
+    value = float(values[name]) ** power
+    if value != value:
+        return ""
+    return f"{value:.2f}" if 0.01 <= value < 100 else f"{value:.3g}"
+
+
+def _held(count: Tensor, d_dot: int) -> str:
+    return f"{'≥ ' if int(count) >= 2 * d_dot else ''}{int(count)}"
+
+
+def _image(figure: Any, *, narrow: bool = False) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    kind = ' class="narrow"' if narrow else ""
+    return f'<img{kind} alt="" src="data:image/svg+xml;base64,{data}">'

@@ -1,0 +1,130 @@
+"""Everything that is found out about layers, and the report made of it."""
+
+import re
+
+import pytest
+import torch
+
+from cli.building import build
+from cli.composition import compose_config
+from fwlight.attention import FastWeightMemory
+from fwlight.attention.observation import Writes
+from fwlight.diagnostics import finalise_diagnosis, measured_capacity
+from fwlight.diagnostics.findings import find_out
+from fwlight.diagnostics.layer_capacity import key_statistics, layer_capacity
+from fwlight.diagnostics.layers import (
+    Layer,
+    Sequences,
+    Watcher,
+    layer_statistics,
+    memory_layers,
+    watch_forward,
+)
+from fwlight.diagnostics.report import html_report
+from fwlight.feature_maps import IdentityFeatureMap
+from fwlight.ops import delta_rule
+from fwlight.types import LMBatch
+
+
+def make_network(*arguments):
+    torch.manual_seed(0)
+    config = compose_config(["size=tiny", *arguments]).config
+    return build("network", config["network"], vocab_size=40)
+
+
+def make_batches(n, b=2, t=12):
+    generator = torch.Generator().manual_seed(1)
+    tokens = [torch.randint(0, 40, (b, t + 1), generator=generator) for _ in range(n)]
+    return [LMBatch(x[:, :-1], x[:, 1:]) for x in tokens]
+
+
+def found(network, batches, **options):
+    return find_out(network, batches, forward=lambda x: network(x.inputs), **options)
+
+
+def test_findings_of_batches_are_those_of_all_sequences():
+    network, batches = make_network("model=delta_dpfp"), make_batches(3)
+    whole = LMBatch(*(torch.cat(x) for x in zip(*batches, strict=True)))
+    layers = memory_layers(network)
+    watchers = watch_forward(network, layers, lambda: network(whole.inputs))
+    findings = found(network, batches, draws=0, n_tokens=4)
+    assert [x.layer.name for x in findings] == ["layer0", "layer1"]
+    for one in findings:
+        statistics = layer_statistics(one.layer, watchers[one.layer.name])
+        expected = finalise_diagnosis(statistics, one.layer.memory.d_dot)
+        assert one.heads.verdicts == expected.verdicts
+        for name, x in expected.values.items():
+            torch.testing.assert_close(
+                one.heads.values[name], x, rtol=1e-5, atol=1e-7, equal_nan=True
+            )
+        assert one.capacity is None
+        highest, lowest = one.tokens
+        assert highest.mean[0] >= highest.mean[-1] >= lowest.mean[-1] >= lowest.mean[0]
+        assert "recall error" in one.line
+
+
+@pytest.mark.parametrize("model", ["delta_dpfp", "deltanet", "linear", "performer"])
+def test_capacity_is_measured_under_the_layers_own_map_and_norms(model):
+    network = make_network(f"model={model}", "size.d_head=8")
+    if model != "performer":
+        network.blocks[0].attention.memory.out_norm = torch.nn.Identity()
+    findings = found(network, make_batches(2), draws=2)
+    for one in findings:
+        assert one.capacity.shape == (2,)
+        assert ((one.capacity >= 1) & (one.capacity <= 2 * one.layer.memory.d_dot)).all()
+
+
+def test_capacity_is_that_of_gaussian_keys_with_the_given_moments():
+    memory = FastWeightMemory(
+        6, feature_map=IdentityFeatureMap, update_rule=delta_rule, key_norm="l2", read_norm="output"
+    )
+    k = torch.randn(4, 2, 50, 6, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(4, 50, dtype=torch.bool)
+    mask[0, 5:] = True
+    watcher = Watcher()
+    watcher.write(Writes(k.masked_fill(mask[:, None, :, None], torch.nan), k, k, None, None))
+    ids = torch.zeros(4, 50, dtype=torch.long)
+    statistics = key_statistics(watcher, Sequences(ids, mask, None))
+    held = layer_capacity(Layer("layer0", memory, 2), statistics, draws=4, limit=40)
+
+    def write_and_read(keys, values):
+        keys = keys / keys.norm(dim=-1, keepdim=True)
+        S = torch.zeros(1, 2, 6, values.shape[-1])
+        for t in range(keys.shape[2]):
+            key = keys[:, :, t]
+            change = values[:, :, t] - (key[..., None, :] @ S).squeeze(-2)
+            S = S + key[..., None] * change[..., None, :]
+        return keys @ S / (keys @ keys.sum(2)[..., None] + 1e-5)
+
+    by_head = [torch.cat([k[b, h][~mask[b]] for b in range(4)]) for h in range(2)]
+    mean = torch.stack([x.mean(0) for x in by_head])
+    covariance = torch.stack([torch.cov(x.T, correction=0) for x in by_head])
+    expected = measured_capacity(write_and_read, mean, covariance, draws=4, limit=40)
+    assert held.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("model", ["delta_dpfp", "sum_dpfp", "softmax"])
+def test_report_needs_nothing_else_and_puts_the_verdict_first(model):
+    network = make_network(f"model={model}")
+    text = html_report(
+        found(network, make_batches(2), draws=1),
+        title="of <this>",
+        of="two batches",
+        configuration="key: <value>",
+        decode=lambda ids: f"<{ids[0]}>",
+    )
+    assert "of &lt;this&gt;" in text
+    assert "key: &lt;value&gt;" in text
+    assert not re.search(r"<(1?\d|2\d|3\d)>", text)
+    # Nothing is loaded from elsewhere.
+    sources = re.findall(r"""(?:src|href)=["'](.{5})""", text)
+    assert set(sources) <= {"data:"}
+    assert "@import" not in text
+    headings = re.findall("<h2>(.*?)</h2>", text)
+    if model == "softmax":
+        assert headings == ["Softmax attention", "Configuration"]
+        return
+    assert headings[0] == "Verdict"
+    assert len(sources) == 5
+    assert re.search(r"<b>\d of 4 heads.</b>", text)
+    assert ("Tokens by beta" in text) == (model == "delta_dpfp")
