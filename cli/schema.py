@@ -123,7 +123,7 @@ class Optimizer(Section):
     eps: Positive
     weight_decay: NonNegative
     warmup_steps: Natural
-    schedule: Literal["cosine", "cosine_reference", "constant"]
+    schedule: Literal["cosine", "cosine_reference", "inverse_sqrt", "constant"]
 
 
 @dataclass
@@ -160,6 +160,8 @@ class Checkpoint(Section):
     every_n_train_steps: Count
     keep_every_n_train_steps: Count | None
     save_best: bool
+    monitor: Literal["val/loss", "val/bleu"]
+    average_last: Count | None
 
 
 @dataclass

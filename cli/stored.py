@@ -105,7 +105,8 @@ def _refuse_changes(stored: Any, composition: Composition, sections: tuple[str, 
     if not changes:
         return
     key, old, new = changes[0]
-    for group, option in composition.choices.items():
+    for group in {**choices, **composition.choices}:
+        option = composition.choices.get(group, "the model's" if "@" in group else None)
         section = group.partition("@")[2] or group.replace("/", ".")
         if key.startswith(f"{section}.") and option != choices.get(group):
             key, old, new = group, choices.get(group), option

@@ -42,6 +42,7 @@ def test_config_groups_are_every_yaml_file():
     bases = {
         "_fast_weight.yaml",
         "_lm_mini.yaml",
+        "_translation_wmt14.yaml",
         *(f"_lm_wt103{size}.yaml" for size in ("", "_small", "_medium", "_medium_full_context")),
     }
     assert {path.name for path in others} == {"config.yaml", "_same.yaml", *bases}
@@ -218,7 +219,7 @@ MISTAKES = [
     (["optimizer.lr=nan"], ["optimizer.lr=nan"]),
     (["optimizer.betas=[0.9]"], ["optimizer.betas=[0.9]", "two"]),
     (["optimizer.betas=[0.9,1]"], ["optimizer.betas"]),
-    (["optimizer.schedule=linear"], ["cosine, cosine_reference, constant"]),
+    (["optimizer.schedule=linear"], ["cosine, cosine_reference, inverse_sqrt, constant"]),
     (["trainer.max_steps=0"], ["trainer.max_steps=0"]),
     (["trainer.max_time=6"], ["trainer.max_time=6", "DD:HH:MM:SS"]),
     (["trainer.precision=bf16"], ["32-true, bf16-mixed"]),
@@ -495,3 +496,56 @@ def test_run_dir_is_asked_for_under_a_launcher(monkeypatch, variable):
     monkeypatch.setenv(variable, "2")
     with pytest.raises(ConfigError, match="run_dir=PATH"):
         run_dir(composed())
+
+
+# Parts of a translation model
+
+
+def parts(*arguments: str) -> dict[str, set[str]]:
+    torch.manual_seed(0)
+    config = compose_config(["task=translation", "size=tiny", *arguments]).config
+    model = build("network", config["network"], vocab_size=40, pad_id=0)
+    found = {
+        "encoder": [block.attention.memory for block in model.encoder],
+        "decoder": [block.attention.memory for block in model.decoder],
+        "cross": [block.cross.memory for block in model.decoder],
+    }
+    return {
+        part: {type(getattr(memory, "feature_map", memory)).__name__ for memory in memories}
+        for part, memories in found.items()
+    }
+
+
+def test_config_parts_follow_the_model_and_its_slots_unless_chosen():
+    everywhere = {
+        "encoder": {"EluFeatureMap"},
+        "decoder": {"EluFeatureMap"},
+        "cross": {"EluFeatureMap"},
+    }
+    assert parts("model=linear") == everywhere
+    assert parts("model=delta_dpfp", "model/feature_map=elu") == everywhere
+    for part in everywhere:
+        chosen = parts("model=linear", f"model@{part}=softmax")
+        assert chosen == {**everywhere, part: {"KeyValueMemory"}}
+    inner = parts(
+        "model=softmax", "model@encoder=delta_dpfp", "model/feature_map@encoder.feature_map=favor"
+    )
+    assert inner["encoder"] == {"FAVORFeatureMap"}
+    config = compose_config(
+        ["task=translation", "model@cross=sum_dpfp", "cross.feature_map.nu=3"]
+    ).config
+    assert config["network"]["cross"]["memory"]["feature_map"]["nu"] == 3
+    assert config["network"]["decoder"]["memory"]["feature_map"]["nu"] == 1
+
+
+def test_config_parts_are_stored_compared_and_explained():
+    old = compose_config(["task=translation", "model@encoder=softmax", "size=tiny"])
+    assert old.choices["model@encoder"] == "softmax"
+    assert "model@cross" not in old.choices
+    same = recompose(old.record(), ["action=test", "ckpt=x"])
+    assert same.config["network"] == old.config["network"]
+    new = compose_config(["task=translation", "size=tiny"])
+    with pytest.raises(ConfigError, match="model@encoder=the model's, but the checkpoint"):
+        check_resume(old.record(), new)
+    assert "task=lm has no such part as encoder" in fails("model@encoder=softmax")
+    assert "did you mean softmax" in fails("task=translation", "model@encoder=sofmax")

@@ -57,6 +57,8 @@ def run_callbacks(
     every_n_train_steps: int | None,
     keep_every_n_train_steps: int | None = None,
     save_best: bool = True,
+    monitor: str = "val/loss",
+    average_last: int | None = None,
     identity: dict[str, Any],
 ) -> list[Callback]:
     """Return the callbacks every run needs; they come after all others in the Trainer's list.
@@ -67,6 +69,8 @@ def run_callbacks(
         every_n_train_steps: Updates between two writes of `last.ckpt`; None or 0: at the end only.
         keep_every_n_train_steps: Updates between two copies that are kept, or None.
         save_best: Whether the best evaluation's state is kept, and tested.
+        monitor: What best means, see `RunCheckpoint`.
+        average_last: Test the average of so many kept copies instead.
         identity: Plain containers that say what was trained; stored as `fwlight`.
     """
     # The order matters: the random state is back in place before a checkpoint stores it.
@@ -75,6 +79,8 @@ def run_callbacks(
         every_n_train_steps=every_n_train_steps,
         keep_every_n_train_steps=keep_every_n_train_steps,
         save_best=save_best,
+        monitor=monitor,
+        average_last=average_last,
         identity=identity,
     )
     return [RunClock(), RandomState(seed=seed), checkpoint, StopOnSignal(checkpoint)]

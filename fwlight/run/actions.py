@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from fwlight.errors import CheckpointError, ConfigError, StorageError
 from fwlight.models import DecoderLM
 from fwlight.models import generate as generate_tokens
+from fwlight.run.averaging import average_checkpoints
 from fwlight.run.checkpoint_io import load_checkpoint, save_checkpoint
 from fwlight.run.checkpointing import RunCheckpoint
 from fwlight.run.clock import RunClock
@@ -51,7 +52,10 @@ def fit(
             _say(f"training was already complete at step {trainer.global_step}")
             _copy_checkpoint(folder.resume_from, checkpoint.last_path)
         tested = checkpoint.last_path
-        if checkpoint.save_best and checkpoint.best and checkpoint.best_path.exists():
+        if checkpoint.average_last:
+            tested = average_checkpoints(checkpoint.folder, last=checkpoint.average_last)
+            load_weights(module, load_checkpoint(tested), tested)
+        elif checkpoint.save_best and checkpoint.best and checkpoint.best_path.exists():
             tested = checkpoint.best_path
             load_weights(module, load_checkpoint(tested), tested)
         trainer.test(module, datamodule=data, verbose=False)
@@ -141,7 +145,9 @@ def summarise(trainer: Trainer, module: TrainingModule, *, tested: str) -> dict[
     the best one and `test/` the checkpoint named by `tested_checkpoint`. `state_size` is what the
     network carries for one sequence, None where that grows with the length.
     """
-    best = _of_kind(trainer, RunCheckpoint).best
+    checkpoint = _of_kind(trainer, RunCheckpoint)
+    best, of_loss = checkpoint.best, checkpoint.monitor == "val/loss"
+    name = checkpoint.monitor.removeprefix("val/")
     clock = _of_kind(trainer, RunClock).state_dict()
     names = ("train/loss", "val/loss", "val/ppl", "test/loss", "test/ppl")
     measured = {k: v for k, v in module.latest.items() if k.startswith(("val/", "test/"))}
@@ -149,8 +155,10 @@ def summarise(trainer: Trainer, module: TrainingModule, *, tested: str) -> dict[
     return {
         **{name: module.latest.get(name) for name in names},
         **measured,
-        "val/best_loss": best.get("value"),
-        "val/best_ppl": perplexity(best["value"]) if best and "val/ppl" in module.latest else None,
+        f"val/best_{name}": best.get("value"),
+        "val/best_ppl": perplexity(best["value"])
+        if best and of_loss and "val/ppl" in module.latest
+        else None,
         "val/best_step": best.get("step"),
         "tested_checkpoint": tested,
         "tokens_per_second": clock["tokens"] / seconds if seconds else None,

@@ -20,7 +20,9 @@ class RunCheckpoint(Callback):
         keep_every_n_train_steps: Updates between two copies named `step-000100.ckpt`, or None.
         save_best: Whether `best.ckpt` is written.
         identity: Stored in every checkpoint as `fwlight`.
-        monitor: The metric whose smallest value makes `best.ckpt`.
+        monitor: The metric whose best value makes `best.ckpt`: of `val/bleu` the largest, of
+            others the smallest.
+        average_last: Average the weights of so many kept copies at the end into `averaged.ckpt`.
     """
 
     def __init__(
@@ -32,13 +34,14 @@ class RunCheckpoint(Callback):
         save_best: bool = True,
         identity: dict[str, Any],
         monitor: str = "val/loss",
+        average_last: int | None = None,
     ) -> None:
         self.folder = folder
         self.every_n_train_steps = every_n_train_steps
         self.keep_every_n_train_steps = keep_every_n_train_steps
         self.save_best = save_best
         self.identity = identity
-        self.monitor = monitor
+        self.monitor, self.average_last = monitor, average_last
         self.best: dict[str, Any] = {}
         """`value` and `step` of the best evaluation so far; empty before the first."""
         self._saved_step = -1
@@ -75,7 +78,8 @@ class RunCheckpoint(Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         value = cast(TrainingModule, pl_module).latest.get(self.monitor)
-        if value is not None and value < self.best.get("value", float("inf")):
+        sign = -1 if self.monitor == "val/bleu" else 1
+        if value is not None and sign * value < sign * self.best.get("value", sign * float("inf")):
             self.best = {"value": value, "step": trainer.global_step}
             if self.save_best:
                 self._save(trainer, self.best_path)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-SCHEDULES = ("cosine", "cosine_reference", "constant")
+SCHEDULES = ("cosine", "cosine_reference", "inverse_sqrt", "constant")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class OptimizerConfig:
     """Updates until the peak is reached."""
     schedule: str = "cosine"
     """What follows the warm-up: "cosine" to 0 at `max_steps`, "cosine_reference", the same as the
-    reference code of Schlag et al. (2021b) has it, or "constant", the peak for ever."""
+    reference code of Schlag et al. (2021b) has it, "inverse_sqrt", the peak times
+    sqrt(warmup_steps / n) (Vaswani et al. 2017, sec. 5.3), or "constant", the peak for ever."""
 
     def __post_init__(self) -> None:
         """Refuse values without meaning."""
@@ -85,6 +86,9 @@ def _cosine(n: int, max_steps: int) -> float:
 
 def lr_factor(config: OptimizerConfig, n: int, *, max_steps: int) -> float:
     """Fraction of the peak learning rate that update `n` (from 1) uses."""
+    if config.schedule == "inverse_sqrt":
+        warmup = max(1, config.warmup_steps)
+        return min(n / warmup, math.sqrt(warmup / n))
     if config.schedule != "constant":
         cosine = warmup_cosine if config.schedule == "cosine" else reference_warmup_cosine
         return cosine(n, warmup_steps=config.warmup_steps, max_steps=max_steps)

@@ -14,6 +14,7 @@ from fwlight.training import (
     OptimizerConfig,
     TokenLoss,
     build_optimizer,
+    lr_factor,
     warmup_cosine,
 )
 from fwlight.types import IGNORE_INDEX, LMBatch
@@ -271,3 +272,9 @@ def test_step_that_is_not_finite_raises_before_the_update(where):
 def test_module_keeps_its_state_dict_keys():
     module = LanguageModelingModule(Bigram(), optimizer=OptimizerConfig(), max_steps=1)
     assert list(module.state_dict()) == ["network.table.weight"]
+
+
+def test_inverse_square_root_schedule_rises_and_falls() -> None:
+    config = OptimizerConfig(schedule="inverse_sqrt", warmup_steps=4)
+    factors = [lr_factor(config, n, max_steps=-1) for n in (1, 4, 16, 400)]
+    assert factors == pytest.approx([0.25, 1.0, 0.5, 0.1])

@@ -1,0 +1,56 @@
+"""The mean of several checkpoints' weights."""
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from fwlight.errors import CheckpointError
+from fwlight.run.checkpoint_io import load_checkpoint, save_checkpoint
+
+
+def average_checkpoints(folder: Path, *, last: int) -> Path:
+    """Write `averaged.ckpt`, the newest kept copy with the mean of the newest weights.
+
+    Whole numbers are the newest copy's.
+
+    Args:
+        folder: Where `step-000100.ckpt` and the like are.
+        last: How many of them are averaged.
+
+    Returns:
+        The new checkpoint's path.
+
+    Raises:
+        CheckpointError: there are not so many.
+    """
+    kept = sorted(folder.glob("step-*.ckpt"))[-last:]
+    if len(kept) < last:
+        raise CheckpointError(
+            f"callbacks.checkpoint.average_last={last}, but {folder} holds {len(kept)} kept "
+            "copies; set callbacks.checkpoint.keep_every_n_train_steps lower"
+        )
+    target = folder / "averaged.ckpt"
+    _write(kept, target)
+    return target
+
+
+@rank_zero_only
+def _write(kept: list[Path], target: Path) -> None:
+    *others, newest = kept
+    checkpoint = load_checkpoint(newest)
+    weights = {
+        name: value.double() if value.is_floating_point() else value
+        for name, value in checkpoint["state_dict"].items()
+    }
+    for path in others:  # one at a time
+        for name, value in load_checkpoint(path)["state_dict"].items():
+            if value.is_floating_point():
+                weights[name] += value
+    checkpoint["state_dict"] = {
+        name: (value / len(kept)).to(checkpoint["state_dict"][name].dtype)
+        if torch.is_floating_point(value)
+        else value
+        for name, value in weights.items()
+    }
+    save_checkpoint(checkpoint, target)

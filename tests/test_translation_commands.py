@@ -1,0 +1,139 @@
+"""task=translation as its users meet it: train, kill and resume, translate, choose parts."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fwlight.run import load_checkpoint
+from tests.run.standin import rows
+from tests.tasks.test_translation_data import ENGLISH, german
+from train import main
+
+ROOT = Path(__file__).resolve().parent.parent
+KILLED = """
+import os, signal, sys
+from fwlight.training import TranslationModule
+step = TranslationModule.training_step
+def training_step(self, batch, number):
+    if self.trainer.global_step == 17:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch, number)
+TranslationModule.training_step = training_step
+import train
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("text")
+    for split, english in (("train", ENGLISH * 2), ("valid", ENGLISH[::7]), ("test", ENGLISH[::5])):
+        (folder / f"{split}.en").write_text("\n".join(english) + "\n")
+        (folder / f"{split}.de").write_text("\n".join(map(german, english)) + "\n")
+    return [
+        *("task=translation", "task.data=files", "size=tiny", "logger=none", "task.vocab_size=100"),
+        *(f"task.{split}={folder / split}" for split in ("train", "valid", "test")),
+        *("task.batch_tokens=100", "optimizer.lr=1e-2", "optimizer.warmup_steps=10"),
+        *("trainer.max_steps=30", "trainer.val_check_interval=15", "trainer.log_every_n_steps=1"),
+        "callbacks.checkpoint.every_n_train_steps=7",
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(arguments, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    before = os.environ.get("FWLIGHT_CACHE")
+    os.environ["FWLIGHT_CACHE"] = str(folder.with_name("cache"))
+    try:
+        assert main([*arguments, f"run_dir={folder}"]) == 0
+        yield folder
+    finally:
+        os.environ.pop("FWLIGHT_CACHE")
+        if before is not None:
+            os.environ["FWLIGHT_CACHE"] = before
+
+
+def losses(folder: Path) -> list[tuple[int, str]]:
+    found = [(step, x) for (step, metric), x in rows(folder).items() if metric == "train/loss"]
+    assert [step for step, _ in found] == list(range(1, 31))
+    return found
+
+
+def test_summary_has_the_scores(trained) -> None:
+    summary = json.loads((trained / "summary.json").read_text())
+    assert {"test/bleu", "test/bleu_lowercase", "test/chrf", "test/exact_match"} <= set(summary)
+    assert 0 <= summary["val/bleu"] <= 100
+    assert summary["val/ppl"] < 50
+
+
+def test_killed_in_mid_epoch_it_goes_on_with_the_same_batches(arguments, trained, tmp_path) -> None:
+    command = [*arguments, f"run_dir={tmp_path / 'run'}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *command], env=environment, capture_output=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    state = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert state["global_step"] in (14, 15)  # with more batches to come in this epoch
+    resumed = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *command, "resume=auto"],
+        env=environment, capture_output=True, check=False,
+    )  # fmt: skip
+    assert resumed.returncode == 0, resumed.stderr
+    assert losses(tmp_path / "run") == losses(trained)
+
+
+def test_translate_reads_a_file_or_standard_input(trained, tmp_path, monkeypatch, capsys) -> None:
+    ckpt = f"ckpt={trained / 'checkpoints' / 'last.ckpt'}"
+    text = "the old dog sees a man.\r\n\nthe man sees a dog.\n"
+    source = tmp_path / "in.txt"
+    source.write_bytes(text.encode())
+    output = tmp_path / "out.txt"
+    assert main(["action=translate", ckpt, f"input={source}", f"output={output}"]) == 0
+    lines = output.read_text().split("\n")
+    assert len(lines) == 4
+    assert lines[1] == lines[3] == ""
+    assert lines[0]
+    capsys.readouterr()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert main(["action=translate", ckpt, "translate.batch_size=1"]) == 0
+    assert capsys.readouterr().out.split("\n") == lines
+    source.write_bytes(b"ok\nd\xffg\n")
+    assert main(["action=translate", ckpt, f"input={source}"]) == 2
+    assert "byte 0xff in line 2 is not valid UTF-8" in capsys.readouterr().err
+    assert main(["action=translate", ckpt, f"input={tmp_path / 'none'}"]) == 2
+    assert "cannot be read: No such file" in capsys.readouterr().err
+
+
+def test_test_action_repeats_the_scores(trained, capsys) -> None:
+    ckpt = f"ckpt={trained / 'checkpoints' / 'best.ckpt'}"
+    assert main(["action=test", ckpt, "translate.beam=1"]) == 0
+    capsys.readouterr()
+    assert main(["action=test", ckpt]) == 0
+    summary = json.loads((trained / "summary.json").read_text())
+    printed = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines()[:8])
+    assert float(printed["test/bleu"]) == pytest.approx(summary["test/bleu"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(arguments, trained, tmp_path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "train.py"), *arguments, "trainer=ddp", "size.dropout=0"]
+    for name, more in (("two", []), ("one", ["trainer=cpu"])):
+        done = subprocess.run(
+            [*command, *more, f"run_dir={tmp_path / name}"],
+            env=environment, capture_output=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    pairs = zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True)
+    for (_, one), (_, two) in pairs:
+        assert float(two) == pytest.approx(float(one), rel=1e-3)
+    scores = [json.loads((tmp_path / n / "summary.json").read_text()) for n in ("one", "two")]
+    assert scores[0]["test/bleu"] == pytest.approx(scores[1]["test/bleu"], abs=3.0)
+    assert scores[0]["val/loss"] == pytest.approx(scores[1]["val/loss"], rel=1e-2)
