@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fwlight.attention.observation import MemoryObserver, Writes
 from fwlight.checks import check_choice
 from fwlight.feature_maps import FeatureMap
-from fwlight.ops import has_read_weights, read_weights
+from fwlight.ops import has_read_weights, native, read_weights
 
 KEY_NORMS = ("none", "sum", "l2")
 READ_NORMS = ("none", "output", "full")
@@ -268,6 +268,8 @@ class FastWeightMemory(nn.Module):
             return x
         if self.key_norm == "l2":
             return F.normalize(x, dim=-1, eps=max(eps, 1e-12))
+        if native.can_run(x):
+            return native.native_sum_norm(x, eps)
         total = x.sum(-1, keepdim=True) + eps
         return x / total.masked_fill(total == 0, 1.0)
 

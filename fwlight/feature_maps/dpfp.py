@@ -39,7 +39,7 @@ class DPFPFeatureMap(FeatureMap):
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch k"]:
         """Return the nu blocks of products, concatenated."""
         self.d_dot(x.shape[-1])  # checks nu
-        if native.dpfp_can_run(x):
+        if native.can_run(x):
             return native.native_dpfp(x, self.nu)
         r = torch.cat([F.relu(x), F.relu(-x)], dim=-1)
         blocks = [r * r.roll(j, dims=-1) for j in range(1, self.nu + 1)]

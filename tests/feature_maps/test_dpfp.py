@@ -10,14 +10,14 @@ from fwlight.feature_maps import DPFPFeatureMap
 from fwlight.ops import native
 
 needs_compiler = pytest.mark.skipif(
-    not native.dpfp_can_run(torch.ones(1)), reason="there is no C++ compiler"
+    not native.can_run(torch.ones(1)), reason="there is no C++ compiler"
 )
 
 
 def results(nu: int, x: torch.Tensor, *, compiled: bool = True) -> list[torch.Tensor]:
     with pytest.MonkeyPatch.context() as patch:
         if not compiled:
-            patch.setattr(native, "dpfp_can_run", lambda _: False)
+            patch.setattr(native, "can_run", lambda _: False)
         features = DPFPFeatureMap(nu)(x)
     weights = torch.linspace(-1, 1.5, features.numel(), dtype=x.dtype).view(features.shape)
     return [features, *torch.autograd.grad((weights * features).sum(), x)]

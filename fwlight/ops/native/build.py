@@ -17,7 +17,13 @@ from fwlight.cache import cache_folder
 
 SOURCE = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-w")
-FUNCTIONS = ("fwlight_forward", "fwlight_backward", "fwlight_dpfp", "fwlight_delta_read")
+FUNCTIONS = (
+    "fwlight_forward",
+    "fwlight_backward",
+    "fwlight_dpfp",
+    "fwlight_sum_norm",
+    "fwlight_delta_read",
+)
 REALS = {torch.float32: "float", torch.float64: "double"}
 
 

@@ -15,8 +15,8 @@ LIBRARY.define("native_dpfp(Tensor x, int nu) -> Tensor")
 LIBRARY.define("native_dpfp_backward(Tensor g, Tensor x, int nu) -> Tensor")
 
 
-def dpfp_can_run(x: Tensor) -> bool:
-    """Say whether `native_dpfp` takes such head vectors."""
+def can_run(x: Tensor) -> bool:
+    """Say whether the operators on head vectors, one after the other, take these."""
     # torch.func knows no operators defined in Python.
     transformed = torch._C._are_functorch_transforms_active()  # pyright: ignore
     return x.device.type == "cpu" and not transformed and build_obstacle(x.dtype) is None

@@ -10,6 +10,7 @@
 #include "fwm_backward.h"
 #include "fwm_forward.h"
 #include "step.h"
+#include "sum_norm.h"
 
 namespace {
 
@@ -202,6 +203,9 @@ int fwlight_forward(const Index* arguments) { return call<Forward<FW_REAL>>(argu
 int fwlight_backward(const Index* arguments) { return call<Backward<FW_REAL>>(arguments); }
 int fwlight_dpfp(const Index* arguments) {
   return guarded([&] { Dpfp<FW_REAL>{Arguments(arguments)}.run(); });
+}
+int fwlight_sum_norm(const Index* arguments) {
+  return guarded([&] { SumNorm<FW_REAL>{Arguments(arguments)}.run(); });
 }
 int fwlight_delta_read(const Index* arguments) {
   return guarded([&] { DeltaRead<FW_REAL>{Arguments(arguments)}.run(); });

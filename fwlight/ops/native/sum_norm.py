@@ -1,0 +1,84 @@
+"""Features divided by their sum, in compiled code, as a torch operator."""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# (torch.library carries no types)
+
+import struct
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fwlight.ops.native.launch import LIBRARY, dense, empty_like, launch, sequence
+
+LIBRARY.define("native_sum_norm(Tensor x, float eps) -> (Tensor y, Tensor inverse)")
+LIBRARY.define("native_sum_norm_backward(Tensor g, Tensor y, Tensor inverse) -> Tensor")
+
+
+def native_sum_norm(x: Tensor, eps: float) -> Tensor:
+    """Return x `[B, H, T, D]` over the sum of its last dimension and eps; differentiable twice.
+
+    Where that is 0, x stays as it is.
+    """
+    return torch.ops.fwlight.native_sum_norm(x, eps)[0]
+
+
+def _forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    x = dense(x)
+    y, inverse = empty_like(x), x.new_empty(x.shape[:3])
+    _launch(x, None, y, inverse, eps)
+    return y, inverse
+
+
+def _backward(g: Tensor, y: Tensor, inverse: Tensor) -> Tensor:
+    g, y = dense(g), dense(y)
+    dx = empty_like(y)
+    _launch(g, y, dx, inverse, 0.0)
+    return dx
+
+
+def _launch(source: Tensor, y: Tensor | None, to: Tensor, inverse: Tensor, eps: float) -> None:
+    addresses = *sequence(source), *sequence(y), *sequence(to), inverse.data_ptr()
+    bits = struct.unpack("q", struct.pack("d", eps))[0]
+    sizes = *to.shape, torch.get_num_threads()
+    launch("fwlight_sum_norm", to.dtype, *sizes, *addresses, bits)
+
+
+def _keep_results(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor]) -> None:
+    del inputs
+    ctx.save_for_backward(*output)
+    ctx.set_materialize_grads(False)
+
+
+def _gradient(ctx: Any, g: Tensor | None, g_inverse: Tensor | None) -> tuple[Tensor | None, None]:
+    y, inverse = ctx.saved_tensors
+    if g is not None and g_inverse is None and not torch.is_grad_enabled():
+        return torch.ops.fwlight.native_sum_norm_backward(g, y, inverse), None
+    # The same in torch's own operators; of 1 / s only a second derivative makes use.
+    inverse = inverse[..., None]
+    dx = torch.zeros_like(y)
+    if g is not None:
+        dx = torch.where(inverse == 0, g, (g - (g * y).sum(-1, keepdim=True)) * inverse)
+    if g_inverse is not None:
+        dx = dx - g_inverse[..., None] * inverse.square()
+    return dx, None
+
+
+def _fake_forward(x: Any, eps: float) -> Any:
+    del eps
+    x = dense(x)
+    return empty_like(x), x.new_empty(x.shape[:3])
+
+
+def _fake_backward(g: Any, y: Any, inverse: Any) -> Any:
+    del g, inverse
+    return empty_like(dense(y))
+
+
+LIBRARY.impl("native_sum_norm", _forward, "CPU")
+LIBRARY.impl("native_sum_norm_backward", _backward, "CPU")
+torch.library.register_fake("fwlight::native_sum_norm", _fake_forward, lib=LIBRARY)
+torch.library.register_fake("fwlight::native_sum_norm_backward", _fake_backward, lib=LIBRARY)
+torch.library.register_autograd(
+    "fwlight::native_sum_norm", _gradient, setup_context=_keep_results, lib=LIBRARY
+)
