@@ -2,13 +2,14 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from html import unescape
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from fwlight.types import DataError
 from tasks.archives import extract
@@ -113,6 +114,24 @@ def check_source(
         raise DataError(f"task.data={data} does not read task.path; only multi30k does")
 
 
+def check_task(task: Mapping[str, Any]) -> None:
+    """Look at the files that a configuration names, before torch is imported.
+
+    Raises:
+        DataError: As `check_source`, and of files not larger than 16 MiB as `line_pairs`.
+    """
+    languages = {name: task[name] for name in ("source_lang", "target_lang")}
+    given = {split: task[split] for split in SPLITS}
+    check_source(task["data"], path=task["path"], given=given, **languages)
+    if task["data"] != "files":
+        return
+    for name in given.values():
+        source, target = _both(f"{name}", tuple(languages.values()))
+        if source.stat().st_size + target.stat().st_size <= 1 << 24:
+            for _ in line_pairs(source, target):
+                pass
+
+
 def read_lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file, plain or .gz; DataError where one is longer than 1 MiB."""
     for number, piece in enumerate(read_pieces(path), 1):
@@ -141,8 +160,8 @@ def line_pairs(source: Path, target: Path, *, drop_empty: bool = False) -> Pairs
         if a is None or b is None:
             short, long = (source, target) if a is None else (target, source)
             raise DataError(
-                f"{short} has {number - 1:,} lines and {long} has more; line by line they must be "
-                "translations of each other"
+                f"{short} has {number - 1:,} lines and {long} {number + sum(1 for _ in lines):,}; "
+                "line by line they must be translations of each other"
             )
         if bool(a.strip()) != bool(b.strip()) and not drop_empty:
             blank, full = (source, target) if b.strip() else (target, source)

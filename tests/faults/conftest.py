@@ -52,7 +52,7 @@ def pytest_terminal_summary(terminalreporter):
     for outcome, reports in terminalreporter.stats.items():
         for report in reports:
             for name, number in getattr(report, "user_properties", ()):
-                if name == "fault":
+                if name == "fault" and outcome != "deselected":
                     counted = report.when == "call" or outcome in ("skipped", "error")
                     cases[number][outcome] += counted
                     cases[number]["seconds"] += getattr(report, "duration", 0.0)

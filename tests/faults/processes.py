@@ -83,6 +83,10 @@ class Running:
         out, err = (f.read_text(errors="replace") if f.is_file() else "" for f in self._files)
         return Ended(self._process.exitcode, out, err, seconds)
 
+    def members(self) -> list[int]:
+        """Processes of the group."""
+        return _group(self.pid)
+
     def orphans(self, patience=5.0) -> list[int]:
         """Processes of the group that are still there after so many seconds."""
         until = time.monotonic() + patience

@@ -163,6 +163,60 @@ def test_line_of_50_mb_without_a_space_is_refused(tmp_path):
     refused([*TEXT, f"task.path={path}"], tmp_path, f"{path}:1", "without a space")
 
 
+def pairs_of_files(folder, **changed):
+    """The arguments for three splits of sentences, one file changed."""
+    for split in ("train", "valid", "test"):
+        for lang in ("en", "de"):
+            text = "".join(f"word{i % 9} and {lang}{i % 7}\n" for i in range(60))
+            (folder / f"{split}.{lang}").write_text(changed.get(f"{split}_{lang}", text))
+    return [
+        "task=translation",
+        "task.data=files",
+        *(f"task.{split}={folder / split}" for split in ("train", "valid", "test")),
+    ]
+
+
+@pytest.mark.fault(19)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_files_of_different_length_are_named_with_both_counts(split, tmp_path):
+    arguments = pairs_of_files(tmp_path, **{f"{split}_de": "ein Satz\n" * 70})
+    refused(arguments, tmp_path, f"{split}.en has 60 lines", f"{split}.de 70")
+
+
+@pytest.mark.fault(19)
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ein Satz\n" * 30 + "\n" + "ein Satz\n" * 29, ("train.de:31 is blank",)),
+        ("", ("train.de has 0 lines", "60")),
+        ("\n" * 60, ("train.de:1 is blank",)),
+    ],
+    ids=["one", "nothing", "blank"],
+)
+def test_blank_side_of_a_pair_is_named(text, words, tmp_path):
+    refused(pairs_of_files(tmp_path, train_de=text), tmp_path, *words)
+
+
+@pytest.mark.fault(24)
+@full
+def test_corpus_that_cannot_be_downloaded_is_one_line_and_leaves_no_file(tmp_path):
+    nowhere = {"https_proxy": "http://127.0.0.1:9", "FWLIGHT_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "size=tiny", "task.data=ptb"],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **nowhere},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 5, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "cannot be downloaded" in line
+    assert "task.path=" in line
+    names = {file.name for file in (tmp_path / "cache" / "data").rglob("*") if file.is_file()}
+    assert all(name.endswith(".lock") for name in names), names
+
+
 def undefined(name, value):
     """Whether a metric is 0/0 or worse; what the diagnostics measure may not exist (one key has no
     neighbours), and is NaN then."""

@@ -10,6 +10,8 @@ from fwlight.types import DataError
 from tasks import archives
 from tasks.archives import extract, unpack
 
+pytestmark = pytest.mark.fault(23)
+
 FILES = {"set/train.txt": b"a b c\n" * 1000, "set/valid.txt": b"", "readme": b"hello"}
 
 

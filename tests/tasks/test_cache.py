@@ -11,6 +11,8 @@ import torch
 from fwlight.errors import StorageError
 from tasks.cache import ArrayWriter, cached_folder, read_array
 
+pytestmark = pytest.mark.fault(25)
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):

@@ -13,6 +13,8 @@ from fwlight.errors import StorageError
 from tasks import downloads
 from tasks.downloads import Download, data_folder, fetch
 
+pytestmark = pytest.mark.fault(24)
+
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
