@@ -123,6 +123,7 @@ class Optimizer(Section):
     eps: Positive
     weight_decay: NonNegative
     warmup_steps: Natural
+    max_skipped_updates: Natural
     schedule: Literal["cosine", "cosine_reference", "inverse_sqrt", "constant"]
 
 

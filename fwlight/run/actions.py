@@ -164,6 +164,7 @@ def summarise(trainer: Trainer, module: TrainingModule, *, tested: str) -> dict[
         "tokens_per_second": clock["tokens"] / seconds if seconds else None,
         "parameters": sum(p.numel() for p in module.network.parameters()),
         "state_size": getattr(module.network, "state_size", None),
+        "skipped_updates": module.skipped_updates,
         "wall_seconds": clock["wall_seconds"],
         "global_step": trainer.global_step,
     }

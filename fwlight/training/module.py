@@ -1,7 +1,7 @@
 """What the LightningModules of all tasks share: update, checks, logging."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -53,6 +53,8 @@ class TrainingModule(LightningModule):
         """The newest value of every logged metric."""
         self.tokens_seen = torch.zeros((), dtype=torch.float64)
         """Target tokens trained on by this process's run so far, over all ranks; on the device."""
+        self.skipped_updates = 0
+        """Updates of the run that were not made as they were not finite."""
         self._sums: Tensor | None = None
         self._reference = torch.ones((), dtype=torch.float64)
         self._grad_norm = torch.zeros(())
@@ -153,7 +155,8 @@ class TrainingModule(LightningModule):
         """Norm the gradient by all targets of the update, measure it, and check that it is finite.
 
         Raises:
-            NumericalError: on all ranks, before the update, if loss or gradient are not finite.
+            NumericalError: on all ranks, before the update, if loss or gradient are not finite
+                and no more updates may be skipped.
         """
         assert self._sums is not None
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
@@ -165,12 +168,24 @@ class TrainingModule(LightningModule):
         # A float16 gradient may overflow: its scaler skips that update.
         norm = self._grad_norm if self._grad_scaler is None else torch.zeros_like(self._grad_norm)
         if not torch.isfinite(norm + self._sums[0]):
-            what = "loss" if not torch.isfinite(self._sums[0]) else "gradient"
+            self._skip_or_stop()
+
+    def _skip_or_stop(self) -> None:
+        """Make this update none, or end training if too many were none; the same on all ranks."""
+        if self.skipped_updates >= self.optimizer_config.max_skipped_updates:
+            what = "loss" if not torch.isfinite(cast(Tensor, self._sums)[0]) else "gradient"
+            gradients = ((n, p.grad) for n, p in self.named_parameters() if p.grad is not None)
+            first = next((n for n, gradient in gradients if not gradient.isfinite().all()), "")
             raise NumericalError(
-                f"the {what} of step {self.trainer.global_step + 1} is not finite; the update was "
-                "not made: lower optimizer.lr, lengthen optimizer.warmup_steps or use "
-                "trainer.precision=32-true"
+                f"the {what} of step {self.trainer.global_step + 1} is not finite"
+                f"{f' (first in {first})' if what == 'gradient' else ''}; the update was not made: "
+                "lower optimizer.lr, lengthen optimizer.warmup_steps, use "
+                "trainer.precision=32-true or skip some (optimizer.max_skipped_updates); "
+                "resume=auto goes on from the last checkpoint"
             )
+        self.skipped_updates += 1
+        for parameter in self.parameters():
+            parameter.grad = None  # the optimiser leaves such a parameter alone
 
     def configure_gradient_clipping(
         self,
@@ -193,10 +208,12 @@ class TrainingModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the newest metrics for the summary of a resumed run."""
         checkpoint["metrics"] = dict(self.latest)
+        checkpoint["skipped_updates"] = self.skipped_updates
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them back."""
         self.latest = dict(checkpoint.get("metrics", {}))
+        self.skipped_updates = checkpoint.get("skipped_updates", 0)
 
     @property
     def _grad_scaler(self) -> Any:

@@ -32,6 +32,9 @@ class OptimizerConfig:
     """What follows the warm-up: "cosine" to 0 at `max_steps`, "cosine_reference", the same as the
     reference code of Schlag et al. (2021b) has it, "inverse_sqrt", the peak times
     sqrt(warmup_steps / n) (Vaswani et al. 2017, sec. 5.3), or "constant", the peak for ever."""
+    max_skipped_updates: int = 0
+    """So many updates of a run may be left out, and counted, because loss or gradient are not
+    finite; the next one ends it."""
 
     def __post_init__(self) -> None:
         """Refuse values without meaning."""

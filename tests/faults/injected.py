@@ -51,6 +51,13 @@ class Wound(Callback):
         value = float(FAULT.get("value", "nan"))
         module.network.output.register_forward_hook(lambda *_: _[2] * value)
 
+    def nan_once(self, module):
+        self._hook = module.network.output.register_forward_hook(lambda *_: _[2] * float("nan"))
+
+    def on_train_batch_end(self, *_):
+        if hasattr(self, "_hook"):
+            self._hook.remove()
+
     def gradient(self, module):
         next(module.network.parameters()).register_hook(lambda g: g * float("inf"))
 
@@ -75,7 +82,9 @@ def wound_writes() -> None:
 
     original_save, original_replace, count = torch.save, os.replace, {"writes": 0, "names": 0}
 
-    def save(data, file, *arguments):
+    def save(data, file, *arguments, **settings):
+        if not str(getattr(file, "name", "")).endswith(".partial"):
+            return original_save(data, file, *arguments, **settings)  # what ranks tell each other
         count["writes"] += 1
         count["names"] = 0
         original_save(data, file, *arguments)

@@ -1,5 +1,7 @@
 """Faults of processes: killed, signalled, lost, resumed elsewhere."""
 
+import json
+import math
 import os
 import signal
 import time
@@ -219,6 +221,29 @@ def test_number_that_is_not_finite_stops_all_ranks_before_the_update(start, tmp_
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 10
     assert all(value.isfinite().all() for value in saved["state_dict"].values())
+
+
+@pytest.mark.fault(13)
+@pytest.mark.parametrize("ranks", [(), pytest.param(TWO, marks=pytest.mark.full)])
+def test_updates_that_are_not_finite_can_be_skipped_and_are_counted(start, tmp_path, ranks):
+    skip = "optimizer.max_skipped_updates=1"
+    fault = {"kind": "nan_once", "step": 12} | ({"rank": 1} if ranks else {})
+    ended = start(skip, *ranks, fault=fault)
+    assert ended.code == 0, ended.err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["skipped_updates"], summary["global_step"]) == (1, 24)
+    found = rows(tmp_path / "run")
+    assert found[12, "train/loss"] == "nan"
+    assert math.isfinite(float(found[13, "train/loss"]))
+    assert all(value.isfinite().all() for value in weights(last(tmp_path)).values())
+    (tmp_path / "run" / "summary.json").unlink()
+    ended = start(skip, "trainer.max_steps=30", *ranks, fault={**fault, "step": 26})
+    assert ended.code == 3  # the count goes on after a resume
+    assert "step 26" in ended.errors[0]
+
+
+def last(folder):
+    return folder / "run" / "checkpoints" / "last.ckpt"
 
 
 @pytest.mark.fault(26)
