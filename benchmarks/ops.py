@@ -1,26 +1,25 @@
 """The update rules against their peers: `python -m benchmarks.ops`, times of forward + backward.
 
-All contenders of a shape take turns in one process, so that what else the machine does hits all of
-them; reported are medians, the middle half of the times, and ratios of medians. Beside them stands
-the rate of a large matrix product, measured in the same turns, and the part of it that a rule
-reaches, counted in the operations of the chunkwise algorithm with chunks of 16.
+All contenders of a shape take turns in one process, in an order drawn anew each round, so that what
+else the machine does hits all of them; reported are medians, the middle half of the times, and
+ratios of medians. Beside them stand the rates of a large matrix product, measured in the same
+turns, and of a large copy, and the part of the first that a rule reaches, counted in the operations
+of the chunkwise algorithm with chunks of 16. Freed memory is kept, as in training.
 
 Peers: SDPA (softmax attention, q and k of the size of v), transformers'
 `torch_chunk_gated_delta_rule` if installed (the extra `bench`), and the causal product of
-pytorch-fast-transformers, whose one CPU source `--fast-transformers PATH` names (the package does
-not install without CUDA); it is compiled with its own flags.
+pytorch-fast-transformers, of whose source distribution pip is asked for (the package does not
+install without CUDA) unless `--fast-transformers` names its one CPU source; it is compiled with its
+own flags, or left out with a line that says why.
 """
 
 import argparse
-import csv
 import importlib
 import importlib.util
 import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +29,21 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils import cpp_extension
 
+from benchmarks.measuring import (
+    Work,
+    conditions,
+    copy_rate,
+    markdown,
+    matrix_operations,
+    matrix_product,
+    measure,
+    quantiles,
+    write_csv,
+)
 from fwlight.ops import delta_rule, sum_rule
+from fwlight.run import keep_freed_memory
 
-MATRIX = 2048
-TOO_SLOW = 10.0
-"""Seconds of a first call after which a contender is left out."""
+PACKAGE = "pytorch-fast-transformers"
 
 
 @dataclass(frozen=True)
@@ -81,13 +90,13 @@ def inputs(shape: Shape) -> list[Tensor]:
     return [*(x.requires_grad_() for x in leaves), normal(b, h, t, shape.values)]
 
 
-def contenders(rule: str, shape: Shape, product: Any) -> dict[str, Callable[[], object]]:
+def contenders(rule: str, shape: Shape, product: Any) -> dict[str, Work]:
     """What to time, by name: forward and backward to all arguments."""
     q, k, v, beta, d_o = inputs(shape)
     function = {"sum": sum_rule, "delta": delta_rule}[rule]
     arguments = (q, k, v, beta) if rule == "delta" else (q, k, v)
 
-    def ours(backend: str) -> Callable[[], object]:
+    def ours(backend: str) -> Work:
         def call() -> object:
             o, _ = function(*arguments, backend=backend)
             return torch.autograd.grad(o, arguments, d_o)
@@ -106,7 +115,7 @@ def contenders(rule: str, shape: Shape, product: Any) -> dict[str, Callable[[], 
     return found
 
 
-def _softmax(shape: Shape, v: Tensor, d_o: Tensor) -> Callable[[], object]:
+def _softmax(shape: Shape, v: Tensor, d_o: Tensor) -> Work:
     q, k = (torch.randn_like(v).requires_grad_() for _ in range(2))
 
     def call() -> object:
@@ -116,9 +125,7 @@ def _softmax(shape: Shape, v: Tensor, d_o: Tensor) -> Callable[[], object]:
     return call
 
 
-def _transformers(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, d_o: Tensor
-) -> Callable[[], object]:
+def _transformers(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, d_o: Tensor) -> Work:
     module = importlib.import_module("transformers.models.qwen3_next.modeling_qwen3_next")
     d_o = d_o.transpose(1, 2)
 
@@ -131,9 +138,7 @@ def _transformers(
     return call
 
 
-def _fast_transformers(
-    product: Any, q: Tensor, k: Tensor, v: Tensor, d_o: Tensor
-) -> Callable[[], object]:
+def _fast_transformers(product: Any, q: Tensor, k: Tensor, v: Tensor, d_o: Tensor) -> Work:
     q, k, v = (x.detach() for x in (q, k, v))
 
     def call() -> object:
@@ -146,10 +151,11 @@ def _fast_transformers(
     return call
 
 
-def build_fast_transformers(source: Path) -> Any:
+def build_fast_transformers(source: Path | None) -> Any:
     """Compile the causal product with upstream's flags and import it."""
     name = "causal_product_cpu"
     with tempfile.TemporaryDirectory() as folder:
+        source = source or download(Path(folder))
         target = Path(folder) / f"{name}.so"
         includes = [*cpp_extension.include_paths(), _python_headers()]
         lib = Path(torch.__file__).parent / "lib"
@@ -157,7 +163,7 @@ def build_fast_transformers(source: Path) -> Any:
         command += ["-shared", "-fPIC", "-w", f"-DTORCH_EXTENSION_NAME={name}"]
         command += [*(f"-I{path}" for path in includes), str(source), "-o", str(target)]
         command += [f"-L{lib}", "-ltorch", "-ltorch_cpu", "-ltorch_python", "-lc10"]
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True, capture_output=True)
         spec = importlib.util.spec_from_file_location(name, target)
         if spec is None or spec.loader is None:
             raise ImportError(f"{target} is no module")
@@ -166,70 +172,57 @@ def build_fast_transformers(source: Path) -> Any:
         return module
 
 
+def download(folder: Path) -> Path:
+    """Return the one CPU source of the source distribution, as pip leaves it when it gives up."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-clean", "--no-deps"]
+    command += ["--no-build-isolation", "--no-binary", ":all:", PACKAGE]
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
+    found = next(folder.rglob("causal_product_cpu.cpp"), None)
+    if found is None:
+        raise FileNotFoundError(f"pip could not download the source of {PACKAGE}")
+    return found
+
+
 def _python_headers() -> str:
     return importlib.import_module("sysconfig").get_path("include")
 
 
-def measure(functions: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
-    """Return the times of every function, called in turns for about `seconds`, at least thrice."""
-    times: dict[str, list[float]] = {}
-    for name, function in functions.items():
-        start = time.perf_counter()
-        function()
-        if time.perf_counter() - start < TOO_SLOW:
-            times[name] = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 3:
-        for name, found in times.items():
-            start = time.perf_counter()
-            functions[name]()
-            found.append(time.perf_counter() - start)
-    return times
-
-
-def quantiles(times: list[float]) -> tuple[float, float, float]:
-    """Lower quartile, median and upper quartile."""
-    q = torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75]).double())
-    return float(q[0]), float(q[1]), float(q[2])
-
-
-def decoding(seconds: float) -> dict[str, list[float]]:
-    """Times of one layer's step: 8 heads, K 128, V 64, against softmax over 8,192 tokens."""
-    q, k = torch.randn(2, 1, 8, 1, 128)
-    v, beta, state = torch.randn(1, 8, 1, 64), torch.rand(1, 8, 1), torch.randn(1, 8, 128, 64)
-    query, keys, values = torch.randn(1, 8, 1, 64), *torch.randn(2, 1, 8, 8192, 64)
-    steps: dict[str, Callable[[], object]] = {
-        backend: lambda backend=backend: delta_rule(
-            q, k / 16, v, beta, initial_state=state, backend=backend
-        )
-        for backend in ("native", "recurrent")
-    }
-    steps["SDPA, 8,192 tokens"] = lambda: scaled_dot_product_attention(query, keys, values)
-    with torch.no_grad():
-        return measure(steps, seconds)
-
-
-def report(
-    title: str, times: dict[str, list[float]], operations: int | None, rows: list[list[object]]
-) -> None:
-    """Print one table and add its lines to `rows`."""
-    rate = 0.0
-    if "matrix product" in times:
-        rate = 2 * MATRIX**3 / quantiles(times.pop("matrix product"))[1]
-        title += f"; matrix product {rate / 1e9:.0f} GFLOP/s"
-    best = quantiles(times["native"])[1]
-    print(f"\n### {title}\n\n| | ms | middle half | n | x native | of the matrix rate |")
-    print("|---|---|---|---|---|---|")
+def report(title: str, times: dict[str, list[float]], operations: int) -> list[list[object]]:
+    """Print one table; return its numbers."""
+    rate = matrix_operations() / quantiles(times.pop("matrix product")).median
+    best = quantiles(times["native"]).median
+    rows, lines = [], []
     for name, found in times.items():
         low, middle, high = quantiles(found)
-        ours = operations is not None and name in ("native", "chunk")
-        share = f"{operations / middle / rate:.0%}" if ours and operations else ""
-        print(
-            f"| {name} | {middle * 1e3:.3g} | {low * 1e3:.3g}-{high * 1e3:.3g} | {len(found)} "
-            f"| {middle / best:.2f} | {share} |"
-        )
-        rows.append([title, name, low, middle, high, len(found), middle / best, share])
+        share = operations / middle / rate if name in ("native", "chunk") else None
+        rows.append([title, name, low, middle, high, len(found), middle / best, share, rate])
+        numbers = [f"{x * 1e3:.3g}" for x in (middle, low, high)]
+        shown = "" if share is None else f"{share:.0%}"
+        half = f"{numbers[1]}-{numbers[2]}"
+        lines.append([name, numbers[0], half, len(found), f"{middle / best:.2f}", shown])
+    header = ["", "ms", "middle half", "n", "x native", "of the matrix rate"]
+    print(f"\n### {title}; matrix product {rate / 1e9:.0f} GFLOP/s\n\n{markdown(header, lines)}")
     sys.stdout.flush()
+    return rows
+
+
+def draw(rows: list[list[object]], path: Path) -> None:
+    """Plot the ratios to the native back end."""
+    pyplot = importlib.import_module("matplotlib.pyplot")
+    titles = list(dict.fromkeys(row[0] for row in rows))
+    figure, axes = pyplot.subplots(
+        1, len(titles), figsize=(3.2 * len(titles), 3), squeeze=False, layout="constrained"
+    )
+    for axis, title in zip(axes[0], titles, strict=True):
+        mine = [row for row in rows if row[0] == title]
+        bars = axis.barh([str(row[1]) for row in mine], [row[6] for row in mine])
+        axis.bar_label(bars, fmt=" %.3g")
+        axis.set(xscale="log", xlim=(0.7, 400), title=title, xlabel="time / native")
+        axis.title.set_fontsize(9)
+        axis.invert_yaxis()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
 
 
 def main() -> None:
@@ -241,26 +234,30 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--fast-transformers", type=Path, help="its causal_product_cpu.cpp")
     parser.add_argument("--csv", type=Path, help="where to write all numbers")
+    parser.add_argument("--plot", type=Path, help="where to draw the ratios")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    path: Path | None = options.fast_transformers
-    product = None if path is None else build_fast_transformers(path)
-    print(f"torch {torch.__version__}, {options.threads} threads, float32, forward + backward")
+    keep_freed_memory()
+    product = None
+    if "sum" in options.rules:
+        try:
+            product = build_fast_transformers(options.fast_transformers)
+        except (OSError, subprocess.SubprocessError, ImportError) as error:
+            print(f"without {PACKAGE}: {error}")
+    print(f"{conditions()}, forward + backward, copy {copy_rate() / 1e9:.1f} GB/s")
     rows: list[list[object]] = []
-    a = torch.randn(MATRIX, MATRIX)
     for name in options.shapes:
         shape = SHAPES[name]
         for rule in options.rules:
             functions = contenders(rule, shape, product)
-            functions["matrix product"] = lambda: a @ a
+            functions["matrix product"] = matrix_product()
             times = measure(functions, options.seconds)
-            report(f"{rule} {shape}", times, shape.operations(rule == "delta"), rows)
-    report("One step of a layer, B1 H8 K128 V64", decoding(options.seconds / 4), None, rows)
+            rows += report(f"{rule} {shape}", times, shape.operations(rule == "delta"))
     if options.csv is not None:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["table", "name", "q1", "median", "q3", "n", "ratio", "share"])
-            writer.writerows(rows)
+        header = ["table", "name", "q1", "median", "q3", "n", "ratio", "share", "matrix_rate"]
+        write_csv(options.csv, header, rows)
+    if options.plot is not None:
+        draw(rows, options.plot)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,103 @@
+"""What the speed benchmarks share: turns in one process, medians, tables, the machine's limits."""
+
+import csv
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+MATRIX = 2048
+COPIED = 1 << 26  # numbers of a copy, a quarter of a gigabyte
+TOO_SLOW = 10.0
+"""Seconds of a first call after which a contender is left out."""
+TURN = 0.005
+"""Seconds that a contender's turn lasts at least, after a first call that is not counted."""
+
+Work = Callable[[], object]
+
+
+class Quantiles(NamedTuple):
+    """The middle half of some times, in seconds."""
+
+    low: float
+    median: float
+    high: float
+
+
+def quantiles(times: Sequence[float]) -> Quantiles:
+    """Lower quartile, median and upper quartile."""
+    if len(times) < 2:
+        return Quantiles(times[0], times[0], times[0])
+    return Quantiles(*statistics.quantiles(times, n=4, method="inclusive"))
+
+
+def measure(functions: Mapping[str, Work], seconds: float) -> dict[str, list[float]]:
+    """Return the times of every function, called in turns for about `seconds`, at least thrice.
+
+    The order of a round is drawn, so that nobody always follows the same neighbour. The first call
+    of a turn brings code and data back to the caches and is not counted.
+    """
+    times: dict[str, list[float]] = {}
+    for name, function in functions.items():
+        if _timed(function) < TOO_SLOW:
+            times[name] = []
+    end, rounds, draw = time.perf_counter() + seconds, 0, random.Random(0)
+    while rounds < 3 or time.perf_counter() < end:
+        rounds += 1
+        for name in draw.sample(list(times), len(times)):
+            functions[name]()
+            times[name].append(_timed(functions[name]))
+            spent = times[name][-1]
+            while spent < TURN:
+                times[name].append(_timed(functions[name]))
+                spent += times[name][-1]
+    return times
+
+
+def _timed(function: Work) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def matrix_product() -> Work:
+    """Return a product of large matrices, `matrix_operations` operations."""
+    a, out = torch.randn(MATRIX, MATRIX), torch.empty(MATRIX, MATRIX)
+    return lambda: torch.mm(a, a, out=out)
+
+
+def matrix_operations() -> int:
+    """How many operations `matrix_product` makes."""
+    return 2 * MATRIX**3
+
+
+def copy_rate(seconds: float = 1.0) -> float:
+    """Return bytes read and written a second in copying a quarter of a gigabyte."""
+    source = torch.ones(COPIED)
+    target = torch.empty_like(source)
+    times = measure({"copy": lambda: target.copy_(source)}, seconds)["copy"]
+    return 2 * source.nbytes / quantiles(times).median
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Write all numbers of a benchmark."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def conditions() -> str:
+    """Return what the figures depend on, in a line."""
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32"
