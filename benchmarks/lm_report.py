@@ -61,11 +61,11 @@ def report(folder: Path) -> None:
     """Write the runs as CSV, the tables and paired differences, and the figure.
 
     Raises:
-        ValueError: If there is no finished run of a language model.
+        ValueError: If there are no finished runs of at least two rows of a table.
     """
     runs = read(folder)
-    if not runs:
-        raise ValueError(f"{folder} holds no finished run of task=lm")
+    if not _tables(runs):
+        raise ValueError(f"{folder} holds no finished runs of two rows of a table")
     with (folder / "lm_mini.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -101,10 +101,7 @@ def read(folder: Path) -> list[Row]:
 def markdown(runs: Sequence[Row]) -> str:
     """Return a table of every table's rows, then the paired differences."""
     lines: list[str] = []
-    for title, rows in TABLES.items():
-        found = [row for row in rows if _of(runs, row)]
-        if not found:
-            continue
+    for title, found in _tables(runs).items():
         lines += [f"**{title}**", "", "| row | seeds | val ppl | test ppl | state | minutes |"]
         lines.append("|---|---|---|---|---|---|")
         for row in found:
@@ -130,11 +127,7 @@ def markdown(runs: Sequence[Row]) -> str:
 
 def draw(runs: Sequence[Row]) -> Figure:
     """Return one panel a table: a dot for each run, a line at the mean."""
-    tables = {
-        title: [row for row in rows if _of(runs, row)]
-        for title, rows in TABLES.items()
-        if any(_of(runs, row) for row in rows)
-    }
+    tables = _tables(runs)
     figure = Figure(figsize=(8, 1.2 + 0.42 * sum(map(len, tables.values()))), layout="constrained")
     heights = [len(rows) for rows in tables.values()]
     panels = figure.subplots(len(tables), 1, sharex=True, squeeze=False, height_ratios=heights)
@@ -151,6 +144,12 @@ def draw(runs: Sequence[Row]) -> Figure:
         panel.grid(axis="x", alpha=0.3)
     panels[-1, 0].set_xlabel("test perplexity; a dot for each seed, a line at their mean")
     return figure
+
+
+def _tables(runs: Sequence[Row]) -> dict[str, list[str]]:
+    """Return the rows of each table that have runs; a table with less than two has none."""
+    found = {title: [row for row in rows if _of(runs, row)] for title, rows in TABLES.items()}
+    return {title: rows for title, rows in found.items() if len(rows) > 1}
 
 
 def _of(runs: Sequence[Row], row: str) -> list[Row]:

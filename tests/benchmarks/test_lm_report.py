@@ -33,6 +33,7 @@ def test_lm_report_pairs_the_seeds(folder):
     assert "| delta - sum, linear | -17.5 | 10.6 | -25.0, -10.0 |" in text
     assert "| softmax - linear | -11.1 | - | -11.1 |" in text
     assert "Table 4" not in text
+    assert "Table 3" not in text  # a single row of it
 
 
 def test_lm_report_writes_csv_tables_and_figure(folder, capsys):
@@ -45,5 +46,5 @@ def test_lm_report_writes_csv_tables_and_figure(folder, capsys):
 
 def test_lm_report_of_nothing_is_one_line(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
-    assert "no finished run" in capsys.readouterr().err
+    assert "no finished runs of two rows" in capsys.readouterr().err
     assert main([]) == 2
