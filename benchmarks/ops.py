@@ -90,8 +90,8 @@ def inputs(shape: Shape) -> list[Tensor]:
     return [*(x.requires_grad_() for x in leaves), normal(b, h, t, shape.values)]
 
 
-def contenders(rule: str, shape: Shape, product: Any) -> dict[str, Work]:
-    """What to time, by name: forward and backward to all arguments."""
+def contenders(rule: str, shape: Shape, product: Any, *, longest: int = 4096) -> dict[str, Work]:
+    """What to time, by name: forward and backward to all arguments; SDPA up to the `longest` T."""
     q, k, v, beta, d_o = inputs(shape)
     function = {"sum": sum_rule, "delta": delta_rule}[rule]
     arguments = (q, k, v, beta) if rule == "delta" else (q, k, v)
@@ -106,7 +106,7 @@ def contenders(rule: str, shape: Shape, product: Any) -> dict[str, Work]:
     found = {"native": ours("native"), "chunk": ours("chunk")}
     if shape.tokens <= 256:
         found["token loop"] = ours("recurrent")
-    if shape.tokens <= 4096:
+    if shape.tokens <= longest:
         found["SDPA"] = _softmax(shape, v, d_o)
     if rule == "delta" and shape.tokens <= 4096 and importlib.util.find_spec("transformers"):
         found["transformers"] = _transformers(q, k, v, beta, d_o)

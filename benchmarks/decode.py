@@ -1,0 +1,80 @@
+"""One decoding step of one layer: `python -m benchmarks.decode`.
+
+The rules' state has a constant size; here it is read and written after contexts of 16 and of 65,536
+tokens, beside SDPA over a cache of that many keys and values (appending to the cache is not
+counted). 8 heads, batch 1. All take turns in one process.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch.nn.functional import normalize, scaled_dot_product_attention
+
+from benchmarks.measuring import Work, conditions, markdown, measure, quantiles, write_csv
+from fwlight.ops import delta_rule, sum_rule
+from fwlight.run import keep_freed_memory
+
+CONTEXTS = (16, 8192, 65_536)
+SIZES = ((128, 64), (32, 16))
+HEADS = 8
+
+
+def steps(d_key: int, d_value: int) -> dict[str, Work]:
+    """What to time, by name."""
+    found: dict[str, Work] = {}
+    q = normalize(torch.randn(1, HEADS, 1, d_key), dim=-1)
+    v, beta = torch.randn(1, HEADS, 1, d_value), torch.rand(1, HEADS, 1)
+    for context in CONTEXTS:
+        k = normalize(torch.randn(1, HEADS, context, d_key), dim=-1)
+        past, betas = torch.randn(1, HEADS, context, d_value), torch.rand(1, HEADS, context)
+        _, memory = delta_rule(None, k, past, betas)
+
+        def delta(memory: torch.Tensor = memory) -> object:
+            return delta_rule(q, q, v, beta, initial_state=memory)
+
+        def plain(memory: torch.Tensor = memory) -> object:
+            return sum_rule(q, q, v, initial_state=memory)
+
+        keys = torch.randn(1, HEADS, context, d_value)
+
+        def softmax(keys: torch.Tensor = keys, past: torch.Tensor = past) -> object:
+            return scaled_dot_product_attention(v, keys, past)
+
+        found[f"delta, after {context:,}"] = delta
+        found[f"sum, after {context:,}"] = plain
+        found[f"SDPA, after {context:,}"] = softmax
+    return found
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.decode", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each table")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--csv", type=Path, help="where to write all numbers")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    print(conditions())
+    rows: list[list[object]] = []
+    for d_key, d_value in SIZES:
+        with torch.no_grad():
+            times = measure(steps(d_key, d_value), options.seconds)
+        first = quantiles(times[f"delta, after {CONTEXTS[0]}"]).median
+        lines = []
+        for name, found in times.items():
+            low, middle, high = (x * 1e6 for x in quantiles(found))
+            ratio = middle / first / 1e6
+            half = f"{low:.3g}-{high:.3g}"
+            lines.append([name, f"{middle:.4g}", half, len(found), f"{ratio:.2f}"])
+            rows.append([d_key, d_value, name, low, middle, high, len(found), ratio])
+        header = ["", "us", "middle half", "n", "x delta, after 16"]
+        print(f"\n### K {d_key}, V {d_value}\n\n{markdown(header, lines)}", flush=True)
+    if options.csv is not None:
+        header = ["d_key", "d_value", "name", "q1_us", "median_us", "q3_us", "n", "ratio"]
+        write_csv(options.csv, header, rows)
+
+
+if __name__ == "__main__":
+    main()
