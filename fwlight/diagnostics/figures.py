@@ -228,9 +228,8 @@ def _histograms(ax: "Axes", layers: Mapping[str, Tensor], edges: Tensor, label: 
 
 
 def _layer_rows(ax: "Axes", names: Sequence[str], title: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
+    n_heads = round(ax.get_xlim()[1] + 0.5)
+    ax.set_xticks(range(0, n_heads, 1 + n_heads // 17))
     ax.set_yticks(range(len(names)), names)
     ax.set_xlabel("head", fontsize=7)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title(title, fontsize=8)

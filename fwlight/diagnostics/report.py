@@ -107,7 +107,12 @@ def _summary(memories: Sequence[Findings]) -> str:
         for verdict in (OVER_CAPACITY, RULE_LIMITED, HEALTHY, UNUSED)
         if counts[verdict]
     ]
-    expanding = [x.layer.name for x in memories if float(x.whole["g/from_2"].nan_to_num(0)) > 0]
+    # A rule without a write strength removes nothing: its g is no eigenvalue.
+    expanding = [
+        x.layer.name
+        for x in memories
+        if x.tokens is not None and float(x.whole["g/from_2"].nan_to_num(0)) > 0
+    ]
     if expanding:
         names = html.escape(", ".join(expanding))
         said.append(
@@ -116,7 +121,7 @@ def _summary(memories: Sequence[Findings]) -> str:
         )
     rows = []
     for found in memories:
-        cells = _cells(found.whole)
+        cells = _cells(found, found.whole)
         capacity, d_dot = found.capacity, found.layer.memory.d_dot
         cells.append("" if capacity is None else f"{_held(capacity.median(), d_dot)} of {d_dot}")
         rows.append([found.layer.name, _chips(found.heads.verdicts), *cells])
@@ -126,7 +131,7 @@ def _summary(memories: Sequence[Findings]) -> str:
 
 def _figures(memories: Sequence[Findings]) -> str:
     values = {found.layer.name: found.heads.values for found in memories}
-    statistics = {found.layer.name: found.statistics for found in memories}
+    strong = [found for found in memories if found.tokens is not None]
     parts = [
         "<h2>Capacity and recall</h2>",
         _image(capacity_figure({found.layer.name: found.heads for found in memories})),
@@ -147,7 +152,11 @@ def _figures(memories: Sequence[Findings]) -> str:
             "the layer's own of which 99 % are told apart; tried up to 2 d_dot.</p>"
         )
     parts += ["<h2>Fast weight norms</h2>", _image(norms_figure(values))]
-    return "".join([*parts, "<h2>Write strengths</h2>", _image(beta_figure(values, statistics))])
+    if strong:
+        of = {found.layer.name: found.heads.values for found in strong}
+        statistics = {found.layer.name: found.statistics for found in strong}
+        parts += ["<h2>Write strengths</h2>", _image(beta_figure(of, statistics))]
+    return "".join(parts)
 
 
 def _tokens(found: Findings, decode: Callable[[list[int]], str] | None) -> str:
@@ -174,7 +183,7 @@ def _heads(found: Findings) -> str:
     rows = []
     for i, verdict in enumerate(found.heads.verdicts):
         values = {name: x[i] for name, x in found.heads.values.items()}
-        cells = _cells(values)
+        cells = _cells(found, values)
         capacity = (
             "" if found.capacity is None else _held(found.capacity[i], found.layer.memory.d_dot)
         )
@@ -208,9 +217,12 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
-def _cells(values: Any) -> list[str]:
+def _cells(found: Findings, values: Any) -> list[str]:
     cells = []
     for _, name, power, beside in COLUMNS:
+        if name in ("beta/mean", "g/mean") and found.tokens is None:
+            cells.append("")  # a rule without a write strength
+            continue
         text = _number(values, name, power)
         cells.append(f"{text} ({_number(values, beside, 1)})" if beside and text else text)
     return cells

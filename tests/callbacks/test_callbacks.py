@@ -97,9 +97,23 @@ def test_throughput_counts_target_tokens_and_leaves_evaluation_out(tmp_path, mon
             now[0] += 1000
 
     found = fit(tmp_path, Clock(), Throughput(), max_steps=12, val_every=3)
-    speeds = {s: value for (s, name), value in found.items() if name.startswith("throughput")}
+    speeds = {s: value for (s, name), value in found.items() if name.endswith("per_second")}
     # 4 lanes of 5 tokens a step; the 11th segment of an epoch has 3
     assert speeds == {step: (4 * 3 if step == 11 else 4 * 5) / 2 for step in range(1, 13)}
+
+
+def test_throughput_logs_memory_and_utilisation_where_the_peak_is_known(tmp_path, monkeypatch):
+    found = fit(tmp_path / "a", Throughput(), max_steps=4)
+    names = {name for _, name in found if name.startswith("throughput/")}
+    assert names == {"throughput/tokens_per_second", "throughput/memory_gib"}
+    assert 0.05 < found[4, "throughput/memory_gib"] < 100
+    monkeypatch.setattr("callbacks.throughput._peak", lambda device, precision: 1e6)
+    found = fit(tmp_path / "b", Throughput(), max_steps=4)
+    # Embedding, tied to the output; q, k, v and output projection; two layers of width 16.
+    weights = 23 * 8 + 4 * 8 * 8 + 2 * 8 * 16
+    speed = found[4, "throughput/tokens_per_second"]
+    used = found[4, "throughput/model_flops_utilisation"]
+    assert used == pytest.approx(6 * weights * speed / 1e6, rel=1e-9)
 
 
 def test_text_samples_are_logged_at_every_evaluation_and_repeat(tmp_path, monkeypatch):
