@@ -85,8 +85,8 @@ def beam_search(
         tokens = source.new_full((len(source), 1), bos_id)  # one beam before the first step
         while len(beams.alive):
             hidden, state = model.decode(tokens, state)
-            log_p = model.output(hidden[:, -1]).float().log_softmax(-1)
-            rows, tokens = beams.extend(log_p, at_limit=max_length[beams.alive] <= state.position)
+            logits = model.output(hidden[:, -1]).float()
+            rows, tokens = beams.extend(logits, at_limit=max_length[beams.alive] <= state.position)
             sources = beams.drop_finished()
             if sources is not None:
                 rows, tokens = rows[sources], tokens[sources]
@@ -110,21 +110,22 @@ class _Beams:
         self._tokens = torch.zeros(sources, 1, 0, dtype=torch.int64, device=device)
 
     def extend(
-        self, log_p: Float[Tensor, "r n"], *, at_limit: Bool[Tensor, " b"]
+        self, logits: Float[Tensor, "r n"], *, at_limit: Bool[Tensor, " b"]
     ) -> tuple[Int[Tensor, "b w"], Int[Tensor, "b w"]]:
         """Add a token to every hypothesis.
 
         Args:
-            log_p: Of the next token, one row a beam.
+            logits: Of the next token, one row a beam.
             at_limit: Whose beams end here as they stand, without an end token.
 
         Returns:
             For every new beam the row it goes on from, and its token.
         """
         b, w = self._scores.shape
-        n = min(2 * self.width, log_p.shape[-1])
-        top, token = log_p.topk(n, dim=-1)  # of one beam no more can be among the best
-        scores = (self._scores.view(-1, 1) + top).view(b, w * n)
+        n = min(2 * self.width, logits.shape[-1])
+        top, token = logits.topk(n, dim=-1)  # of one beam no more can be among the best
+        scores = self._scores.view(-1, 1) + top - logits.logsumexp(-1, keepdim=True)
+        scores = scores.view(b, w * n)
         scores, order = scores.topk(min(2 * self.width, w * n), dim=-1)
         token, beam = token.view(b, w * n).gather(1, order), order // n
         ended = token == self.eos_id
