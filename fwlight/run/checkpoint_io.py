@@ -5,7 +5,6 @@ See `fwlight.integrity` for the digest beside each.
 
 import os
 import pickle
-import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -79,9 +78,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             f"the checkpoint {path} is refused: it holds more than tensors and plain containers "
             "and could run code"
         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # the restricted unpickler meets nonsense in many ways
         raise damaged(path, error) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not (
+        isinstance(checkpoint.get("state_dict"), dict)
+        and isinstance(checkpoint.get("global_step", 0), int)
+        and isinstance(checkpoint.get("hyper_parameters") or {}, dict)
+    ):
         raise CheckpointError(f"{path} is not a checkpoint of a training run")
     if "_instantiator" in (checkpoint.get("hyper_parameters") or {}):
         raise CheckpointError(f"the checkpoint {path} is refused: it names code to run")
