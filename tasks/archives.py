@@ -1,7 +1,9 @@
 """Unpacking archives of which nothing is believed: no paths outside, no links, no bombs."""
 
+import errno
 import gzip
 import lzma
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -20,7 +22,14 @@ MAX_FILES = 10_000
 _CHUNK = _MAX_PADDING = 1 << 20
 
 Opener = Callable[[], IO[bytes]]
-_BAD = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
+_BAD = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    lzma.LZMAError,
+    zlib.error,
+    struct.error,
+)
 
 
 def extract(archive: Path, *, max_bytes: int = MAX_BYTES) -> Path:
@@ -61,13 +70,23 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int = MAX_BYTES) -> None:
                                 f"{archive} unpacks to over {max_bytes:,} bytes; it is not unpacked"
                             )
                         file.write(chunk)
-    except (*_BAD, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DataError(
-            f"{archive} cannot be unpacked ({error or type(error).__name__}); delete it, and it "
-            "is downloaded anew"
-        ) from error
-    except FileExistsError as error:
+    except DataError:
+        raise
+    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
         raise DataError(f"{archive} has two files of one name; it is not unpacked") from error
+    except (*_BAD, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise _damaged(archive, error) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place in the file that no file has
+            raise
+        raise _damaged(archive, error) from error
+
+
+def _damaged(archive: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{archive} cannot be unpacked ({error or type(error).__name__}); delete it, and it is "
+        "downloaded anew"
+    )
 
 
 def _members(archive: Path, stack: ExitStack) -> Iterator[tuple[str, Opener]]:
