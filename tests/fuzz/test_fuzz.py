@@ -32,14 +32,18 @@ from tasks.textfiles import read_pieces
 from tasks.tokenizer import detokenize, tokenize
 from tasks.vocabulary import Vocabulary
 from tests.faults.processes import ROOT
+from train import exit_code_and_line
 
 SECONDS, MEGABYTES = 5.0, 600
 
 
 def assert_is_one_line(error):
+    """What the user gets to see, whatever is quoted in it."""
     assert isinstance(error, FwlightError)
-    assert str(error)
-    assert "\n" not in str(error)
+    code, line = exit_code_and_line(error)
+    assert code == error.exit_code
+    assert line.startswith("error: ")
+    assert len(line.splitlines()) == 1
 
 
 def fuzz(read, inputs, request, *, short, full, errors=(DataError,)):
