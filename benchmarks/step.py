@@ -1,0 +1,162 @@
+"""Whole training steps: `python -m benchmarks.step`, tokens a second and the share of each part.
+
+Each task at its default size (retrieval: update, S = 200) with each model: forward, backward,
+norming of the gradient, clipping and Adam, on a training batch that is at hand. Beside it stands
+the same step without compiled kernels: the chunkwise form and torch's operators, on the same
+weights and batches; the losses of the two are compared after `--steps` steps. All take turns in one
+process, each with weights of its own. Shares are of the self times of operators in the profiler.
+"""
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.profiler import profile
+
+from benchmarks.measuring import conditions, markdown, measure, quantiles, write_csv
+from cli.building import build_parts
+from cli.composition import compose_config
+from fwlight.ops import native
+from fwlight.run import keep_freed_memory
+from fwlight.training.optim import build_optimizer
+
+TASKS = {
+    "lm": ["task=lm"],
+    "retrieval": ["task=retrieval", "task.setting=update", "task.n_keys=200"],
+    "translation": ["task=translation"],
+}
+MODELS = ("delta_dpfp", "delta_linear", "sum_dpfp", "linear", "softmax")
+PARTS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
+    "update rule": ("_Rule", "native_rule", "delta_read", "ChunkDelta", "ChunkSum", "attention"),
+    "feature map, norm": ("dpfp", "sum_norm"),
+    "dropout": ("bernoulli", "dropout"),
+    "loss": ("softmax", "nll"),
+    "optimiser": ("adam", "linalg_vector_norm", "foreach"),
+}
+CLIP = 1.0  # largest norm of a gradient
+
+
+class Step:
+    """A network with its optimiser, batches and what an update of it does."""
+
+    def __init__(self, arguments: list[str], batches: int) -> None:
+        self.module, data = build_parts(compose_config(arguments).config)
+        self.module.train()
+        self.optimizer = build_optimizer(self.module, self.module.optimizer_config, fused=True)
+        if hasattr(data, "training_batch"):
+            self.batches: list[Any] = [data.training_batch(n) for n in range(batches)]
+        else:
+            self.batches = [batch for batch, _ in zip(data.train_dataloader(), range(batches))]  # noqa: B905 - as many as there are, up to so many
+        self.number = 0
+
+    def tokens(self) -> int:
+        """Return the targets of the first batch."""
+        return int((self.batches[0].targets >= 0).sum())
+
+    def __call__(self) -> Tensor:
+        """Make an update."""
+        torch.manual_seed(self.number)  # of dropout
+        batch = self.batches[self.number % len(self.batches)]
+        self.number += 1
+        loss = self.module.losses(batch).sum() / (batch.targets >= 0).sum()
+        loss.backward()
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        clip_grads_with_norm_(self.module.parameters(), CLIP, get_total_norm(gradients))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+
+@contextlib.contextmanager
+def without_kernels() -> Iterator[None]:
+    """Run as where no compiler is found."""
+    with (
+        mock.patch.object(native, "obstacle", return_value="not wanted"),
+        mock.patch.object(native, "can_run", return_value=False),
+    ):
+        yield
+
+
+def shares(step: Callable[[], object]) -> dict[str, float]:
+    """Return the part of each group of operators in three steps."""
+    with profile() as found:
+        for _ in range(3):
+            step()
+    times = dict.fromkeys([*PARTS, "rest"], 0.0)
+    for event in found.key_averages():
+        part = next((p for p, names in PARTS.items() if any(n in event.key for n in names)), "rest")
+        times[part] += event.self_cpu_time_total
+    total = sum(times.values())
+    return {part: time / total for part, time in times.items()}
+
+
+def compare(task: str, model: str, steps: int, seconds: float) -> list[object]:
+    """Return the numbers of one task with one model."""
+    arguments = [*TASKS[task], f"model={model}"]
+    ours, plain = Step(arguments, 50), Step(arguments, 50)
+
+    def before() -> Tensor:
+        with without_kernels():
+            return plain()
+
+    worst = 0.0
+    for _ in range(steps):
+        a, b = ours().item(), before().item()
+        worst = max(worst, abs(a - b) / abs(b))
+    times = measure({"ours": ours, "before": before}, seconds)
+    mine = quantiles(times["ours"])
+    ratio = quantiles(times["before"]).median / mine.median
+    rate = ours.tokens() / mine.median
+    return [task, model, *mine, rate, ratio, worst, *shares(ours).values()]
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--steps", type=int, default=50, help="that must have the same losses")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each task and model")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--csv", type=Path, help="where to write all numbers")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    print(f"{conditions()}\n", flush=True)
+    header = ["task", "model", "q1", "median", "q3", "targets_per_second", "x_before"]
+    header += ["loss_difference", *PARTS, "rest"]
+    rows = []
+    for task in options.tasks:
+        for model in options.models:
+            if task == "retrieval" and model == "softmax":
+                continue  # has no state to read
+            rows.append(compare(task, model, options.steps, options.seconds))
+            print(" ".join(f"{x:.4g}" if isinstance(x, float) else str(x) for x in rows[-1]))
+    lines = []
+    for row in rows:
+        shown = [f"{1e3 * row[3]:.4g}", f"{1e3 * row[2]:.4g}-{1e3 * row[4]:.4g}"]
+        shown += [f"{row[5]:.0f}", f"{row[6]:.2f}", f"{row[7]:.0e}"]
+        lines.append([*row[:2], *shown, *(f"{x:.0%}" for x in row[8:])])
+    titles = [
+        "task",
+        "model",
+        "ms",
+        "middle half",
+        "targets/s",
+        "x without kernels",
+        "loss differs",
+    ]
+    print(f"\n{markdown([*titles, *PARTS, 'rest'], lines)}")
+    if options.csv is not None:
+        write_csv(options.csv, header, rows)
+
+
+if __name__ == "__main__":
+    main()
