@@ -6,14 +6,21 @@ counted). 8 heads, batch 1. All take turns in one process.
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
-from benchmarks.measuring import Work, conditions, markdown, measure, quantiles, write_csv
+from benchmarks.measuring import (
+    Work,
+    add_common,
+    begin,
+    conditions,
+    markdown,
+    measure,
+    quantiles,
+    write_csv,
+)
 from fwlight.ops import delta_rule, sum_rule
-from fwlight.run import keep_freed_memory
 
 CONTEXTS = (16, 8192, 65_536)
 SIZES = ((128, 64), (32, 16))
@@ -50,17 +57,14 @@ def steps(d_key: int, d_value: int) -> dict[str, Work]:
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decode", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each table")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--csv", type=Path, help="where to write all numbers")
+    add_common(parser, seconds=5.0)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    keep_freed_memory()
+    clock = begin(options)
     print(conditions())
     rows: list[list[object]] = []
     for d_key, d_value in SIZES:
         with torch.no_grad():
-            times = measure(steps(d_key, d_value), options.seconds)
+            times = measure(steps(d_key, d_value), options.seconds, clock=clock)
         first = quantiles(times[f"delta, after {CONTEXTS[0]}"]).median
         lines = []
         for name, found in times.items():

@@ -1,5 +1,6 @@
 """What the speed benchmarks share: turns in one process, medians, tables, the machine's limits."""
 
+import argparse
 import csv
 import random
 import statistics
@@ -10,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from fwlight.run import keep_freed_memory
+
 MATRIX = 2048
 COPIED = 1 << 26  # numbers of a copy, a quarter of a gigabyte
 TOO_SLOW = 10.0
@@ -18,6 +21,7 @@ TURN = 0.005
 """Seconds that a contender's turn lasts at least, after a first call that is not counted."""
 
 Work = Callable[[], object]
+Clock = Callable[[], float]
 
 
 class Quantiles(NamedTuple):
@@ -35,33 +39,36 @@ def quantiles(times: Sequence[float]) -> Quantiles:
     return Quantiles(*statistics.quantiles(times, n=4, method="inclusive"))
 
 
-def measure(functions: Mapping[str, Work], seconds: float) -> dict[str, list[float]]:
+def measure(
+    functions: Mapping[str, Work], seconds: float, *, clock: Clock = time.perf_counter
+) -> dict[str, list[float]]:
     """Return the times of every function, called in turns for about `seconds`, at least thrice.
 
     The order of a round is drawn, so that nobody always follows the same neighbour. The first call
-    of a turn brings code and data back to the caches and is not counted.
+    of a turn brings code and data back to the caches and is not counted. On a busy machine
+    `time.process_time` measures what one thread works, not what it waits.
     """
     times: dict[str, list[float]] = {}
     for name, function in functions.items():
-        if _timed(function) < TOO_SLOW:
+        if _timed(function, clock) < TOO_SLOW:
             times[name] = []
     end, rounds, draw = time.perf_counter() + seconds, 0, random.Random(0)
     while rounds < 3 or time.perf_counter() < end:
         rounds += 1
         for name in draw.sample(list(times), len(times)):
             functions[name]()
-            times[name].append(_timed(functions[name]))
+            times[name].append(_timed(functions[name], clock))
             spent = times[name][-1]
             while spent < TURN:
-                times[name].append(_timed(functions[name]))
+                times[name].append(_timed(functions[name], clock))
                 spent += times[name][-1]
     return times
 
 
-def _timed(function: Work) -> float:
-    start = time.perf_counter()
+def _timed(function: Work, clock: Clock) -> float:
+    start = clock()
     function()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def matrix_product() -> Work:
@@ -96,6 +103,23 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
+
+
+def add_common(parser: argparse.ArgumentParser, *, seconds: float) -> None:
+    """Add the options that every benchmark has."""
+    parser.add_argument("--seconds", type=float, default=seconds, help="for each table")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="time the work of one thread, on a busy machine"
+    )
+    parser.add_argument("--csv", type=Path, help="where to write all numbers")
+
+
+def begin(options: argparse.Namespace) -> Clock:
+    """Set what the common options say, and return the clock."""
+    torch.set_num_threads(1 if options.cpu_time else options.threads)
+    keep_freed_memory()
+    return time.process_time if options.cpu_time else time.perf_counter
 
 
 def conditions() -> str:

@@ -31,6 +31,8 @@ from torch.utils import cpp_extension
 
 from benchmarks.measuring import (
     Work,
+    add_common,
+    begin,
     conditions,
     copy_rate,
     markdown,
@@ -41,7 +43,6 @@ from benchmarks.measuring import (
     write_csv,
 )
 from fwlight.ops import delta_rule, sum_rule
-from fwlight.run import keep_freed_memory
 
 PACKAGE = "pytorch-fast-transformers"
 
@@ -230,14 +231,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ops", description=__doc__)
     parser.add_argument("--rules", nargs="+", default=["delta", "sum"], choices=["delta", "sum"])
     parser.add_argument("--shapes", nargs="+", default=["small", "medium", "long"], choices=SHAPES)
-    parser.add_argument("--seconds", type=float, default=10.0, help="for each table")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--fast-transformers", type=Path, help="its causal_product_cpu.cpp")
-    parser.add_argument("--csv", type=Path, help="where to write all numbers")
+    add_common(parser, seconds=10.0)
     parser.add_argument("--plot", type=Path, help="where to draw the ratios")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    keep_freed_memory()
+    clock = begin(options)
     product = None
     if "sum" in options.rules:
         try:
@@ -251,7 +249,7 @@ def main() -> None:
         for rule in options.rules:
             functions = contenders(rule, shape, product)
             functions["matrix product"] = matrix_product()
-            times = measure(functions, options.seconds)
+            times = measure(functions, options.seconds, clock=clock)
             rows += report(f"{rule} {shape}", times, shape.operations(rule == "delta"))
     if options.csv is not None:
         header = ["table", "name", "q1", "median", "q3", "n", "ratio", "share", "matrix_rate"]

@@ -16,9 +16,16 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measuring import conditions, markdown, measure, quantiles, write_csv
+from benchmarks.measuring import (
+    add_common,
+    begin,
+    conditions,
+    markdown,
+    measure,
+    quantiles,
+    write_csv,
+)
 from benchmarks.ops import Shape, contenders
-from fwlight.run import keep_freed_memory
 
 LENGTHS = (1024, 2048, 4096, 8192, 16_384)
 NAMES = ("native", "chunk", "SDPA")
@@ -83,25 +90,22 @@ def draw(found: dict[str, dict[int, tuple[float, int]]], path: Path) -> None:
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0, help="for all times")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--names", nargs="+", default=list(NAMES), choices=NAMES)
-    parser.add_argument("--csv", type=Path, help="where to write all numbers")
+    add_common(parser, seconds=60.0)
     parser.add_argument("--plot", type=Path, help="where to draw them")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    clock = begin(options)
     if options.peak is not None:
         print(peak(options.peak[0], int(options.peak[1])))
         return
-    keep_freed_memory()
     print(conditions(), flush=True)
     works = {
         f"{name} {t}": contenders("delta", shape(t), None, longest=LENGTHS[-1])[name]
         for t in LENGTHS
         for name in options.names
     }
-    times = measure(works, options.seconds)
+    times = measure(works, options.seconds, clock=clock)
     del works
     found: dict[str, dict[int, tuple[float, int]]] = {}
     lines, rows = [], []
@@ -110,7 +114,7 @@ def main() -> None:
             if f"{name} {t}" not in times:
                 continue
             low, middle, high = quantiles(times[f"{name} {t}"])
-            memory = _peak_in_a_process(name, t, options.threads)
+            memory = _peak_in_a_process(name, t, torch.get_num_threads())
             found.setdefault(name, {})[t] = middle, memory
             # q, k, v, o and the gradients of all four.
             part = memory / (4 * 2 * SHAPE["heads"] * t * 2 * (SHAPE["keys"] + SHAPE["values"]))

@@ -10,7 +10,6 @@ process, each with weights of its own. Shares are of the self times of operators
 import argparse
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -19,11 +18,19 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.profiler import profile
 
-from benchmarks.measuring import conditions, markdown, measure, quantiles, write_csv
+from benchmarks.measuring import (
+    Clock,
+    add_common,
+    begin,
+    conditions,
+    markdown,
+    measure,
+    quantiles,
+    write_csv,
+)
 from cli.building import build_parts
 from cli.composition import compose_config
 from fwlight.ops import native
-from fwlight.run import keep_freed_memory
 from fwlight.training.optim import build_optimizer
 
 TASKS = {
@@ -97,7 +104,7 @@ def shares(step: Callable[[], object]) -> dict[str, float]:
     return {part: time / total for part, time in times.items()}
 
 
-def compare(task: str, model: str, steps: int, seconds: float) -> list[object]:
+def compare(task: str, model: str, steps: int, seconds: float, clock: Clock) -> list[object]:
     """Return the numbers of one task with one model."""
     arguments = [*TASKS[task], f"model={model}"]
     ours, plain = Step(arguments, 50), Step(arguments, 50)
@@ -110,7 +117,7 @@ def compare(task: str, model: str, steps: int, seconds: float) -> list[object]:
     for _ in range(steps):
         a, b = ours().item(), before().item()
         worst = max(worst, abs(a - b) / abs(b))
-    times = measure({"ours": ours, "before": before}, seconds)
+    times = measure({"ours": ours, "before": before}, seconds, clock=clock)
     mine = quantiles(times["ours"])
     ratio = quantiles(times["before"]).median / mine.median
     rate = ours.tokens() / mine.median
@@ -123,12 +130,9 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--steps", type=int, default=50, help="that must have the same losses")
-    parser.add_argument("--seconds", type=float, default=10.0, help="for each task and model")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--csv", type=Path, help="where to write all numbers")
+    add_common(parser, seconds=10.0)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    keep_freed_memory()
+    clock = begin(options)
     print(f"{conditions()}\n", flush=True)
     header = ["task", "model", "q1", "median", "q3", "targets_per_second", "x_before"]
     header += ["loss_difference", *PARTS, "rest"]
@@ -137,7 +141,7 @@ def main() -> None:
         for model in options.models:
             if task == "retrieval" and model == "softmax":
                 continue  # has no state to read
-            rows.append(compare(task, model, options.steps, options.seconds))
+            rows.append(compare(task, model, options.steps, options.seconds, clock))
             print(" ".join(f"{x:.4g}" if isinstance(x, float) else str(x) for x in rows[-1]))
     lines = []
     for row in rows:
