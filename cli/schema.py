@@ -161,6 +161,7 @@ class Checkpoint(Section):
     every_n_train_steps: Count
     keep_every_n_train_steps: Count | None
     save_best: bool
+    keep_best: Count
     monitor: Literal["val/loss", "val/bleu"]
     average_last: Count | None
 

@@ -58,6 +58,7 @@ def run_callbacks(
     keep_every_n_train_steps: int | None = None,
     save_best: bool = True,
     monitor: str = "val/loss",
+    keep_best: int = 1,
     average_last: int | None = None,
     identity: dict[str, Any],
 ) -> list[Callback]:
@@ -70,6 +71,7 @@ def run_callbacks(
         keep_every_n_train_steps: Updates between two copies that are kept, or None.
         save_best: Whether the best evaluation's state is kept, and tested.
         monitor: What best means, see `RunCheckpoint`.
+        keep_best: How many of the best evaluations' states are kept.
         average_last: Test the average of so many kept copies instead.
         identity: Plain containers that say what was trained; stored as `fwlight`.
     """
@@ -80,6 +82,7 @@ def run_callbacks(
         keep_every_n_train_steps=keep_every_n_train_steps,
         save_best=save_best,
         monitor=monitor,
+        keep_best=keep_best,
         average_last=average_last,
         identity=identity,
     )

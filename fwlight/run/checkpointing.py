@@ -1,5 +1,6 @@
 """When checkpoints are written."""
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,8 @@ class RunCheckpoint(Callback):
         identity: Stored in every checkpoint as `fwlight`.
         monitor: The metric whose best value makes `best.ckpt`: of `val/bleu` the largest, of
             others the smallest.
+        keep_best: How many of the best evaluations' states are kept: above 1, each of them is a
+            copy named `best-000100.ckpt` beside `best.ckpt`.
         average_last: Average the weights of so many kept copies at the end into `averaged.ckpt`.
     """
 
@@ -34,6 +37,7 @@ class RunCheckpoint(Callback):
         save_best: bool = True,
         identity: dict[str, Any],
         monitor: str = "val/loss",
+        keep_best: int = 1,
         average_last: int | None = None,
     ) -> None:
         self.folder = folder
@@ -42,8 +46,11 @@ class RunCheckpoint(Callback):
         self.save_best = save_best
         self.identity = identity
         self.monitor, self.average_last = monitor, average_last
+        self.keep_best = keep_best
         self.best: dict[str, Any] = {}
         """`value` and `step` of the best evaluation so far; empty before the first."""
+        self.kept: list[tuple[float, int]] = []
+        """Of every kept copy of a best evaluation, best first: the value to minimise, the step."""
         self._saved_step = -1
 
     @property
@@ -83,6 +90,8 @@ class RunCheckpoint(Callback):
             self.best = {"value": value, "step": trainer.global_step}
             if self.save_best:
                 self._save(trainer, self.best_path)
+        if self.save_best and self.keep_best > 1 and value is not None and not math.isnan(value):
+            self._keep_if_among_best(trainer, sign * value)
         # Half of an accumulated gradient cannot be stored.
         if not trainer.fit_loop._should_accumulate():
             self._save_if_due(trainer)
@@ -98,12 +107,13 @@ class RunCheckpoint(Callback):
         checkpoint["fwlight"] = self.identity
 
     def state_dict(self) -> dict[str, Any]:
-        """The best evaluation so far."""
-        return {"best": dict(self.best)}
+        """The best evaluations so far."""
+        return {"best": dict(self.best), "kept": list(self.kept)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
         self.best = dict(state_dict["best"])
+        self.kept = [(value, step) for value, step in state_dict.get("kept", [])]
 
     def save_unless_saved(self, trainer: Trainer) -> None:
         """Write `last.ckpt` if it is not this step's already."""
@@ -116,6 +126,20 @@ class RunCheckpoint(Callback):
             self._save(trainer, self.folder / f"step-{step:06d}.ckpt")
         if _divides(self.every_n_train_steps, step) or trainer.should_stop:
             self._save_last(trainer)
+
+    def _keep_if_among_best(self, trainer: Trainer, value: float) -> None:
+        """Copy this step's state if it is one of the best, then drop what no longer is."""
+        step = trainer.global_step
+        ranked = sorted([*self.kept, (value, step)])
+        self.kept, dropped = ranked[: self.keep_best], ranked[self.keep_best :]
+        if (value, step) in self.kept:
+            self._save(trainer, self._kept_path(step))
+        for _, old in dropped:
+            if old != step:
+                trainer.strategy.remove_checkpoint(self._kept_path(old))
+
+    def _kept_path(self, step: int) -> Path:
+        return self.folder / f"best-{step:06d}.ckpt"
 
     def _save_last(self, trainer: Trainer) -> None:
         self._save(trainer, self.last_path)

@@ -109,6 +109,7 @@ class Settings:
     max_time: str = ""
     every: int = 5
     keep: int = 0
+    best: int = 1
     val_every: int = 7
     devices: int = 1
     precision: str = "32-true"
@@ -171,6 +172,7 @@ def parts(settings: Settings):
             seed=1,
             every_n_train_steps=settings.every,
             keep_every_n_train_steps=settings.keep,
+            keep_best=settings.best,
             identity={"choices": {}, "overrides": [], "config": {}, "version": "test"},
         ),
     )

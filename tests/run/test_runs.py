@@ -382,3 +382,17 @@ def test_rank_whose_loss_is_not_finite_stops_all_ranks(tmp_path):
     assert all("step 8" in line for line in lines)
     checkpoint = load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
     assert checkpoint["global_step"] == 5
+
+
+@pytest.mark.parametrize("stops", [[30], [14, 30]])
+def test_best_evaluations_are_kept_also_by_a_resumed_run(tmp_path, stops):
+    for stop in stops:
+        fit(tmp_path, max_steps=stop, resume="auto", schedule="constant", lr=0.3, best=2)
+    losses = {step: float(v) for (step, name), v in rows(tmp_path).items() if name == "val/loss"}
+    assert set(losses) == {7, 14, 21, 28, 30}
+    best = sorted(losses, key=lambda step: losses[step])[:2]
+    kept = {path.name: path for path in (tmp_path / "checkpoints").glob("best-*")}
+    names = {f"best-{step:06d}.ckpt" for step in best}
+    assert set(kept) == names | {f"{name}.sha256" for name in names}
+    for step in best:
+        assert load_checkpoint(kept[f"best-{step:06d}.ckpt"])["global_step"] == step
