@@ -38,7 +38,9 @@ KINDS = ("empty", "text", "truncated", "data.pkl", "data/0")
 
 
 @pytest.mark.fault(4)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["data/0", *(pytest.param(k, marks=pytest.mark.full) for k in KINDS[:4])]
+)
 @pytest.mark.parametrize("digest", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_damaged_checkpoint_is_refused(copy, tmp_path, kind, digest):
     path = copy / "checkpoints" / "last.ckpt"
@@ -91,7 +93,10 @@ OTHERS = {
 
 
 @pytest.mark.fault(12)
-@pytest.mark.parametrize("change", OTHERS)
+@pytest.mark.parametrize(
+    "change",
+    [*OTHERS][:1] + [pytest.param(change, marks=pytest.mark.full) for change in [*OTHERS][1:]],
+)
 def test_resume_with_another_architecture_or_task_names_both_values(tiny, copy, tmp_path, change):
     given = [a for a in tiny if not a.startswith("task.")] if change.startswith("task=") else tiny
     given = [a for a in given if change != "task=retrieval" or not a.startswith(("size=", "callb"))]
@@ -137,7 +142,10 @@ class Payload:
 
 
 @pytest.mark.fault(22)
-@pytest.mark.parametrize("form", ["torch", "pickle", "instantiator"])
+@pytest.mark.parametrize(
+    "form",
+    ["torch", *(pytest.param(f, marks=pytest.mark.full) for f in ("pickle", "instantiator"))],
+)
 def test_malicious_checkpoint_is_refused_and_not_run(tiny, copy, tmp_path, form):
     ran, path = tmp_path / "ran", copy / "checkpoints" / "last.ckpt"
     content = torch.load(path, weights_only=True)

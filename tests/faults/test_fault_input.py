@@ -35,6 +35,7 @@ def refused(arguments, tmp_path, *words, code=2):
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
 
 
+@full  # tests/test_config.py has them in one process
 @pytest.mark.fault(14)
 @pytest.mark.parametrize(
     ("argument", "words"),
@@ -64,16 +65,20 @@ def test_mistake_in_a_key_or_value_is_explained(argument, words, tmp_path):
     [
         (["size.d_model=65", "size.n_heads=4"], ("size.d_model=65", "size.n_heads=4")),
         (["model.feature_map.nu=0"], ("nu=0", "at least 1")),
-        (["size.n_layers=-1"], ("size.n_layers=-1", "at least 1")),
-        (["size.d_ff=0"], ("size.d_ff=0", "at least 1")),
-        (["size.dropout=1.5"], ("size.dropout=1.5", "at most 1")),
-        (["task.batch_size=0"], ("task.batch_size=0",)),
-        (["task.seq_len=-3"], ("task.seq_len=-3",)),
-        (["trainer.max_steps=0"], ("trainer.max_steps=0",)),
-        (["optimizer.warmup_steps=50", "trainer.max_steps=20"], ("=50", "=20")),
-        (["model.feature_map.nu=64", "size.d_head=16"], ("nu=64", "31")),
+        pytest.param(["size.n_layers=-1"], ("size.n_layers=-1", "at least 1"), marks=full),
+        pytest.param(["size.d_ff=0"], ("size.d_ff=0", "at least 1"), marks=full),
+        pytest.param(["size.dropout=1.5"], ("size.dropout=1.5", "at most 1"), marks=full),
+        pytest.param(["task.batch_size=0"], ("task.batch_size=0",), marks=full),
+        pytest.param(["task.seq_len=-3"], ("task.seq_len=-3",), marks=full),
+        pytest.param(["trainer.max_steps=0"], ("trainer.max_steps=0",), marks=full),
+        pytest.param(
+            ["optimizer.warmup_steps=50", "trainer.max_steps=20"], ("=50", "=20"), marks=full
+        ),
+        pytest.param(["model.feature_map.nu=64", "size.d_head=16"], ("nu=64", "31"), marks=full),
         (["trainer=ddp", "trainer.devices=3", "task.batch_size=4"], ("=4", "3")),
-        (["task=mqar", "task.n_pairs=[40]", "task.seq_len=64"], ("40", "64")),
+        pytest.param(
+            ["task=mqar", "task.n_pairs=[40]", "task.seq_len=64"], ("40", "64"), marks=full
+        ),
     ],
     ids=str,
 )
@@ -85,7 +90,14 @@ TEXT = ("size=tiny", "task.data=text")
 
 
 @pytest.mark.fault(16)
-@pytest.mark.parametrize("kind", ["missing", "folder", "empty", "blank", "unreadable name"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "missing",
+        "blank",
+        *(pytest.param(k, marks=full) for k in ("folder", "empty", "unreadable name")),
+    ],
+)
 def test_file_without_text_is_named(kind, tmp_path):
     path = tmp_path / ("x" * 300 if kind == "unreadable name" else "text.txt")
     if kind == "folder":
@@ -96,6 +108,7 @@ def test_file_without_text_is_named(kind, tmp_path):
 
 
 @pytest.mark.fault(16)
+@full
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_split_without_text_is_named(split, tmp_path):
     files = {name: tmp_path / f"{name}.txt" for name in ("train", "valid", "test")}
@@ -250,6 +263,7 @@ def test_short_text_and_long_sequences_are_defined(words, arguments, code, said,
     assert [name for name, value in values.items() if undefined(name, value)] == []
 
 
+@full
 @pytest.mark.fault(21)
 @pytest.mark.parametrize(
     ("arguments", "code"),

@@ -24,7 +24,7 @@ def start(tiny, tmp_path):
 
 
 @pytest.mark.fault(1)
-@pytest.mark.parametrize("step", [3, 13, 22])
+@pytest.mark.parametrize("step", [13, *(pytest.param(n, marks=pytest.mark.full) for n in (3, 22))])
 def test_killed_run_resumes_exactly(start, whole, tmp_path, step):
     assert start(fault={"kind": "kill", "step": step}).code == -signal.SIGKILL
     assert start().code == 0
@@ -35,8 +35,22 @@ SIGNALS = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 138}
 
 
 @pytest.mark.fault(8)
-@pytest.mark.parametrize("name", SIGNALS)
-@pytest.mark.parametrize("step", [13, 14])
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("SIGTERM", 13),
+        ("SIGINT", 14),
+        *(
+            pytest.param(name, step, marks=pytest.mark.full)
+            for name, step in (
+                ("SIGTERM", 14),
+                ("SIGINT", 13),
+                ("SIGUSR1", 13),
+                ("SIGUSR1", 14),
+            )
+        ),
+    ],
+)
 def test_signal_saves_at_the_end_of_the_step(start, whole, tmp_path, name, step):
     ended = start(fault={"kind": "signals", "signals": [name], "step": step})
     assert ended.code == SIGNALS[name], ended.err
@@ -205,7 +219,7 @@ def test_another_number_of_ranks_sees_the_same_samples(start, tmp_path, first, t
     "fault",
     [
         {"kind": "nan"},
-        {"kind": "nan", "value": "inf"},
+        pytest.param({"kind": "nan", "value": "inf"}, marks=pytest.mark.full),
         {"kind": "gradient"},
         pytest.param({"kind": "nan", "rank": 0}, marks=pytest.mark.full),
         pytest.param({"kind": "nan", "rank": 1}, marks=pytest.mark.full),
