@@ -16,7 +16,7 @@ from cli.stored import before_checkpoint
 from cli.sweep import expand, run_sweep
 from cli.usage import usage
 from fwlight import __version__
-from fwlight.errors import ConfigError, FwlightError, StorageError
+from fwlight.errors import FwlightError, StorageError
 
 
 def train(composition: Composition, arguments: Sequence[str] = ()) -> dict[str, Any]:
@@ -49,11 +49,12 @@ def act(composition: Composition, arguments: Sequence[str]) -> dict[str, Any]:
     config = composition.config
     module, data = build_parts(config, checkpoint=checkpoint)
     if config["action"] == "generate":
+        prompt = config["prompt"]
         text = run.generate(
             module,
             data,
             ckpt=config["ckpt"],
-            prompt=read_prompt(config["prompt"], config["input"]),
+            prompt="\n".join(run.read_lines(config["input"])) if prompt is None else prompt,
             seed=config["seed"],
             **config["generate"],
         )
@@ -128,16 +129,6 @@ def report_path(ckpt: str) -> str:
     """Return where a diagnosis goes: into the run's folder, or else beside the checkpoint."""
     folder = Path(ckpt).parent
     return str((folder.parent if folder.name == "checkpoints" else folder) / "diagnosis.html")
-
-
-def read_prompt(text: str | None, path: str | None) -> str:
-    """Return the text that generate continues."""
-    if text is not None or path is None:
-        return text or ""
-    try:
-        return Path(path).read_text(encoding="utf-8").rstrip("\n")
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"input={path} cannot be read: {error}") from error
 
 
 def write(path: str | Path, text: str) -> None:

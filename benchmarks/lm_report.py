@@ -9,12 +9,14 @@ import csv
 import json
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from matplotlib.figure import Figure
+
+from benchmarks.reporting import report_command
 
 COLUMNS = (
     *("row", "seed", "val_ppl", "test_ppl", "test_tokens", "parameters", "state_size"),
@@ -170,20 +172,9 @@ def _spread(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
 
 
-def main(arguments: Iterable[str]) -> int:
-    """Write the report and print the tables; the exit code."""
-    match list(arguments):
-        case [folder] if Path(folder).is_dir():
-            try:
-                report(Path(folder))
-            except ValueError as error:
-                print(f"error: {error}", file=sys.stderr)
-                return 2
-            print((Path(folder) / "lm_mini.md").read_text(encoding="utf-8"), end="")
-            return 0
-        case _:
-            print("error: name one folder with finished runs", file=sys.stderr)
-            return 2
+def main(arguments: Sequence[str]) -> int:
+    """Write the report and print the table; the exit code."""
+    return report_command(arguments, report, table="lm_mini.md")
 
 
 if __name__ == "__main__":

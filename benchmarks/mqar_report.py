@@ -8,7 +8,7 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+
+from benchmarks.reporting import report_command
 
 COLUMNS = (
     *("model", "short_conv", "beta_max", "seed", "d_model", "n_layers", "n_heads", "d_head"),
@@ -134,20 +136,9 @@ def _numbers(name: str) -> list[int]:
     return [int(digits) for digits in re.findall(r"\d+", name)]
 
 
-def main(arguments: Iterable[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Write the report and print the table; the exit code."""
-    match list(arguments):
-        case [folder] if Path(folder).is_dir():
-            try:
-                report(Path(folder))
-            except ValueError as error:
-                print(f"error: {error}", file=sys.stderr)
-                return 2
-            print((Path(folder) / "mqar.md").read_text(encoding="utf-8"), end="")
-            return 0
-        case _:
-            print("error: name one folder with finished runs", file=sys.stderr)
-            return 2
+    return report_command(arguments, report, table="mqar.md")
 
 
 if __name__ == "__main__":

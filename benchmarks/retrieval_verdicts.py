@@ -16,7 +16,7 @@ from cli.composition import compose_config
 from cli.stored import recompose
 from fwlight import run
 from fwlight.diagnostics.verdict import HEALTHY, OVER_CAPACITY, RULE_LIMITED
-from fwlight.run.actions import load_data_state, load_weights
+from fwlight.run.actions import restore
 from fwlight.run.diagnosing import look
 from train import main as train_main
 
@@ -70,8 +70,7 @@ def measure(row: Row, folder: Path) -> dict[str, Any]:
     checkpoint = run.load_checkpoint(ckpt)
     config = recompose(checkpoint.get("fwlight"), ["action=test", f"ckpt={ckpt}"]).config
     module, data = build_parts(config, checkpoint=checkpoint)
-    load_data_state(data, checkpoint)
-    load_weights(module, checkpoint, ckpt)
+    restore(module, data, ckpt)
     (found,) = look(module, data, sequences=20, draws=0)
     values = {name: float(x[0]) for name, x in found.heads.values.items() if x.ndim == 1}
     return {

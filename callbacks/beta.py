@@ -6,24 +6,16 @@ from typing import Any, cast
 import torch
 from lightning import LightningModule, Trainer
 
-from callbacks.watching import LayerWatcher
+from callbacks.watching import LayerWatcher, pooled_values
 from fwlight.diagnostics import (
     Statistics,
     TokenBeta,
-    finalise_diagnosis,
     finalise_tokens,
     merge,
     token_statistics,
 )
 from fwlight.diagnostics.figures import beta_figure
-from fwlight.diagnostics.layers import (
-    Layer,
-    Sequences,
-    Watcher,
-    empty_statistics,
-    layer_statistics,
-    pooled,
-)
+from fwlight.diagnostics.layers import Layer, Sequences, Watcher
 from fwlight.training import TrainingModule
 
 NAMES = {
@@ -56,6 +48,7 @@ class Beta(LayerWatcher):
     """
 
     tag = "beta"
+    parts = ("beta",)
 
     def __init__(
         self,
@@ -83,18 +76,18 @@ class Beta(LayerWatcher):
         self._n_types, self._counts = embedding.num_embeddings, {}
         super().on_fit_start(trainer, pl_module)
 
-    def empty(self, layer: Layer, trainer: Trainer) -> Statistics:
+    def empty(self, layer: Layer) -> Statistics:
         """Return the statistics of nothing."""
         nothing = torch.zeros(0, 1, dtype=torch.long)
         beta = torch.zeros(0, layer.n_heads, 1)
         return merge(
-            empty_statistics(layer, parts=("beta",)),
+            super().empty(layer),
             token_statistics(beta, nothing, n_types=self._n_types),
         )
 
     def measure(self, layer: Layer, watcher: Watcher, of: Sequences) -> Statistics:
         """Return the statistics of beta and g, by position and by token."""
-        found = [layer_statistics(layer, watcher, of=of, parts=("beta",))]
+        found = [super().measure(layer, watcher, of)]
         for writes in watcher.writes if self.tokens else ():
             mask, beta = of.padding_mask, writes.beta
             assert beta is not None
@@ -126,7 +119,7 @@ class Beta(LayerWatcher):
 
     def scalars(self, layer: Layer, statistics: Statistics) -> dict[str, float]:
         """Return the pooled values."""
-        values = finalise_diagnosis(pooled(statistics), layer.memory.d_dot).values
+        values = pooled_values(layer, statistics)
         return {name: float(values[source]) for name, source in NAMES.items()}
 
     def charts(self, layer: Layer) -> dict[str, list[str]]:
@@ -140,13 +133,8 @@ class Beta(LayerWatcher):
 
     def figure(self) -> Any:
         """Return histograms by head, and beta by position."""
-        return beta_figure(
-            {
-                layer.name: finalise_diagnosis(self.latest[layer.name], layer.memory.d_dot).values
-                for layer in self.layers
-            },
-            self.latest,
-        )
+        values = {name: x.values for name, x in self.diagnoses().items()}
+        return beta_figure(values, self.latest)
 
     def draw_more(self, trainer: Trainer, module: TrainingModule) -> None:
         """Show the table of tokens, and begin a new one."""

@@ -2,19 +2,10 @@
 
 from typing import Any
 
-from lightning import Trainer
-
-from callbacks.watching import LayerWatcher
-from fwlight.diagnostics import Statistics, finalise_diagnosis
+from callbacks.watching import LayerWatcher, pooled_values
+from fwlight.diagnostics import Statistics
 from fwlight.diagnostics.figures import norms_figure
-from fwlight.diagnostics.layers import (
-    Layer,
-    Sequences,
-    Watcher,
-    empty_statistics,
-    layer_statistics,
-    pooled,
-)
+from fwlight.diagnostics.layers import Layer, Sequences, Watcher, layer_statistics
 
 NORMS = ("frobenius", "spectral", "stable_rank", "effective_rank", "mixed")
 WRITES = ("insert", "remove", "change")
@@ -37,6 +28,7 @@ class FastWeightNorm(LayerWatcher):
     """
 
     tag = "fast_weight_norm"
+    parts = ("norms",)
 
     def __init__(
         self, *, every_n_steps: int = 200, sequences: int | None = 4, p: float = 2.0, q: float = 1.0
@@ -47,17 +39,13 @@ class FastWeightNorm(LayerWatcher):
                 raise ValueError(f"{name}={value} must be at least 1")
         self.mixed = (p, q)
 
-    def empty(self, layer: Layer, trainer: Trainer) -> Statistics:
-        """Return the statistics of nothing."""
-        return empty_statistics(layer, parts=("norms",))
-
     def measure(self, layer: Layer, watcher: Watcher, of: Sequences) -> Statistics:
         """Return the norms."""
-        return layer_statistics(layer, watcher, of=of, parts=("norms",), mixed=self.mixed)
+        return layer_statistics(layer, watcher, of=of, parts=self.parts, mixed=self.mixed)
 
     def scalars(self, layer: Layer, statistics: Statistics) -> dict[str, float]:
         """Return means."""
-        values = finalise_diagnosis(pooled(statistics), layer.memory.d_dot).values
+        values = pooled_values(layer, statistics)
         return {name: float(values[f"{name}/mean"]) for name in (*NORMS, *WRITES)}
 
     def charts(self, layer: Layer) -> dict[str, list[str]]:
@@ -71,9 +59,4 @@ class FastWeightNorm(LayerWatcher):
 
     def figure(self) -> Any:
         """Return growth by position, and the norms by head."""
-        return norms_figure(
-            {
-                layer.name: finalise_diagnosis(self.latest[layer.name], layer.memory.d_dot).values
-                for layer in self.layers
-            }
-        )
+        return norms_figure({name: x.values for name, x in self.diagnoses().items()})

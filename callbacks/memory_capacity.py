@@ -3,19 +3,10 @@
 from collections import Counter
 from typing import Any
 
-from lightning import Trainer
-
-from callbacks.watching import LayerWatcher
+from callbacks.watching import LayerWatcher, pooled_values
 from fwlight.diagnostics import Statistics, finalise_diagnosis
 from fwlight.diagnostics.figures import capacity_figure
-from fwlight.diagnostics.layers import (
-    Layer,
-    Sequences,
-    Watcher,
-    empty_statistics,
-    layer_statistics,
-    pooled,
-)
+from fwlight.diagnostics.layers import Layer
 from fwlight.diagnostics.verdict import HEALTHY, OVER_CAPACITY, RULE_LIMITED, in_words
 
 NAMES = {
@@ -56,21 +47,11 @@ class MemoryCapacity(LayerWatcher):
     """
 
     tag = "memory_capacity"
-
-    def __init__(self, *, every_n_steps: int = 200, sequences: int | None = 4) -> None:
-        super().__init__(every_n_steps=every_n_steps, sequences=sequences)
-
-    def empty(self, layer: Layer, trainer: Trainer) -> Statistics:
-        """Return the statistics of nothing."""
-        return empty_statistics(layer, parts=("capacity",))
-
-    def measure(self, layer: Layer, watcher: Watcher, of: Sequences) -> Statistics:
-        """Return load, interference, recall and the best possible error."""
-        return layer_statistics(layer, watcher, of=of, parts=("capacity",))
+    parts = ("capacity",)
 
     def scalars(self, layer: Layer, statistics: Statistics) -> dict[str, float]:
         """Return the pooled values and how many heads have which verdict."""
-        values = finalise_diagnosis(pooled(statistics), layer.memory.d_dot).values
+        values = pooled_values(layer, statistics)
         heads = Counter(finalise_diagnosis(statistics, layer.memory.d_dot).verdicts)
         counts = {
             f"heads_{name.replace(' ', '_').replace('-', '_')}": float(heads[name])
@@ -93,15 +74,9 @@ class MemoryCapacity(LayerWatcher):
 
     def figure(self) -> Any:
         """Return recall by age and by number of keys, and the verdicts by head."""
-        return capacity_figure(self._diagnoses())
+        return capacity_figure(self.diagnoses())
 
     def describe(self, layer: Layer) -> str | None:
         """Return the verdict of the last look in words."""
-        whole = finalise_diagnosis(pooled(self.latest[layer.name]), layer.memory.d_dot)
-        return in_words(self._diagnoses()[layer.name].verdicts, whole.values)
-
-    def _diagnoses(self) -> dict[str, Any]:
-        return {
-            layer.name: finalise_diagnosis(self.latest[layer.name], layer.memory.d_dot)
-            for layer in self.layers
-        }
+        whole = pooled_values(layer, self.latest[layer.name])
+        return in_words(self.diagnoses()[layer.name].verdicts, whole)

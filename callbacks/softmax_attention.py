@@ -1,17 +1,8 @@
 """How softmax attention looks back, in the dashboard of the memories it is compared with."""
 
-from lightning import Trainer
-
 from callbacks.watching import LayerWatcher
 from fwlight.diagnostics import Statistics
-from fwlight.diagnostics.layers import (
-    Layer,
-    Sequences,
-    Watcher,
-    empty_statistics,
-    layer_statistics,
-    pooled,
-)
+from fwlight.diagnostics.layers import Layer, pooled
 from fwlight.diagnostics.softmax import QUANTITIES, finalise_softmax
 
 
@@ -28,20 +19,9 @@ class SoftmaxAttention(LayerWatcher):
 
     tag = "softmax_attention"
 
-    def __init__(self, *, every_n_steps: int = 200, sequences: int | None = 4) -> None:
-        super().__init__(every_n_steps=every_n_steps, sequences=sequences)
-
     def watches(self, layer: Layer) -> bool:
         """Whether it is softmax attention."""
         return layer.is_softmax
-
-    def empty(self, layer: Layer, trainer: Trainer) -> Statistics:
-        """Return the statistics of nothing."""
-        return empty_statistics(layer)
-
-    def measure(self, layer: Layer, watcher: Watcher, of: Sequences) -> Statistics:
-        """Return entropy, span and distance."""
-        return layer_statistics(layer, watcher, of=of)
 
     def scalars(self, layer: Layer, statistics: Statistics) -> dict[str, float]:
         """Return means and the outer percentiles."""

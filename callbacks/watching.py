@@ -1,17 +1,22 @@
 """What the callbacks that watch layers share: when they look, at what, and over which processes."""
 
 import time
+from collections.abc import Collection
 from typing import Any, cast
 
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from fwlight.diagnostics import Statistics
+from fwlight.diagnostics import Diagnosis, Statistics, finalise_diagnosis
+from fwlight.diagnostics.diagnose import PARTS
 from fwlight.diagnostics.layers import (
     Layer,
     Sequences,
     Watcher,
+    empty_statistics,
+    layer_statistics,
     memory_layers,
+    pooled,
     sequences,
     watch_forward,
 )
@@ -26,9 +31,9 @@ class LayerWatcher(Callback):
     sequences are the same ones however many processes share the batch, and their statistics are
     added over processes before anything is made of them.
 
-    Subclasses say which layers (`watches`), what is measured (`measure`) and which scalars follow
-    (`scalars`, logged as `<tag>/<layer>/<name>`). They may draw (`figure`), which is done at
-    validations and at the end but never for more than 1 % of the time, and say in words
+    Subclasses say which layers (`watches`), what is measured (`parts`, or `measure`) and which
+    scalars follow (`scalars`, logged as `<tag>/<layer>/<name>`). They may draw (`figure`), which is
+    done at validations and at the end but never for more than 1 % of the time, and say in words
     (`describe`) how training ended.
 
     Args:
@@ -40,8 +45,10 @@ class LayerWatcher(Callback):
     """
 
     tag = ""
+    parts: Collection[str] = PARTS
+    """Of what `fwlight.diagnostics` measures of a fast weight memory."""
 
-    def __init__(self, *, every_n_steps: int, sequences: int | None) -> None:
+    def __init__(self, *, every_n_steps: int = 200, sequences: int | None = 4) -> None:
         for name, value in (("every_n_steps", every_n_steps), ("sequences", sequences)):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
@@ -60,13 +67,13 @@ class LayerWatcher(Callback):
         """Whether a layer is looked at; by default every fast weight memory is."""
         return not layer.is_softmax
 
-    def empty(self, layer: Layer, trainer: Trainer) -> Statistics:
+    def empty(self, layer: Layer) -> Statistics:
         """Return the statistics of nothing, with every name that `measure` can return."""
-        raise NotImplementedError
+        return empty_statistics(layer, parts=self.parts)
 
     def measure(self, layer: Layer, watcher: Watcher, of: Sequences) -> Statistics:
         """Return what a layer did with these sequences."""
-        raise NotImplementedError
+        return layer_statistics(layer, watcher, of=of, parts=self.parts)
 
     def scalars(self, layer: Layer, statistics: Statistics) -> dict[str, float]:
         """Return what is logged of it."""
@@ -93,7 +100,7 @@ class LayerWatcher(Callback):
         """Find the layers."""
         network = cast(TrainingModule, pl_module).network
         self.layers = [layer for layer in memory_layers(network) if self.watches(layer)]
-        empty = {layer.name: self.empty(layer, trainer) for layer in self.layers}
+        empty = {layer.name: self.empty(layer) for layer in self.layers}
         self._metric = LayerStatistics(empty).to(pl_module.device)
         self.latest, self._batch = {}, None
         self._seen_at = self._drawn_at = -1
@@ -156,6 +163,13 @@ class LayerWatcher(Callback):
         self.latest = self._metric.layers()
         self._seen_at = trainer.global_step
 
+    def diagnoses(self) -> dict[str, Diagnosis]:
+        """Return what the newest look says of every fast weight memory, by head."""
+        return {
+            layer.name: finalise_diagnosis(self.latest[layer.name], layer.memory.d_dot)
+            for layer in self.layers
+        }
+
     def tagged(self) -> dict[str, float]:
         """Return the scalars of the newest look by tag."""
         return {
@@ -180,3 +194,8 @@ class LayerWatcher(Callback):
         n = next(len(x) for x in batch if isinstance(x, Tensor))
         stride = 1 if self.sequences is None else max(1, n * world_size // self.sequences)
         return type(batch)(*(x[::stride] if isinstance(x, Tensor) else x for x in batch))
+
+
+def pooled_values(layer: Layer, statistics: Statistics) -> dict[str, Tensor]:
+    """Return the reported values of a fast weight memory, all heads together."""
+    return finalise_diagnosis(pooled(statistics), layer.memory.d_dot).values

@@ -31,7 +31,7 @@ def refuse_other_data(stored: dict[str, Any], now: dict[str, Any]) -> None:
         if stored[name] != value:
             raise DataError(
                 f"the checkpoint was trained with task.{name}={stored[name]}, now it is "
-                f"{value}; give the old value, or start anew in another run_dir"
+                f"task.{name}={value}; give the old value, or start anew in another run_dir"
             )
 
 

@@ -12,8 +12,10 @@ from fwlight.types import DataError
 from tasks.contexts import CarriedLanes, SlidingWindows
 from tasks.corpora import SPLITS, needs_network, open_corpus
 from tasks.documents import WITH_DOCUMENTS, document_starts
+from tasks.draws import refuse_other_data
 from tasks.encoding import encode
 from tasks.lanes import EvalLanes, TrainLanes
+from tasks.ranks import ranks
 from tasks.tokenizer import EOS, detokenize, tokenize
 from tasks.vocabulary import Vocabulary
 
@@ -138,16 +140,14 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> TrainLanes:
         """This rank's lanes of the training split."""
-        rank, world_size = self._rank_and_world_size()
         return TrainLanes(
             self.streams["train"],
             batch_size=self.batch_size,
             seq_len=self.seq_len,
-            rank=rank,
-            world_size=world_size,
             epoch_limit=1.0 if self.trainer is None else self.trainer.limit_train_batches,
             carried=self.context == "carried",
             documents=self._documents("train") if self.context == "carried" else None,
+            **ranks(self.trainer),
         )
 
     def val_dataloader(self) -> EvalLoader:
@@ -173,11 +173,7 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         Raises:
             DataError: the source, the vocabulary or the text is another.
         """
-        if state_dict["data"] != self.data:
-            raise DataError(
-                f"the checkpoint was trained on task.data={state_dict['data']}, now it is "
-                f"task.data={self.data}; give the old one, or start anew in another run_dir"
-            )
+        refuse_other_data(state_dict, {"data": self.data})
         self._adopt(Vocabulary(state_dict["vocabulary"]), state_dict["fingerprint"], stored=True)
 
     # What the rest of a run asks of the data
@@ -242,15 +238,9 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
                     )
         self._vocabulary, self._fingerprint = vocabulary, fingerprint
 
-    def _rank_and_world_size(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
-
     def _eval_loader(self, split: str) -> EvalLoader:
-        rank, world_size = self._rank_and_world_size()
         stream, batch_size = self.streams[split], self.eval_batch_size
-        shares = {"seq_len": self.seq_len, "rank": rank, "world_size": world_size}
+        shares = {"seq_len": self.seq_len, **ranks(self.trainer)}
         if self.eval == "carried":
             return CarriedLanes(
                 stream, n_lanes=batch_size, documents=self._documents(split), **shares

@@ -8,6 +8,7 @@ import torch
 
 from fwlight.types import DataError, LMBatch
 from tasks.draws import TrainDraws, refuse_other_data, seeded
+from tasks.ranks import ranks
 from tasks.recall import EvalRecall, recall_sequences
 from tasks.recall_sizes import check_pairs
 
@@ -72,7 +73,7 @@ class MQARDataModule(lightning.LightningDataModule):
             batch_size=self.batch_size,
             seed=self.seed,
             epoch_limit=1.0 if self.trainer is None else self.trainer.limit_train_batches,
-            **self._rank_and_world_size(),
+            **ranks(self.trainer),
         )
 
     def val_dataloader(self) -> EvalRecall:
@@ -138,9 +139,4 @@ class MQARDataModule(lightning.LightningDataModule):
             )
             for n_pairs in self.n_pairs
         ]
-        return EvalRecall(parts, batch_size=self.eval_batch_size, **self._rank_and_world_size())
-
-    def _rank_and_world_size(self) -> dict[str, int]:
-        if self.trainer is None:
-            return {"rank": 0, "world_size": 1}
-        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        return EvalRecall(parts, batch_size=self.eval_batch_size, **ranks(self.trainer))

@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 from fwlight.types import IGNORE_INDEX, DataError, RetrievalBatch
 from tasks.draws import EvalDraw, TrainDraws, refuse_other_data, rows, seeded
+from tasks.ranks import ranks
 
 SETTINGS = ("capacity", "update")
 EVAL_LENGTHS = ("training", "n_keys")
@@ -89,14 +90,12 @@ class RetrievalDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> TrainDraws[RetrievalBatch]:
         """This rank's share of every training batch."""
-        rank, world_size = self._rank_and_world_size()
         return TrainDraws(
             self.training_batch,
             batch_size=self.batch_size,
             seed=self.seed,
-            rank=rank,
-            world_size=world_size,
             epoch_limit=1.0 if self.trainer is None else self.trainer.limit_train_batches,
+            **ranks(self.trainer),
         )
 
     def val_dataloader(self) -> EvalDraw[RetrievalBatch]:
@@ -160,7 +159,7 @@ class RetrievalDataModule(lightning.LightningDataModule):
         return keys, values
 
     def _evaluation(self, split: str, seq_len: int, *, redraw: bool) -> EvalDraw[RetrievalBatch]:
-        rank, world_size = self._rank_and_world_size()
+        rank, world_size = ranks(self.trainer).values()
         if self.eval_sequences < world_size:
             raise DataError(
                 f"task.eval_sequences={self.eval_sequences} are fewer than the {world_size} "
@@ -173,8 +172,3 @@ class RetrievalDataModule(lightning.LightningDataModule):
             return rows(batch, slice(rank, None, world_size))
 
         return EvalDraw(draw)
-
-    def _rank_and_world_size(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size

@@ -12,8 +12,10 @@ from tokenizers import Tokenizer
 from fwlight.types import DataError
 from tasks.bpe import BOS_ID, EOS_ID, PAD_ID, chunks, encode_all, load_bpe, train_bpe
 from tasks.cache import ArrayWriter, cached_folder, read_array
+from tasks.draws import refuse_other_data
 from tasks.pairs import EncodedPairs, EvalPairs, TrainPairs
 from tasks.parallel import SPLITS, Split, check_source, open_pairs
+from tasks.ranks import ranks
 
 _SPECIAL = {"pad": PAD_ID, "bos": BOS_ID, "eos": EOS_ID}
 _CHUNK = 10_000
@@ -126,7 +128,7 @@ class TranslationDataModule(lightning.LightningDataModule):
             seed=self.seed,
             special=_SPECIAL,
             epoch_limit=1.0 if self.trainer is None else self.trainer.limit_train_batches,
-            **self._ranks(),
+            **ranks(self.trainer),
         )
 
     def val_dataloader(self) -> EvalPairs:
@@ -152,11 +154,7 @@ class TranslationDataModule(lightning.LightningDataModule):
         Raises:
             DataError: the source, the vocabulary or the text is another.
         """
-        if state_dict["data"] != self.data:
-            raise DataError(
-                f"the checkpoint was trained on task.data={state_dict['data']}, now it is "
-                f"task.data={self.data}; give the old one, or start anew in another run_dir"
-            )
+        refuse_other_data(state_dict, {"data": self.data})
         self._adopt(load_bpe(state_dict["tokenizer"]), state_dict["fingerprint"], stored=True)
 
     # What the rest of a run asks of the data
@@ -266,15 +264,10 @@ class TranslationDataModule(lightning.LightningDataModule):
             )
         self._tokenizer, self._fingerprint = tokenizer, fingerprint
 
-    def _ranks(self) -> dict[str, int]:
-        if self.trainer is None:
-            return {"rank": 0, "world_size": 1}
-        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
-
     def _eval_pairs(self, split: str) -> EvalPairs:
         return EvalPairs(
             self.pairs[split],
             batch_tokens=self.eval_batch_tokens,
             special=_SPECIAL,
-            **self._ranks(),
+            **ranks(self.trainer),
         )

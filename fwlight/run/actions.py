@@ -79,9 +79,7 @@ def test(
         CheckpointError: It is missing, damaged or of another model.
         DataError: It was trained on other data.
     """
-    checkpoint = load_checkpoint(ckpt)
-    load_data_state(data, checkpoint)
-    load_weights(module, checkpoint, ckpt)
+    checkpoint = restore(module, data, ckpt)
     leave_signals_alone(trainer)
     trainer.test(module, datamodule=data, verbose=False)
     measured = {k: v for k, v in module.latest.items() if k.startswith("test/")}
@@ -120,9 +118,7 @@ def generate(
     """
     if not hasattr(data, "encode"):
         raise ConfigError("action=generate continues a text; the task of this checkpoint has none")
-    checkpoint = load_checkpoint(ckpt)
-    load_data_state(data, checkpoint)
-    load_weights(module, checkpoint, ckpt)
+    restore(module, data, ckpt)
     ids = data.encode(prompt)
     if not ids:
         raise ConfigError("prompt= is empty; give some text to continue")
@@ -185,11 +181,19 @@ def load_weights(module: LightningModule, checkpoint: dict[str, Any], path: str 
         ) from error
 
 
-def load_data_state(data: Any, checkpoint: dict[str, Any]) -> None:
-    """Give the data module its state from a checkpoint: it compares, or takes the vocabulary."""
+def restore(module: LightningModule, data: Any, ckpt: str | Path) -> dict[str, Any]:
+    """Give a module the weights of a checkpoint, and the data module its state; return it all.
+
+    Raises:
+        CheckpointError: It is missing, damaged or of another model.
+        DataError: It was trained on other data.
+    """
+    checkpoint = load_checkpoint(ckpt)
     state = checkpoint.get(type(data).__qualname__)
-    if state is not None:
+    if state is not None:  # the data compares, or takes the vocabulary
         data.load_state_dict(state)
+    load_weights(module, checkpoint, ckpt)
+    return checkpoint
 
 
 def _stopped_early(trainer: Trainer, checkpoint: dict[str, Any]) -> bool:

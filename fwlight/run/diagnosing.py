@@ -8,8 +8,7 @@ from torch import Tensor
 
 from fwlight.diagnostics.findings import Findings, find_out
 from fwlight.diagnostics.report import html_report
-from fwlight.run.actions import load_data_state, load_weights
-from fwlight.run.checkpoint_io import load_checkpoint
+from fwlight.run.actions import restore
 from fwlight.training.module import TrainingModule
 
 
@@ -36,9 +35,7 @@ def diagnose(
         CheckpointError: It is missing, damaged or of another model.
         DataError: It was trained on other data.
     """
-    checkpoint = load_checkpoint(ckpt)
-    load_data_state(data, checkpoint)
-    load_weights(module, checkpoint, ckpt)
+    checkpoint = restore(module, data, ckpt)
     findings = look(module, data, sequences=sequences, draws=draws)
     for found in findings:
         print(f"{found.layer.name}: {found.line}", flush=True)

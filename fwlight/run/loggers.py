@@ -194,7 +194,7 @@ class TensorBoard(_RunLogger):
     @rank_zero_only
     def log_figure(self, tag: str, figure: Any, step: int) -> None:
         """Show a matplotlib figure."""
-        self._try(lambda: self.experiment.add_figure(tag, figure, step))
+        self.call("add_figure", tag, figure, step)
 
     @rank_zero_only
     def log_layout(self, layout: dict[str, dict[str, list[str]]]) -> None:
@@ -203,7 +203,7 @@ class TensorBoard(_RunLogger):
             category: {title: ["Multiline", tags] for title, tags in charts.items()}
             for category, charts in layout.items()
         }
-        self._try(lambda: self.experiment.add_custom_scalars(charts))
+        self.call("add_custom_scalars", charts)
 
     @rank_zero_only
     def save(self) -> None:

@@ -10,8 +10,7 @@ from tqdm import tqdm
 
 from fwlight.errors import ConfigError, DataError
 from fwlight.models import EncoderDecoder
-from fwlight.run.actions import load_data_state, load_weights
-from fwlight.run.checkpoint_io import load_checkpoint
+from fwlight.run.actions import restore
 from fwlight.training import TranslationModule
 
 
@@ -65,9 +64,7 @@ def translate(
     if not isinstance(module, TranslationModule):
         raise ConfigError("action=translate needs a checkpoint of task=translation")
     pad_id = cast(EncoderDecoder, module.network).pad_id
-    checkpoint = load_checkpoint(ckpt)
-    load_data_state(data, checkpoint)
-    load_weights(module, checkpoint, ckpt)
+    restore(module, data, ckpt)
     sources = data.encode_source(lines)
     # Alike in length together, the longest first: memory that is too small shows at once.
     order = [i for i in range(len(lines)) if lines[i].strip()]

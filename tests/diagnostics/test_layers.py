@@ -52,11 +52,16 @@ def watch(network, *inputs):
     return layers, watch_forward(network, layers, lambda: network(*inputs))
 
 
-@pytest.mark.parametrize("model", [m for m in groups()["model"] if m != "softmax"])
-@pytest.mark.parametrize("extra", [[], ["model.read_norm=full"]], ids=["own", "full"])
+FAST_WEIGHTS = [m for m in groups()["model"] if m != "softmax"]
+# A rule that only adds retrieves nothing before it writes, so there is nothing to normalise.
+FULL = [m for m in FAST_WEIGHTS if m not in ("linear", "performer", "sum_dpfp")]
+
+
+@pytest.mark.parametrize(
+    ("model", "extra"),
+    [(m, []) for m in FAST_WEIGHTS] + [(m, ["model.read_norm=full"]) for m in FULL],
+)
 def test_writes_and_reads_make_the_layers_output(model, extra):
-    if extra and model in ("linear", "performer", "sum_dpfp"):
-        pytest.skip("a rule that only adds retrieves nothing before it writes")
     network = make_network(f"model={model}", *extra)
     outputs = []
     for module in network.modules():
@@ -102,7 +107,7 @@ def test_looking_leaves_no_trace():
     for one, other in zip(*(found for found, _ in outcomes), strict=True):
         assert torch.equal(one, other)
     assert outcomes[0][1] == outcomes[1][1]
-    assert True in outcomes[0][1]
+    assert any(outcomes[0][1])  # the network was in training mode
     assert False in outcomes[0][1]
 
 
@@ -131,11 +136,12 @@ def test_compiled_networks_are_seen_as_written(monkeypatch):
     assert torch.equal(compiled(tokens)[0], before)
 
 
-@pytest.mark.parametrize("rule", [sum_rule, delta_rule])
-@pytest.mark.parametrize("read_norm", ["none", "output", "full"])
+@pytest.mark.parametrize(
+    ("rule", "read_norm"),
+    [(rule, norm) for rule in (sum_rule, delta_rule) for norm in ("none", "output")]
+    + [(delta_rule, "full")],
+)
 def test_one_query_shows_what_many_do(rule, read_norm):
-    if rule is sum_rule and read_norm == "full":
-        pytest.skip("a rule that only adds retrieves nothing before it writes")
     torch.manual_seed(0)
     memory = partial(
         FastWeightMemory,

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -80,20 +82,25 @@ def test_draws_follow_from_seed_and_number_alone():
     assert not (val.keys == test.keys).all()
 
 
-def test_ranks_share_a_batch(monkeypatch):
+def test_ranks_share_a_batch():
     data = RetrievalDataModule(n_keys=5, batch_size=4, eval_sequences=5)
+
+    def share(rank, world_size):
+        limit = {"limit_train_batches": 1.0}
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, **limit)
+
     whole = data.training_batch(0)
     parts = []
     for rank in (0, 1):
-        monkeypatch.setattr(data, "_rank_and_world_size", lambda rank=rank: (rank, 2))
+        share(rank, 2)
         parts.append(next(iter(data.train_dataloader())))
         sizes = [len(batch.keys) for batch in data.val_dataloader()]
         assert sizes == [3 - rank]
     assert (torch.cat([p.keys for p in parts]) == whole.keys).all()
-    monkeypatch.setattr(data, "_rank_and_world_size", lambda: (0, 3))
+    share(0, 3)
     with pytest.raises(DataError, match="batch_size=4"):
         data.train_dataloader()
-    monkeypatch.setattr(data, "_rank_and_world_size", lambda: (0, 6))
+    share(0, 6)
     with pytest.raises(DataError, match="eval_sequences=5"):
         data.val_dataloader()
 

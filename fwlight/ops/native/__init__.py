@@ -2,8 +2,9 @@
 
 from fwlight.ops.native.build import obstacle
 from fwlight.ops.native.delta_read import native_delta_read
-from fwlight.ops.native.dpfp import can_run, native_dpfp
+from fwlight.ops.native.dpfp import native_dpfp
 from fwlight.ops.native.kernels import native_delta_rule, native_fwm_rule, native_sum_rule
+from fwlight.ops.native.launch import can_run
 from fwlight.ops.native.sum_norm import native_sum_norm
 
 __all__ = [

@@ -8,18 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fwlight.ops.native.build import build_obstacle
 from fwlight.ops.native.launch import LIBRARY, dense, empty_like, launch, sequence
 
 LIBRARY.define("native_dpfp(Tensor x, int nu) -> Tensor")
 LIBRARY.define("native_dpfp_backward(Tensor g, Tensor x, int nu) -> Tensor")
-
-
-def can_run(x: Tensor) -> bool:
-    """Say whether the operators on head vectors, one after the other, take these."""
-    # torch.func knows no operators defined in Python.
-    transformed = torch._C._are_functorch_transforms_active()  # pyright: ignore
-    return x.device.type == "cpu" and not transformed and build_obstacle(x.dtype) is None
 
 
 def native_dpfp(x: Tensor, nu: int) -> Tensor:

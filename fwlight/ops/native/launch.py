@@ -6,10 +6,17 @@ import struct
 import torch
 from torch import Tensor
 
-from fwlight.ops.native.build import library
+from fwlight.ops.native.build import build_obstacle, library
 
 LIBRARY = torch.library.Library("fwlight", "DEF")
 CHUNK = 16  # tokens worked on at once, as in simd.h
+
+
+def can_run(x: Tensor) -> bool:
+    """Say whether the operators that are called without a rule around them take such numbers."""
+    # torch.func knows no operators defined in Python.
+    transformed = torch._C._are_functorch_transforms_active()  # pyright: ignore
+    return x.device.type == "cpu" and not transformed and build_obstacle(x.dtype) is None
 
 
 def dense(x: Tensor) -> Tensor:
