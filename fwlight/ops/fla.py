@@ -1,6 +1,7 @@
 """The Triton kernels of flash-linear-attention (package fla-core), used where they can run.
 
-Written against fla-core 0.3.2 to 0.6.0, whose arguments agree.
+Written against fla-core 0.3.2 to 0.6.0, whose arguments agree. Those of 0.5.2 and 0.6.0 compute in
+float16 what the token loop does, in Triton's interpreter (tests/ops/interpreted_fla.py).
 """
 
 import functools

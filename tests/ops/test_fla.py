@@ -1,7 +1,11 @@
-"""The way to the kernels of fla-core, on a machine without them."""
+"""The way to the kernels of fla-core, on a machine without a GPU."""
 
+import importlib.util
+import subprocess
 import sys
 import warnings
+from importlib.metadata import version
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -114,3 +118,24 @@ def test_fla_arguments_are_mapped(function, carried):
         strict=True,
     ):
         assert_near(actual, wanted, 3e-2)
+
+
+@pytest.mark.skipif(
+    not importlib.util.find_spec("triton")
+    or not importlib.util.find_spec("fla")
+    or version("fla-core").startswith(("0.3.", "0.4.")),
+    reason="needs triton and fla-core from 0.5.0 on, whose kernels the interpreter runs",
+)
+@pytest.mark.slow
+def test_fla_kernels_compute_the_rules_in_tritons_interpreter():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.ops.interpreted_fla"],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    cases = [line.split() for line in done.stdout.splitlines()]
+    assert len(cases) == 16
+    for case in cases:  # a unit in the last place of float16 is 1e-3
+        assert float(case[-1]) < 4e-3, case
