@@ -25,6 +25,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.feature_maps": ({"fwlight.checks", "fwlight.ops.native"}, LIBRARY),
     "fwlight.attention": ({"fwlight.checks", "fwlight.ops", "fwlight.feature_maps"}, LIBRARY),
     "fwlight.models": ({"fwlight.attention", "fwlight.checks", "fwlight.types"}, LIBRARY),
+    "fwlight.models.dropout": ({"fwlight.ops.native"}, LIBRARY),
     "fwlight.diagnostics": (set(), LIBRARY),
     "fwlight.diagnostics.metric": ({"fwlight.diagnostics"}, LIBRARY | {"torchmetrics"}),
     "fwlight.diagnostics.layers": ({"fwlight.diagnostics", "fwlight.attention"}, LIBRARY),

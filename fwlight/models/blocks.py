@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fwlight.checks import check_choice
+from fwlight.models.dropout import Dropout
 
 NORMS = ("post", "pre")
 
@@ -18,9 +19,9 @@ class FeedForward(nn.Sequential):
         super().__init__(
             nn.Linear(d_model, d_ff),
             nn.ReLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(d_ff, d_model),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
 
 
@@ -61,7 +62,7 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(d_model)
         self.feed_forward = FeedForward(d_model, d_ff, dropout)
         self.feed_forward_norm = nn.LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def attend(self, h: Tensor, **options: Any) -> tuple[Tensor, Any]:
         """Add the self-attention's output; return also its state."""

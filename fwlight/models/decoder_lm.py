@@ -11,6 +11,7 @@ from fwlight.checks import check_choice, check_sizes
 from fwlight.models.adaptive import AdaptiveSoftmax, token_nll
 from fwlight.models.blocks import DecoderBlock
 from fwlight.models.chunked import check_chunked, chunked_nll
+from fwlight.models.dropout import Dropout
 from fwlight.models.positions import make_positions
 
 OUTPUTS = ("dense", "adaptive", "chunked")
@@ -76,7 +77,7 @@ class DecoderLM(nn.Module):
         self.d_model = d_model
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.positions = make_positions(positions, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
             DecoderBlock(
                 d_model=d_model,

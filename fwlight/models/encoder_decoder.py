@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fwlight.checks import check_sizes
 from fwlight.models.blocks import CrossDecoderBlock, EncoderBlock
+from fwlight.models.dropout import Dropout
 from fwlight.models.positions import make_positions
 
 
@@ -83,7 +84,7 @@ class EncoderDecoder(nn.Module):
         self.d_model, self.pad_id = d_model, pad_id
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.positions = make_positions(positions, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
         def block(kind: Callable[..., nn.Module], **attentions: Callable[..., nn.Module]) -> Any:
             sizes = {"d_model": d_model, "n_heads": n_heads, "d_head": d_head, "d_ff": d_ff}

@@ -14,6 +14,11 @@ class Arguments {
  public:
   explicit Arguments(const Index* p) : p_(p) {}
   Index number() { return *p_++; }
+  double real() {
+    double value;
+    std::memcpy(&value, p_++, sizeof value);
+    return value;
+  }
   template <class T>
   T* pointer() {
     return reinterpret_cast<T*>(*p_++);

@@ -23,6 +23,7 @@ FUNCTIONS = (
     "fwlight_dpfp",
     "fwlight_sum_norm",
     "fwlight_delta_read",
+    "fwlight_dropout",
 )
 REALS = {torch.float32: "float", torch.float64: "double"}
 

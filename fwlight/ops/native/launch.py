@@ -51,6 +51,11 @@ def launch(name: str, dtype: torch.dtype, *arguments: int) -> int:
     return getattr(library(dtype), name)(_format(len(arguments)).pack(*arguments))
 
 
+def bits(x: float) -> int:
+    """Return the integer of the same 64 bits."""
+    return struct.unpack("q", struct.pack("d", x))[0]
+
+
 @functools.cache
 def _format(count: int) -> struct.Struct:
     # Several times as fast as filling an array of ctypes.

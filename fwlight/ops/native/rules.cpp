@@ -6,6 +6,7 @@
 #include "delta_read.h"
 #include "denormals.h"
 #include "dpfp.h"
+#include "dropout.h"
 #include "forward.h"
 #include "fwm_backward.h"
 #include "fwm_forward.h"
@@ -209,5 +210,8 @@ int fwlight_sum_norm(const Index* arguments) {
 }
 int fwlight_delta_read(const Index* arguments) {
   return guarded([&] { DeltaRead<FW_REAL>{Arguments(arguments)}.run(); });
+}
+int fwlight_dropout(const Index* arguments) {
+  return guarded([&] { Dropout<FW_REAL>{Arguments(arguments)}.run(); });
 }
 }

@@ -16,12 +16,7 @@ struct SumNorm {
   explicit SumNorm(Arguments a)
       : batch(a.number()), heads(a.number()), tokens(a.number()), size(a.number()),
         threads(a.number()), from(a.sequence<T>()), y(a.sequence<T>()), to(a.sequence<T>()),
-        inverse(a.pointer<T>()) {
-    const Index bits = a.number();  // a double
-    double value;
-    std::memcpy(&value, &bits, sizeof value);
-    eps = T(value);
-  }
+        inverse(a.pointer<T>()), eps(T(a.real())) {}
 
   void forward(const T* x, T* out, T& inverse) const {
     T sum = 0;

@@ -3,13 +3,12 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # (torch.library carries no types)
 
-import struct
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fwlight.ops.native.launch import LIBRARY, dense, empty_like, launch, sequence
+from fwlight.ops.native.launch import LIBRARY, bits, dense, empty_like, launch, sequence
 
 LIBRARY.define("native_sum_norm(Tensor x, float eps) -> (Tensor y, Tensor inverse)")
 LIBRARY.define("native_sum_norm_backward(Tensor g, Tensor y, Tensor inverse) -> Tensor")
@@ -39,9 +38,8 @@ def _backward(g: Tensor, y: Tensor, inverse: Tensor) -> Tensor:
 
 def _launch(source: Tensor, y: Tensor | None, to: Tensor, inverse: Tensor, eps: float) -> None:
     addresses = *sequence(source), *sequence(y), *sequence(to), inverse.data_ptr()
-    bits = struct.unpack("q", struct.pack("d", eps))[0]
     sizes = *to.shape, torch.get_num_threads()
-    launch("fwlight_sum_norm", to.dtype, *sizes, *addresses, bits)
+    launch("fwlight_sum_norm", to.dtype, *sizes, *addresses, bits(eps))
 
 
 def _keep_results(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor]) -> None:
