@@ -90,6 +90,7 @@ class Task(OpenSection):
     eval_batch_size: Count
     source_lang: str
     target_lang: str
+    drop_blank: bool
     vocab_size: Count
     batch_tokens: Count
     eval_batch_tokens: Count
@@ -112,6 +113,7 @@ class Task(OpenSection):
     eval_length: Literal["training", "n_keys"]
     max_queries: Count | None
     redraw_eval: bool
+    num_workers: Natural
 
 
 @dataclass

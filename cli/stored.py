@@ -18,7 +18,7 @@ _ONE_RUN = (
 _ARCHITECTURE = ("model.", "encoder.", "decoder.", "cross.", "size.", "network.")
 _FREE = (
     *("task.path", "task.train", "task.valid", "task.test"),
-    *("task.eval_batch_size", "task.eval_batch_tokens"),
+    *("task.eval_batch_size", "task.eval_batch_tokens", "task.num_workers"),
 )
 _TRAINING = (
     *("optimizer.", "loss.", "seed", "trainer.max_steps", "trainer.precision"),

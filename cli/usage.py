@@ -19,7 +19,7 @@ Often used keys (all of them: --cfg):
   task.data=stdlib|wikitext103|wikitext2|ptb|wikitext|text  task.{{path,train,valid,test}}=PATH
   task.{{batch_size,seq_len}}  task.context=segment|carried  task.reset=never|document
   task.eval=segment|sliding|carried  task.eval_stride
-  task.setting=capacity|update  task.n_keys
+  task.setting=capacity|update  task.n_keys  task.num_workers
   task.data=cldr|multi30k|wmt14|files  task.{{source_lang,target_lang,vocab_size,batch_tokens}}
   model@encoder= model@decoder= model@cross=   another model in one attention of task=translation
   optimizer.lr  trainer.{{max_steps,max_time,devices,precision}}  seed

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from fwlight.types import IGNORE_INDEX, CarriedBatch, DataError, LMBatch
+from tasks.position import TrainBatches
+from tasks.ranks import rows_of_rank
 
 
-class TrainLanes:
+class TrainLanes(TrainBatches[LMBatch | CarriedBatch]):
     """Batches `[B/W, T]` of the training stream, in the same order again and again.
 
     An iteration reads on where the last one stopped, so that the s-th batch taken is the same
-    however a run was cut into iterations, epochs and resumes. The position is counted in segments,
-    which no world size changes; Lightning stores and restores it by `state_dict` and
-    `load_state_dict`. The last segment may be shorter than `seq_len`; fewer than B tokens at the
-    stream's end, which fill no lane evenly, are left out.
+    however a run was cut into iterations, epochs and resumes. The last segment may be shorter than
+    `seq_len`; fewer than B tokens at the stream's end, which fill no lane evenly, are left out.
 
     With `carried`, every segment but the first of a lane goes on from the one before it
     (`CarriedBatch`).
@@ -41,6 +41,7 @@ class TrainLanes:
             Lightning's `limit_train_batches` ends an epoch.
         carried: Whether segments go on from those before them.
         documents: True `[N+1]` where a document begins that must not see what was before.
+        num_workers: As of `TrainBatches`.
 
     Raises:
         DataError: `batch_size` does not divide over the ranks, or the stream has fewer targets
@@ -58,72 +59,42 @@ class TrainLanes:
         epoch_limit: int | float = 1.0,
         carried: bool = False,
         documents: Tensor | None = None,
+        num_workers: int = 0,
     ) -> None:
-        if batch_size % world_size:
-            raise DataError(
-                f"task.batch_size={batch_size} sequences cannot be shared evenly by "
-                f"{world_size} processes; choose a multiple of {world_size}"
-            )
+        mine = rows_of_rank(batch_size, rank=rank, world_size=world_size)
         targets = len(stream) - 1
         if targets < batch_size:
             raise DataError(
                 f"the training data has {max(targets, 0)} target tokens, too few for "
                 f"task.batch_size={batch_size} sequences; use more text or fewer sequences"
             )
-        self.batch_size, self.seq_len = batch_size, seq_len
         length = targets // batch_size
-        per_rank = batch_size // world_size
-        mine = slice(rank * per_rank, (rank + 1) * per_rank)
+        self._seq_len, self._carried = seq_len, carried
         self._inputs = stream[: batch_size * length].view(batch_size, length)[mine]
         self._documents: Tensor | None = None
         if documents is not None:
             self._documents = documents[: batch_size * length].view(batch_size, length)[mine]
-        self._carried = carried
         self._targets = stream[1 : batch_size * length + 1].view(batch_size, length)[mine]
-        self._n_segments = -(-length // seq_len)
-        share = epoch_limit if isinstance(epoch_limit, int) else int(self._n_segments * epoch_limit)
-        self._epoch_segments = max(1, min(self._n_segments, share))
-        self._position = 0
+        n_segments = -(-length // seq_len)
+        share = epoch_limit if isinstance(epoch_limit, int) else int(n_segments * epoch_limit)
+        self._epoch_segments = max(1, min(n_segments, share))
+        super().__init__(
+            self._segment,
+            n_batches=n_segments,
+            period=self._epoch_segments,
+            meaning={"batch_size": batch_size, "seq_len": seq_len},
+            num_workers=num_workers,
+        )
 
-    def __len__(self) -> int:
-        return self._n_segments
-
-    def __iter__(self) -> Iterator[LMBatch | CarriedBatch]:
-        # Lightning may make an iterator and not read it, or, going on after a whole epoch, break
-        # the next one off: only batches that were taken move the position.
-        for _ in range(self._n_segments):
-            start = self._position * self.seq_len
-            self._position = (self._position + 1) % self._epoch_segments
-            columns = slice(start, start + self.seq_len)
-            batch = LMBatch(self._inputs[:, columns].long(), self._targets[:, columns].long())
-            if not self._carried:
-                yield batch
-                continue
-            documents = None if self._documents is None else self._documents[:, columns]
-            # Position 0 is next where the lanes end.
-            yield CarriedBatch(*batch, start == 0, self._position != 0, documents)
-
-    def state_dict(self) -> dict[str, int]:
-        """The next segment, and what a segment means."""
-        return {
-            "segment": self._position,
-            "batch_size": self.batch_size,
-            "seq_len": self.seq_len,
-        }
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on at the stored segment.
-
-        Raises:
-            DataError: the position was counted with another `batch_size` or `seq_len`.
-        """
-        for key in ("batch_size", "seq_len"):
-            if state[key] != getattr(self, key):
-                raise DataError(
-                    f"the checkpoint was trained with task.{key}={state[key]}, now it is "
-                    f"{getattr(self, key)}: its place in the text is lost; give the old value"
-                )
-        self._position = state["segment"] % self._epoch_segments
+    def _segment(self, number: int) -> LMBatch | CarriedBatch:
+        start = number * self._seq_len
+        columns = slice(start, start + self._seq_len)
+        batch = LMBatch(self._inputs[:, columns].long(), self._targets[:, columns].long())
+        if not self._carried:
+            return batch
+        documents = None if self._documents is None else self._documents[:, columns]
+        more = number + 1 < self._epoch_segments
+        return CarriedBatch(*batch, start == 0, more, documents)
 
 
 class EvalLanes:

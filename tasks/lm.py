@@ -12,10 +12,10 @@ from fwlight.types import DataError
 from tasks.contexts import CarriedLanes, SlidingWindows
 from tasks.corpora import SPLITS, needs_network, open_corpus
 from tasks.documents import WITH_DOCUMENTS, document_starts
-from tasks.draws import refuse_other_data
 from tasks.encoding import encode
 from tasks.lanes import EvalLanes, TrainLanes
-from tasks.ranks import ranks
+from tasks.position import refuse_other_data
+from tasks.ranks import epoch_limit, ranks
 from tasks.tokenizer import EOS, detokenize, tokenize
 from tasks.vocabulary import Vocabulary
 
@@ -56,6 +56,8 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
             `tasks.contexts`. Carried, the stream is cut into `eval_batch_size` lanes.
         eval_stride: How far a sliding window is from the one before it.
         test_split: What a test reads, `test` or `valid`.
+        num_workers: Processes that make training batches ahead, on Linux and where else processes
+            can be forked; changes no result.
 
     Raises:
         DataError: a size below 1, an unknown source or option, or text that cannot be used.
@@ -79,8 +81,10 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         eval: str = "segment",
         eval_stride: int = 1,
         test_split: str = "test",
+        num_workers: int = 0,
     ) -> None:
         super().__init__()
+        self.num_workers = num_workers
         sizes = {
             "batch_size": (batch_size, 1),
             "eval_batch_size": (eval_batch_size, 1),
@@ -144,7 +148,8 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
             self.streams["train"],
             batch_size=self.batch_size,
             seq_len=self.seq_len,
-            epoch_limit=1.0 if self.trainer is None else self.trainer.limit_train_batches,
+            epoch_limit=epoch_limit(self.trainer),
+            num_workers=self.num_workers,
             carried=self.context == "carried",
             documents=self._documents("train") if self.context == "carried" else None,
             **ranks(self.trainer),

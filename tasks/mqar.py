@@ -7,8 +7,9 @@ import lightning
 import torch
 
 from fwlight.types import DataError, LMBatch
-from tasks.draws import TrainDraws, refuse_other_data, seeded
-from tasks.ranks import ranks
+from tasks.draws import TrainDraws, seeded
+from tasks.position import refuse_other_data
+from tasks.ranks import epoch_limit, ranks
 from tasks.recall import EvalRecall, recall_sequences
 from tasks.recall_sizes import check_pairs
 
@@ -29,6 +30,8 @@ class MQARDataModule(lightning.LightningDataModule):
         eval_batch_size: Sequences of an evaluation batch, over all ranks; changes no result.
         eval_sequences: Sequences of each number of pairs in the validation and in the test set.
         seed: Of the training data.
+        num_workers: Processes that make training batches ahead, on Linux and where else processes
+            can be forked; changes no result.
 
     Raises:
         DataError: A size is too small for what it has to hold.
@@ -45,8 +48,10 @@ class MQARDataModule(lightning.LightningDataModule):
         eval_batch_size: int = 256,
         eval_sequences: int = 512,
         seed: int = 1,
+        num_workers: int = 0,
     ) -> None:
         super().__init__()
+        self.num_workers = num_workers
         least = {"batch_size": 1, "eval_batch_size": 1, "eval_sequences": 1}
         given = (batch_size, eval_batch_size, eval_sequences)
         for (name, low), value in zip(least.items(), given, strict=True):
@@ -72,7 +77,8 @@ class MQARDataModule(lightning.LightningDataModule):
             self.training_batch,
             batch_size=self.batch_size,
             seed=self.seed,
-            epoch_limit=1.0 if self.trainer is None else self.trainer.limit_train_batches,
+            epoch_limit=epoch_limit(self.trainer),
+            num_workers=self.num_workers,
             **ranks(self.trainer),
         )
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fwlight.types import IGNORE_INDEX, DataError, TranslationBatch
+from fwlight.types import IGNORE_INDEX, TranslationBatch
 from tasks.draws import seeded
+from tasks.position import TrainBatches, refuse_other_data
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,11 @@ def cut_batches(
     return batches
 
 
-class TrainPairs:
+class TrainPairs(TrainBatches[TranslationBatch]):
     """Batches of the training split in an order that is a function of seed and epoch.
 
-    Every epoch takes each pair once. The position, counted in batches over all ranks, moves when a
-    batch is taken, however training is cut into iterations, epochs and resumes; Lightning stores
-    and restores it by `state_dict` and `load_state_dict`. Rank r of W takes the rows r, r + W, ...
-    of each batch, or where it has fewer rows than ranks one without targets.
+    Every epoch takes each pair once. Rank r of W takes the rows r, r + W, ... of each batch, or
+    where it has fewer rows than ranks one without targets.
 
     Args:
         pairs: The pairs.
@@ -106,6 +105,7 @@ class TrainPairs:
         world_size: Number of processes.
         epoch_limit: Begin again, with the same, after so many batches (int) or such a share of them
             (float), as Lightning's `limit_train_batches` ends an epoch.
+        num_workers: As of `TrainBatches`.
     """
 
     def __init__(
@@ -118,37 +118,27 @@ class TrainPairs:
         rank: int = 0,
         world_size: int = 1,
         epoch_limit: int | float = 1.0,
+        num_workers: int = 0,
     ) -> None:
         self._pairs, self._special = pairs, special
-        self.batch_tokens, self.seed = batch_tokens, seed
+        self._batch_tokens, self._seed = batch_tokens, seed
         self._mine = slice(rank, None, world_size)
         self._epoch, self._batches = -1, []
-        self._position = 0
         n = len(self._of_epoch(0))
         share = epoch_limit if isinstance(epoch_limit, int) else int(n * epoch_limit)
-        self._n_batches, self._epoch_batches = n, max(1, min(n, share))
-
-    def __len__(self) -> int:
-        return self._n_batches
-
-    def __iter__(self) -> Iterator[TranslationBatch]:
-        # Only batches that were taken move the position: Lightning may break an iteration off.
-        for _ in range(self._n_batches):
-            epoch, number = divmod(self._position, self._epoch_batches)
-            self._position += 1
-            if self._epoch_batches < self._n_batches:
-                epoch = 0
-            rows = self._of_epoch(epoch)[number][self._mine]
-            yield self._pairs.batch(rows if len(rows) else torch.tensor([-1]), **self._special)
+        self._epoch_batches = max(1, min(n, share))
+        self._limited = self._epoch_batches < n
+        super().__init__(
+            self._numbered,
+            n_batches=n,
+            period=None,
+            meaning={"batch_tokens": batch_tokens, "seed": seed},
+            num_workers=num_workers,
+        )
 
     def state_dict(self) -> dict[str, int]:
         """The next batch, and what a batch means."""
-        return {
-            "batch": self._position,
-            "batch_tokens": self.batch_tokens,
-            "seed": self.seed,
-            "epoch_batches": self._epoch_batches,
-        }
+        return {**super().state_dict(), "limit_train_batches": self._epoch_batches}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on at the stored batch.
@@ -156,20 +146,19 @@ class TrainPairs:
         Raises:
             DataError: it was counted with another `batch_tokens`, seed or length of an epoch.
         """
-        for key in ("batch_tokens", "seed", "epoch_batches"):
-            now = self.state_dict()[key]
-            if state[key] != now:
-                name = "trainer.limit_train_batches" if key == "epoch_batches" else f"task.{key}"
-                raise DataError(
-                    f"the checkpoint was trained with {name}={state[key]}, now it is {now}: its "
-                    "place in the data is lost; give the old value"
-                )
-        self._position = state["batch"]
+        super().load_state_dict(state)
+        limit = {"limit_train_batches": self._epoch_batches}
+        refuse_other_data(state, limit, section="trainer")
+
+    def _numbered(self, number: int) -> TranslationBatch:
+        epoch, place = divmod(number, self._epoch_batches)
+        rows = self._of_epoch(0 if self._limited else epoch)[place][self._mine]
+        return self._pairs.batch(rows if len(rows) else torch.tensor([-1]), **self._special)
 
     def _of_epoch(self, epoch: int) -> list[Tensor]:
         if epoch != self._epoch:
-            order = seeded("pairs", self.seed, epoch)
-            batches = cut_batches(self._pairs, batch_tokens=self.batch_tokens, order=order)
+            order = seeded("pairs", self._seed, epoch)
+            batches = cut_batches(self._pairs, batch_tokens=self._batch_tokens, order=order)
             shuffled = torch.randperm(len(batches), generator=order).tolist()
             self._epoch, self._batches = epoch, [batches[i] for i in shuffled]
         return self._batches

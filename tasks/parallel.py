@@ -29,7 +29,7 @@ class Split:
     """Where the pairs of a split come from."""
 
     pairs: Callable[[], Pairs]
-    """One call is one pass."""
+    """One call is one pass; where that is allowed, one side of a pair may be ""."""
     key: str
     """A hash of all that the pairs depend on."""
 
@@ -41,6 +41,7 @@ def open_pairs(
     target_lang: str,
     path: str | Path | None = None,
     given: dict[str, str | Path | None],
+    drop_blank: bool = False,
     seed: int,
 ) -> dict[str, Split]:
     """Return the three splits of a source; what is to be downloaded is.
@@ -49,8 +50,8 @@ def open_pairs(
     - `multi30k`: captions of photographs (Elliott et al. 2016), English and German, task 1:
       29,000 pairs, 1,014 of validation and test_2016_flickr; in the folder `path` or downloaded.
     - `wmt14`: English and German of the WMT 2014 news task: Europarl 7, Common Crawl and News
-      Commentary 9, about 4.5 million pairs; newstest2013 and newstest2014. Training pairs with an
-      empty side are left out.
+      Commentary 9, about 4.5 million pairs; newstest2013 and newstest2014. Training pairs may have
+      a blank side.
     - `files`: for each split of `given` the files <it>.<source_lang> and <it>.<target_lang>, UTF-8,
       plain or with `.gz` at the end, line by line translations of each other.
 
@@ -60,6 +61,7 @@ def open_pairs(
         target_lang: Language to translate to.
         path: Of `multi30k`.
         given: For each split the files' name without the language, for `files`.
+        drop_blank: Of `files`: whether pairs may have a blank side, for the reader to leave out.
         seed: Of what is drawn.
 
     Raises:
@@ -75,7 +77,8 @@ def open_pairs(
             split: Split(partial(_phrases, phrases, split), f"{split} {hashed}") for split in SPLITS
         }
     if data == "files":
-        return {split: _files(_both(f"{given[split]}", languages)) for split in SPLITS}
+        files = {split: _both(f"{given[split]}", languages) for split in SPLITS}
+        return {split: _files(files[split], allow_blank=drop_blank) for split in SPLITS}
     if data == "multi30k":
         return {split: _files(_multi30k(split, languages, path)) for split in SPLITS}
     return _wmt14(languages)
@@ -88,6 +91,7 @@ def check_source(
     target_lang: str,
     path: str | Path | None,
     given: dict[str, str | Path | None],
+    drop_blank: bool,
 ) -> None:
     """Check what can be checked before anything is read or downloaded.
 
@@ -112,6 +116,8 @@ def check_source(
         raise DataError(f"task.data={data} does not read task.train, valid and test; files does")
     if data != "multi30k" and path:
         raise DataError(f"task.data={data} does not read task.path; only multi30k does")
+    if data != "files" and drop_blank:
+        raise DataError(f"task.data={data} does not read task.drop_blank; only files does")
 
 
 def check_task(task: Mapping[str, Any]) -> None:
@@ -122,13 +128,14 @@ def check_task(task: Mapping[str, Any]) -> None:
     """
     languages = {name: task[name] for name in ("source_lang", "target_lang")}
     given = {split: task[split] for split in SPLITS}
-    check_source(task["data"], path=task["path"], given=given, **languages)
+    drop = task["drop_blank"]
+    check_source(task["data"], path=task["path"], given=given, drop_blank=drop, **languages)
     if task["data"] != "files":
         return
     for name in given.values():
         source, target = _both(f"{name}", tuple(languages.values()))
         if source.stat().st_size + target.stat().st_size <= 1 << 24:
-            for _ in line_pairs(source, target):
+            for _ in line_pairs(source, target, allow_blank=drop):
                 pass
 
 
@@ -140,7 +147,7 @@ def read_lines(path: Path) -> Iterator[str]:
         yield piece.text
 
 
-def line_pairs(source: Path, target: Path, *, drop_empty: bool = False) -> Pairs:
+def line_pairs(source: Path, target: Path, *, allow_blank: bool = False) -> Pairs:
     """The pairs of two files whose lines are translations of each other.
 
     Lines that are blank in both are left out.
@@ -148,7 +155,7 @@ def line_pairs(source: Path, target: Path, *, drop_empty: bool = False) -> Pairs
     Args:
         source: A file.
         target: Another.
-        drop_empty: Leave out also pairs of which one side is blank.
+        allow_blank: One side of a pair may be blank, "".
 
     Raises:
         DataError: one has more lines, one side of a pair is blank, nothing is in them, or
@@ -163,14 +170,16 @@ def line_pairs(source: Path, target: Path, *, drop_empty: bool = False) -> Pairs
                 f"{short} has {number - 1:,} lines and {long} {number + sum(1 for _ in lines):,}; "
                 "line by line they must be translations of each other"
             )
-        if bool(a.strip()) != bool(b.strip()) and not drop_empty:
-            blank, full = (source, target) if b.strip() else (target, source)
+        pair = a.strip(), b.strip()
+        if any(pair) and not all(pair) and not allow_blank:
+            blank, full = (source, target) if pair[1] else (target, source)
             raise DataError(
-                f"{blank}:{number} is blank and {full}:{number} is not; remove the pair"
+                f"{blank}:{number} is blank and {full}:{number} is not; remove the pair, or leave "
+                "out all such pairs with task.drop_blank=true"
             )
-        if a.strip() and b.strip():
-            empty = False
-            yield a.strip(), b.strip()
+        if any(pair):
+            empty = empty and not all(pair)
+            yield pair
     if empty:
         raise DataError(f"{source} and {target} hold no sentence pair; give some text")
 
@@ -179,9 +188,9 @@ def _phrases(phrases: Callable[[], dict[str, list]], split: str) -> Pairs:
     yield from phrases()[split]
 
 
-def _files(files: tuple[Path, Path], *, drop_empty: bool = False) -> Split:
-    key = f"{' '.join(hash_of(file) for file in files)} {drop_empty}"
-    return Split(partial(line_pairs, *files, drop_empty=drop_empty), key)
+def _files(files: tuple[Path, Path], *, allow_blank: bool = False) -> Split:
+    key = f"{' '.join(hash_of(file) for file in files)} {allow_blank}"
+    return Split(partial(line_pairs, *files, allow_blank=allow_blank), key)
 
 
 def _both(name: str, languages: tuple[str, str]) -> tuple[Path, Path]:
@@ -264,7 +273,7 @@ def _wmt14(languages: tuple[str, str]) -> dict[str, Split]:
         return found[0]
 
     parts = [
-        _files((find(f"{name}.{languages[0]}"), find(f"{name}.{languages[1]}")), drop_empty=True)
+        _files((find(f"{name}.{languages[0]}"), find(f"{name}.{languages[1]}")), allow_blank=True)
         for name in _WMT14_TRAIN
     ]
     sides = {"en": "newstest2014-deen-{}.en.sgm", "de": "newstest2014-deen-{}.de.sgm"}

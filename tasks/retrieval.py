@@ -7,8 +7,9 @@ import torch
 from torch import Generator, Tensor
 
 from fwlight.types import IGNORE_INDEX, DataError, RetrievalBatch
-from tasks.draws import EvalDraw, TrainDraws, refuse_other_data, rows, seeded
-from tasks.ranks import ranks
+from tasks.draws import EvalDraw, TrainDraws, rows, seeded
+from tasks.position import refuse_other_data
+from tasks.ranks import epoch_limit, ranks
 
 SETTINGS = ("capacity", "update")
 EVAL_LENGTHS = ("training", "n_keys")
@@ -41,6 +42,8 @@ class RetrievalDataModule(lightning.LightningDataModule):
         redraw_eval: Evaluate on new sequences every time, as the reference code does, or always on
             the same.
         seed: Where all draws come from.
+        num_workers: Processes that make training batches ahead, on Linux and where else processes
+            can be forked; changes no result.
 
     Raises:
         DataError: A size below 1 or an unknown option.
@@ -58,8 +61,10 @@ class RetrievalDataModule(lightning.LightningDataModule):
         max_queries: int | None = None,
         redraw_eval: bool = False,
         seed: int = 1,
+        num_workers: int = 0,
     ) -> None:
         super().__init__()
+        self.num_workers = num_workers
         for name, value, choices in (
             ("setting", setting, SETTINGS),
             ("eval_length", eval_length, EVAL_LENGTHS),
@@ -94,7 +99,8 @@ class RetrievalDataModule(lightning.LightningDataModule):
             self.training_batch,
             batch_size=self.batch_size,
             seed=self.seed,
-            epoch_limit=1.0 if self.trainer is None else self.trainer.limit_train_batches,
+            epoch_limit=epoch_limit(self.trainer),
+            num_workers=self.num_workers,
             **ranks(self.trainer),
         )
 

@@ -1,6 +1,7 @@
 """Translation: sentence pairs to batches of subword ids."""
 
 import hashlib
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from tokenizers import Tokenizer
 from fwlight.types import DataError
 from tasks.bpe import BOS_ID, EOS_ID, PAD_ID, chunks, encode_all, load_bpe, train_bpe
 from tasks.cache import ArrayWriter, cached_folder, read_array
-from tasks.draws import refuse_other_data
 from tasks.pairs import EncodedPairs, EvalPairs, TrainPairs
 from tasks.parallel import SPLITS, Split, check_source, open_pairs
-from tasks.ranks import ranks
+from tasks.position import refuse_other_data
+from tasks.ranks import epoch_limit, ranks
 
 _SPECIAL = {"pad": PAD_ID, "bos": BOS_ID, "eos": EOS_ID}
 _CHUNK = 10_000
@@ -36,12 +37,15 @@ class TranslationDataModule(lightning.LightningDataModule):
         train: Of `files`: the name of the training split's two files without `.<language>`.
         valid: Likewise.
         test: Likewise.
+        drop_blank: Of `files`: leave out pairs of which one side is blank; else they are refused.
         vocab_size: Most entries of the vocabulary.
         batch_tokens: Most tokens of a training batch on either side, padded, over all ranks.
         eval_batch_tokens: Likewise in evaluation; changes no result.
         max_length: Training pairs with more tokens on a side are left out; None keeps all.
         max_ratio: Likewise those with a side so many times as long as the other, of over 10 tokens.
         seed: Of the order of training, and of what is drawn.
+        num_workers: Processes that make training batches ahead, on Linux and where else processes
+            can be forked; changes no result.
 
     Raises:
         DataError: an unknown source, or a value out of range.
@@ -57,19 +61,23 @@ class TranslationDataModule(lightning.LightningDataModule):
         train: str | Path | None = None,
         valid: str | Path | None = None,
         test: str | Path | None = None,
+        drop_blank: bool = False,
         vocab_size: int = 4000,
         batch_tokens: int = 4096,
         eval_batch_tokens: int = 4096,
         max_length: int | None = None,
         max_ratio: float | None = None,
         seed: int = 1,
+        num_workers: int = 0,
     ) -> None:
         super().__init__()
+        self.num_workers = num_workers
         self._where = {
             "source_lang": source_lang,
             "target_lang": target_lang,
             "path": path,
             "given": {"train": train, "valid": valid, "test": test},
+            "drop_blank": drop_blank,
         }
         check_source(data, **self._where)
         for name, value, least in (
@@ -127,7 +135,8 @@ class TranslationDataModule(lightning.LightningDataModule):
             batch_tokens=self.batch_tokens,
             seed=self.seed,
             special=_SPECIAL,
-            epoch_limit=1.0 if self.trainer is None else self.trainer.limit_train_batches,
+            epoch_limit=epoch_limit(self.trainer),
+            num_workers=self.num_workers,
             **ranks(self.trainer),
         )
 
@@ -190,7 +199,7 @@ class TranslationDataModule(lightning.LightningDataModule):
 
     def sentences(self, split: str) -> tuple[list[str], list[str]]:
         """Sources and references of a split, by the `numbers` of its batches."""
-        sources, targets = zip(*self._splits[split].pairs(), strict=True)
+        sources, targets = zip(*filter(all, self._splits[split].pairs()), strict=True)
         return list(sources), list(targets)
 
     def encode_source(self, texts: list[str]) -> list[list[int]]:
@@ -221,13 +230,17 @@ class TranslationDataModule(lightning.LightningDataModule):
         ):
             for ends in (source_ends, target_ends):
                 ends.append(np.zeros(1, np.int64))
+            blank = long = 0
             for pairs in chunks(self._splits[split].pairs(), _CHUNK):
-                both = [encode_all(tokenizer, side) for side in zip(*pairs, strict=True)]
+                whole = list(filter(all, pairs))
+                both = [encode_all(tokenizer, [pair[i] for pair in whole]) for i in (0, 1)]
                 kept = [
                     pair
                     for pair in zip(*both, strict=True)
                     if split != "train" or self._fits(*map(len, pair))
                 ]
+                blank += len(pairs) - len(whole)
+                long += len(whole) - len(kept)
                 for ids, ends, side in (
                     (source, source_ends, [pair[0] for pair in kept]),
                     (target, target_ends, [pair[1] for pair in kept]),
@@ -239,6 +252,13 @@ class TranslationDataModule(lightning.LightningDataModule):
                 raise DataError(
                     f"no pair of the {split} split is short enough for task.max_length="
                     f"{self._max_length} and task.max_ratio={self._max_ratio}"
+                )
+            if blank or long:
+                print(
+                    f"{split}: {source_ends.length - 1:,} pairs; left out {blank:,} with a blank "
+                    f"side and {long:,} too long or lopsided",
+                    file=sys.stderr,
+                    flush=True,
                 )
 
     def _fits(self, source: int, target: int) -> bool:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import sys
+import weakref
 from pathlib import Path
 from typing import IO, Any
 
@@ -118,6 +119,10 @@ class RunFolder:
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()
+        # A process that makes batches outlives by seconds one that is killed, and would hold the
+        # lock so long.
+        mine = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: (folder := mine()) and folder.release())
 
     def _find_start(self, resume: str, *, holds_run: bool) -> None:
         found = self._find_checkpoint(resume)

@@ -34,8 +34,8 @@ def build_loggers(
         hyperparameters: The configuration, nested plain containers.
         tensorboard: Whether TensorBoard events are written beside metrics.csv.
     """
-    loggers: list[Logger] = [CsvLogger(folder.metrics_csv)]
     step = folder.resume_step
+    loggers: list[Logger] = [CsvLogger(folder.metrics_csv, resumed_at=step)]
     if folder.is_rank_zero and step is not None:
         _never_fail(folder.metrics_csv, lambda: purge_csv(folder.metrics_csv, step))
     if tensorboard:
@@ -48,10 +48,14 @@ def build_loggers(
 
 def purge_csv(path: Path, step: int) -> None:
     """Drop rows after `step`, test results and a half-written last row."""
+    _keep_rows(path, lambda row: _is_kept(row, step))
+
+
+def _keep_rows(path: Path, wanted: Callable[[str], bool]) -> None:
     if not path.exists():
         return
     rows = path.read_text().splitlines(keepends=True)
-    kept = [row for row in rows[1:] if _is_kept(row, step)]
+    kept = [row for row in rows[1:] if wanted(row)]
     text = CsvLogger.header + "".join(kept)
     write_atomically(path, lambda file: file.write(text.encode()))
 
@@ -100,18 +104,28 @@ class _RunLogger(Logger):
 
 
 class CsvLogger(_RunLogger):
-    """Appends rows `step,metric,value`; values read back exactly."""
+    """Appends rows `step,metric,value`; values read back exactly.
+
+    Args:
+        path: The file.
+        resumed_at: The step a resumed run goes on from. Where gradients are accumulated, an
+            evaluation between two updates may already have been logged there; its rows are
+            replaced.
+    """
 
     header = "step,metric,value\n"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, resumed_at: int | None = None) -> None:
         super().__init__(path)
+        self._resumed_at = resumed_at
         self._file: TextIOWrapper | None = None
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Write the values of a step."""
         rows = [f"{step},{name},{float(value)!r}\n" for name, value in metrics.items()]
+        if step is not None and step == self._resumed_at:
+            self._try(lambda: self._drop(tuple(f"{step},{name}," for name in metrics)))
         self._try(lambda: self._write("".join(rows)))
 
     @rank_zero_only
@@ -120,6 +134,12 @@ class CsvLogger(_RunLogger):
         if self._file is not None:
             descriptor = self._file.fileno()
             self._try(lambda: os.fsync(descriptor))
+
+    def _drop(self, beginnings: tuple[str, ...]) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        _keep_rows(self.path, lambda row: not row.startswith(beginnings))
 
     def _write(self, text: str) -> None:
         if self._file is None:

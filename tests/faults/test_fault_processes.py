@@ -211,7 +211,7 @@ def test_another_number_of_ranks_sees_the_same_samples(start, tmp_path, first, t
     assert found == pytest.approx(expected, rel=1e-5)
     one, other = (weights(tmp_path / n / "checkpoints" / "last.ckpt") for n in ("run", "whole"))
     for name, value in one.items():
-        torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(value, other[name], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.fault(13)

@@ -106,7 +106,7 @@ def test_train_epoch_limit_shortens_the_cycle(epoch_limit):
 def test_train_state_of_other_lanes_is_refused(key, value):
     state = TrainLanes(torch.arange(101), batch_size=4, seq_len=4).state_dict()
     loader = TrainLanes(torch.arange(101), **{"batch_size": 4, "seq_len": 4, key: value})
-    with pytest.raises(DataError, match=rf"task\.{key}=4, now it is {value}"):
+    with pytest.raises(DataError, match=rf"task\.{key}=4, now it is task\.{key}={value};"):
         loader.load_state_dict(state)
 
 

@@ -102,5 +102,5 @@ def test_limited_epoch_begins_again_and_other_batches_are_refused() -> None:
     loader = train(make(), epoch_limit=4)
     seen = [b.numbers.tolist() for b in loader][:8]
     assert seen[:4] == seen[4:]
-    with pytest.raises(DataError, match=r"task\.batch_tokens=120, now it is 60"):
+    with pytest.raises(DataError, match=r"task\.batch_tokens=120, now it is task\.batch_tokens=60"):
         train(make(), batch_tokens=60).load_state_dict(loader.state_dict())

@@ -139,7 +139,7 @@ def test_train_state_goes_on_at_any_batch(world_size, taken):
 def test_train_epochs_read_on():
     loader = train_loader(batch_size=1)
     assert len(list(loader)) == len(loader) == EPOCH_BATCHES
-    assert loader.state_dict()["step"] == EPOCH_BATCHES
+    assert loader.state_dict()["position"] == EPOCH_BATCHES
 
 
 @pytest.mark.parametrize("epoch_limit", [3, 3 / EPOCH_BATCHES])
@@ -150,7 +150,7 @@ def test_train_epoch_limit_begins_again(epoch_limit):
 
 @pytest.mark.parametrize(("key", "value"), [("batch_size", 2), ("seed", 8)])
 def test_train_state_of_other_batches_is_refused(key, value):
-    with pytest.raises(DataError, match=rf"task\.{key}=.*, now it is {value}"):
+    with pytest.raises(DataError, match=rf"task\.{key}=.*, now it is task\.{key}={value}"):
         train_loader(**{key: value}).load_state_dict(train_loader().state_dict())
 
 

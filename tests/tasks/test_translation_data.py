@@ -119,6 +119,26 @@ def test_long_and_lopsided_pairs_are_left_out_of_training_only(files, tmp_path) 
     assert "no pair of the train split is short enough" in fails(files, max_length=1)
 
 
+def test_pairs_with_a_blank_side_can_be_left_out_and_are_counted(files, tmp_path, capsys) -> None:
+    with (tmp_path / "train.en").open("a") as en, (tmp_path / "train.de").open("a") as de:
+        en.write("\nthe man\n\n")
+        de.write("der Mann\n  \n\n")
+    with (tmp_path / "test.en").open("r+") as en:
+        whole = en.read()
+        en.seek(0)
+        en.write("\n" + whole.split("\n", 1)[1])
+        en.truncate()
+    assert "task.drop_blank=true" in fails(files)
+    data = make(files, drop_blank=True)
+    data.setup()
+    assert len(data.pairs["train"]) == 3 * len(ENGLISH)
+    told = capsys.readouterr().err
+    assert f"train: {3 * len(ENGLISH)} pairs; left out 2 with a blank side and 0 too long" in told
+    sources, targets = data.sentences("test")
+    assert len(sources) == len(targets) == len(data.pairs["test"]) == len(ENGLISH[::5]) - 1
+    assert sources[0] == ENGLISH[::5][1]
+
+
 def test_unusable_files_are_explained(files, tmp_path) -> None:
     english, german_file = tmp_path / "train.en", tmp_path / "train.de"
     whole = english.read_bytes(), german_file.read_bytes()
@@ -206,7 +226,9 @@ def test_wmt14_archives_become_the_three_splits(tmp_path, monkeypatch) -> None:
         "wmt14", source_lang="en", target_lang="de", path=None, given={}, seed=1
     )
     pairs = {split: list(splits[split].pairs()) for split in splits}
-    assert pairs["train"] == [("Yes.", "Ja."), ("No.", "Nein."), ("Good day.", "Guten Tag.")]
+    whole = [("Yes.", "Ja."), ("No.", "Nein."), ("Good day.", "Guten Tag.")]
+    assert list(filter(all, pairs["train"])) == whole
+    assert ("", "Leer.") in pairs["train"]  # which the data module leaves out and counts
     assert pairs["valid"] == [("A house.", "Ein Haus.")]
     assert pairs["test"] == [("Tea & milk.", "Tee & Milch.")]
 

@@ -1,0 +1,118 @@
+"""Where a training is in its data: batches by number, stored and gone on from exactly."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.utils.data import DataLoader
+
+from fwlight.types import DataError
+
+Batch = TypeVar("Batch")
+
+
+def refuse_other_data(
+    stored: Mapping[str, Any], now: Mapping[str, Any], *, section: str = "task"
+) -> None:
+    """Compare what a checkpoint was trained on with the data at hand.
+
+    Raises:
+        DataError: A value differs.
+    """
+    for name, value in now.items():
+        if stored[name] != value:
+            key = f"{section}.{name}"
+            raise DataError(
+                f"the checkpoint was trained with {key}={stored[name]}, now it is "
+                f"{key}={value}; give the old value, or start anew in another run_dir"
+            )
+
+
+class TrainBatches(Generic[Batch]):
+    """Training batches, each made from its number alone.
+
+    The position, the number of the next batch, is the same for all ranks and any number of them. It
+    moves when a batch is taken, however training is cut into iterations, epochs and resumes, and
+    however far ahead processes make batches. Lightning stores and restores it by `state_dict` and
+    `load_state_dict`.
+
+    Args:
+        draw: Makes this rank's batch of a number, the same one whenever it is asked.
+        n_batches: Batches of an iteration.
+        period: Begin again at 0 after so many; None: never.
+        meaning: What a number means: values of `task` that must not change over a resume.
+        num_workers: Processes that make batches ahead, which must be forked; 0: this one does.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[int], Batch],
+        *,
+        n_batches: int,
+        period: int | None,
+        meaning: Mapping[str, int],
+        num_workers: int = 0,
+    ) -> None:
+        self._draw, self._n_batches, self._period = draw, n_batches, period
+        self._meaning, self._num_workers = dict(meaning), num_workers
+        self._position = 0
+
+    def __len__(self) -> int:
+        # Without a length Lightning would fetch one batch ahead, and store a position too far on.
+        return self._n_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        first = self._position
+        numbers = [self._wrapped(first + i) for i in range(self._n_batches)]
+        # Lightning may make an iterator and not read it, or, going on after a whole epoch, break
+        # the next one off: only batches that were taken move the position.
+        for number, batch in zip(numbers, self._made(numbers), strict=True):
+            self._position = self._wrapped(number + 1)
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The next batch, and what a batch means."""
+        return {"position": self._position, **self._meaning}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on at the stored batch.
+
+        Raises:
+            DataError: It was counted in other batches.
+        """
+        refuse_other_data(state, self._meaning)
+        self._position = self._wrapped(state["position"])
+
+    def _wrapped(self, number: int) -> int:
+        return number if self._period is None else number % self._period
+
+    def _made(self, numbers: list[int]) -> Iterator[Batch]:
+        if not self._num_workers:
+            return map(self._draw, numbers)
+        loader: DataLoader[Batch] = DataLoader(
+            _Numbered(self._draw),  # pyright: ignore[reportArgumentType]
+            sampler=numbers,
+            batch_size=None,
+            num_workers=self._num_workers,
+            multiprocessing_context="fork",
+            worker_init_fn=_stay_until_told,
+            # Or it would take a number from the global generator at every iteration.
+            generator=torch.Generator(),
+        )
+        return iter(loader)
+
+
+class _Numbered(Generic[Batch]):
+    def __init__(self, draw: Callable[[int], Batch]) -> None:
+        self._draw = draw
+
+    def __getitem__(self, number: int) -> Batch:
+        return self._draw(number)
+
+
+def _stay_until_told(_: int) -> None:
+    """Leave signals to the process that trains, which ends its workers once it has saved."""
+    import signal
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
