@@ -23,6 +23,9 @@ from fwlight.diagnostics.layers import (
 from fwlight.diagnostics.metric import LayerStatistics
 from fwlight.training import TrainingModule
 
+_FIRST_DRAWING = 0.4
+"""Seconds that a drawing is taken to need before one was timed."""
+
 
 class LayerWatcher(Callback):
     """Looks every so many steps at what the layers do with a few sequences of the current batch.
@@ -33,8 +36,8 @@ class LayerWatcher(Callback):
 
     Subclasses say which layers (`watches`), what is measured (`parts`, or `measure`) and which
     scalars follow (`scalars`, logged as `<tag>/<layer>/<name>`). They may draw (`figure`), which is
-    done at validations and at the end but never for more than 1 % of the time, and say in words
-    (`describe`) how training ended.
+    done at the end, and at validations as far as that takes no more than 1 % of the time, and say
+    in words (`describe`) how training ended.
 
     Args:
         every_n_steps: Steps between two looks; the last step always has one.
@@ -104,6 +107,7 @@ class LayerWatcher(Callback):
         self._metric = LayerStatistics(empty).to(pl_module.device)
         self.latest, self._batch = {}, None
         self._seen_at = self._drawn_at = -1
+        self._draw_after = time.monotonic() + 100 * _FIRST_DRAWING
 
     def on_train_batch_end(
         self,

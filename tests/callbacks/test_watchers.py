@@ -141,7 +141,9 @@ def test_expanding_writes_are_warned_of_once(tmp_path, monkeypatch, capsys):
     assert "layer0" in warnings[0]
 
 
-def test_tables_of_tokens_figures_and_layout_reach_the_logger(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("first", "steps"), [(0.0, [4, 10]), (1.0, [10])])
+def test_tables_of_tokens_figures_and_layout_reach_the_logger(tmp_path, monkeypatch, first, steps):
+    monkeypatch.setattr("callbacks.watching._FIRST_DRAWING", first)  # what must be earned before it
     shown = {"text": {}, "figure": {}, "layout": {}}
     for kind in ("text", "figure"):
         monkeypatch.setattr(
@@ -154,14 +156,14 @@ def test_tables_of_tokens_figures_and_layout_reach_the_logger(tmp_path, monkeypa
     found, _ = fit(tmp_path, monkeypatch, *watchers())
     (step, table), *_ = shown["text"]["beta/layer0/tokens"]
     head, *lines = table.splitlines()
-    assert step == 4  # of the look that the validation at 5 shows
+    assert step == steps[0]  # 4: of the look that the validation at 5 shows
     assert head.split() == ["highest", "beta", "mean", "seen", "lowest", "beta", "mean", "seen"]
     assert [len(line.split()) for line in lines] == [6, 6, 6]
     means = [float(line.split()[1]) for line in lines]
     assert means == sorted(means, reverse=True)
     figures = shown["figure"]
     assert set(figures) == {"fast_weight_norm", "memory_capacity", "beta"}
-    assert [step for step, _ in figures["beta"]] == [4, 10]
+    assert [step for step, _ in figures["beta"]] == steps
     assert all(len(figure.axes) >= 4 for drawn in figures.values() for _, figure in drawn)
     charts = shown["layout"]["layer0"]
     tags = {tag for _, tag in found}
