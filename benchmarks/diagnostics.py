@@ -3,9 +3,10 @@
     python -m benchmarks.diagnostics [key=value ...]
 
 Whole runs in one process, in turn with the default callbacks and with `callbacks=none`: the demo
-unless the arguments say otherwise, with all its looks, figures and sampled texts. Prints the seconds and processor seconds of every run and by how
-much the medians of the first kind are above those of the second (on a machine with other work the
-latter are the steadier), then compares all losses bit for bit. Exit code 1 if one differs.
+unless the arguments say otherwise, with all its looks, figures and sampled texts. Prints the
+seconds and processor seconds of every run and by how much the medians of the first kind are above
+those of the second (on a machine with other work the latter are the steadier), then compares all
+losses bit for bit. Exit code 1 if one differs.
 """
 
 import contextlib
