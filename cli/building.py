@@ -8,6 +8,7 @@ import lightning
 from hydra.utils import get_object
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from fwlight.compiling import compile_network
 from fwlight.errors import CheckpointError, ConfigError, FwlightError
 
 
@@ -41,7 +42,10 @@ def build_parts(
     if config["action"] not in ("generate", "translate"):
         data.setup(config["action"])
     network = build("network", config["network"], **data.network_sizes)
-    return build("module", config["module"], network), data
+    module = build("module", config["module"], network)
+    if config["compile"]:
+        compile_network(module.network)
+    return module, data
 
 
 def build_callbacks(config: Mapping[str, Any]) -> list[Any]:

@@ -238,6 +238,7 @@ class Config(Section):
     module: dict
     action: Literal["fit", "test", "generate", "translate", "diagnose"]
     seed: Annotated[int, Range(low=0, high=2**32 - 1)]
+    compile: bool
     run_dir: str | None
     resume: str
     ckpt: str | None

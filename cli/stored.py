@@ -13,7 +13,7 @@ from fwlight.errors import CheckpointError, ConfigError
 _MACHINE = ("trainer", "callbacks", "logger", "debug")
 _ONE_RUN = (
     *("action", "run_dir", "resume", "ckpt", "prompt", "input", "output", "generate"),
-    *("translate", "rank_timeout", "diagnostics"),
+    *("translate", "rank_timeout", "diagnostics", "compile"),
 )
 _ARCHITECTURE = ("model.", "encoder.", "decoder.", "cross.", "size.", "network.")
 _FREE = (

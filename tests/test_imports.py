@@ -20,15 +20,22 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.checks": (set(), set()),
     "fwlight.integrity": ({"fwlight.errors"}, set()),
     "fwlight.cache": (set(), set()),
+    "fwlight.compiling": (set(), {"torch"}),
     "fwlight.types": ({"fwlight.errors"}, {"torch"}),
     "fwlight.ops": ({"fwlight.cache"}, LIBRARY | {"fla"}),
     "fwlight.feature_maps": ({"fwlight.checks", "fwlight.ops.native"}, LIBRARY),
     "fwlight.attention": ({"fwlight.checks", "fwlight.ops", "fwlight.feature_maps"}, LIBRARY),
-    "fwlight.models": ({"fwlight.attention", "fwlight.checks", "fwlight.types"}, LIBRARY),
+    "fwlight.models": (
+        {"fwlight.attention", "fwlight.checks", "fwlight.compiling", "fwlight.types"},
+        LIBRARY,
+    ),
     "fwlight.models.dropout": ({"fwlight.ops.native"}, LIBRARY),
     "fwlight.diagnostics": (set(), LIBRARY),
     "fwlight.diagnostics.metric": ({"fwlight.diagnostics"}, LIBRARY | {"torchmetrics"}),
-    "fwlight.diagnostics.layers": ({"fwlight.diagnostics", "fwlight.attention"}, LIBRARY),
+    "fwlight.diagnostics.layers": (
+        {"fwlight.diagnostics", "fwlight.attention", "fwlight.compiling"},
+        LIBRARY,
+    ),
     "fwlight.diagnostics.figures": ({"fwlight.diagnostics"}, {"torch", "matplotlib"}),
     **dict.fromkeys(
         [f"fwlight.diagnostics.{x}" for x in ("layer_capacity", "findings", "report")],
@@ -56,7 +63,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "lightning", "matplotlib", "tqdm"},
     ),
     "cli": ({"fwlight.errors", "fwlight.integrity"}, {"hydra", "omegaconf", "yaml"}),
-    "cli.building": ({"fwlight.errors"}, {"hydra", "lightning"}),
+    "cli.building": ({"fwlight.compiling", "fwlight.errors"}, {"hydra", "lightning"}),
     "train": ({"cli", "fwlight", "fwlight.errors", "fwlight.run"}, set()),
 }
 PACKAGES = ("fwlight", "tasks", "callbacks", "cli")

@@ -1,9 +1,8 @@
 """The memories of a network, and what they did in one forward pass."""
 
 import random
-import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from fwlight.attention import FastWeightMemory, KeyValueMemory
 from fwlight.attention.observation import Writes
+from fwlight.compiling import uncompiled
 from fwlight.diagnostics.diagnose import PARTS, diagnosis_statistics
 from fwlight.diagnostics.softmax import softmax_statistics
 from fwlight.diagnostics.statistics import Statistics, merge
@@ -117,11 +117,11 @@ def watch_forward(
         for layer in layers:
             layer.memory.observer = watchers[layer.name]
         network.eval()
-        with torch.no_grad(), _same_random_numbers(), _eager():
+        with torch.no_grad(), _same_random_numbers(), uncompiled():
             forward()
     finally:
         for layer in layers:
-            layer.memory.observer = None
+            del layer.memory.observer  # the class has None
         for module, training in modes:
             module.training = training
         for module, kept in buffers:
@@ -234,10 +234,3 @@ def _same_random_numbers() -> Iterator[None]:
             yield
     finally:
         random.setstate(python)
-
-
-def _eager() -> AbstractContextManager[Any]:
-    """Let compiled modules run as they are written: what is compiled calls no observer."""
-    if "torch._dynamo" not in sys.modules:  # nothing can be compiled, and it takes seconds to load
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")

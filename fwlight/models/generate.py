@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fwlight.checks import check_sizes
+from fwlight.compiling import uncompiled
 from fwlight.models.decoder_lm import DecoderLM
 
 
@@ -58,7 +59,7 @@ def generate(
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation, and back to what was, buffers included.
+    """Switch to evaluation of uncompiled code, and back to what was, buffers included.
 
     A random feature map may take a new draw for every sequence; training must not notice.
     """
@@ -66,7 +67,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     buffers = [(module, dict(module.named_buffers(recurse=False))) for module in model.modules()]
     model.eval()
     try:
-        yield
+        with uncompiled():
+            yield
     finally:
         model.train(was_training)
         for module, before in buffers:

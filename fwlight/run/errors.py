@@ -27,6 +27,9 @@ def exit_code_and_line(error: BaseException) -> tuple[int, str]:
     known = _first_of(error, FwlightError)
     if isinstance(known, FwlightError):
         return known.exit_code, _line(str(known))
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        reason = str(error).strip().partition("\n")[0]
+        return 2, _line(f"compile=true fails ({reason}); set compile=false")
     for kinds, code in (
         (OSError, 5),
         (pickle.UnpicklingError, 4),
