@@ -4,7 +4,7 @@ There, shapes are `[G, N, C, D]`: G = batch times heads, N chunks of C tokens.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# (torch.linalg and Function.apply carry no types)
+# (Function.apply carries no types)
 
 import math
 from typing import Any
@@ -48,20 +48,3 @@ def refuse_second_derivative() -> None:
 def apply(function: type[Function], *args: Any) -> tuple[Tensor | None, Tensor]:
     """Call an autograd function that returns (o, S_T)."""
     return function.apply(*args)
-
-
-def solve_unit_lower(A: Tensor, *sides: Tensor) -> tuple[Tensor, ...]:
-    """Return (I + strict_tril(A))^-1 X for every X in `sides`, by forward substitution.
-
-    A product of powers of A would need no substitution, but its terms grow like binomial
-    coefficients where keys repeat: no digit of the result is right with 64 equal keys.
-    """
-    joined = torch.cat(sides, dim=-1)
-    # unitriangular: neither the diagonal nor the other triangle is read.
-    solution = torch.linalg.solve_triangular(A, joined, upper=False, unitriangular=True)
-    return solution.split([side.shape[-1] for side in sides], dim=-1)
-
-
-def solve_unit_upper(A: Tensor, X: Tensor) -> Tensor:
-    """Return (I + strict_triu(A))^-1 X, by back substitution."""
-    return torch.linalg.solve_triangular(A, X, upper=True, unitriangular=True)
