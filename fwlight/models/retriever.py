@@ -99,4 +99,5 @@ class Retriever(nn.Module):
         """Apply `layer` to [one-hot value; key embedding] by looking its products up."""
         value_part, key_part = layer.weight.split([self.n_values, self.embedding.embedding_dim], 1)
         by_key = F.linear(self.embedding.weight, key_part, layer.bias)
-        return F.embedding(keys, by_key) + F.embedding(values, value_part.T)
+        # Rows in one piece: a transposed table takes four times as long to look up.
+        return F.embedding(keys, by_key) + F.embedding(values, value_part.T.contiguous())
