@@ -26,7 +26,7 @@ TASKS = {
     "lm": ["task=lm", "task.data=text", "task.batch_size=2", "task.seq_len=16"],
     "retrieval": ["task=retrieval", "task.n_keys=6", "trainer.log_every_n_steps=1"],
     "translation": [
-        *("task=translation", "task.data=files", "task.vocab_size=60", "task.batch_tokens=100"),
+        *("task=translation", "task.data=files", "task.vocab_size=100", "task.batch_tokens=100"),
         *("size.n_heads=1", "size.d_model=16"),
     ],
 }
