@@ -4,12 +4,14 @@ Each task at its default size (retrieval: update, S = 200) with each model: forw
 norming of the gradient, clipping and Adam, on a training batch that is at hand. Beside it stands
 the same step without compiled kernels: the chunkwise form and torch's operators, on the same
 weights and batches; the losses of the two are compared over `--steps` steps without dropout, whose
-compiled form drops other numbers. All take turns in one process, each with weights of its own.
+compiled form drops other numbers; `--losses` compares them in float64 too, and tells what another
+order of sums alone changes. All take turns in one process, each with weights of its own.
 Shares are of the self times of operators in the profiler.
 """
 
 import argparse
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -105,21 +107,53 @@ def shares(step: Callable[[], object]) -> dict[str, float]:
     return {part: time / total for part, time in times.items()}
 
 
-def loss_difference(arguments: list[str], steps: int) -> float:
-    """Return the largest relative difference that the kernels make to a loss."""
-    ours, plain = Step(arguments, 50), Step(arguments, 50)
-    before = without_kernels()(plain)
+def loss_difference(
+    arguments: list[str], steps: int, *, double: bool = False, turned: bool = False
+) -> float:
+    """Return the largest relative difference that the kernels make to a loss, without dropout.
+
+    Args:
+        arguments: What is trained.
+        steps: How many losses are compared.
+        double: Compute in float64.
+        turned: Compare with kernels on both sides, the rows of every batch the other way round on
+            one: nothing but the order of sums differs.
+    """
+    if "task=retrieval" not in arguments:  # which has none
+        arguments = [*arguments, "size.dropout=0"]
+    ours, other = Step(arguments, 50), Step(arguments, 50)
+    if double:
+        ours.module.double()
+        other.module.double()
+    if turned:
+        other.batches = [_turned(batch) for batch in other.batches]
     worst = 0.0
     for _ in range(steps):
-        a, b = ours().item(), before().item()
+        a = ours().item()
+        with contextlib.nullcontext() if turned else without_kernels():
+            b = other().item()
         worst = max(worst, abs(a - b) / abs(b))
     return worst
+
+
+def _turned(batch: Any) -> Any:
+    return type(batch)(*(x.flip(0) if isinstance(x, Tensor) else x for x in batch))
+
+
+def compare_losses(tasks: list[str], models: list[str], steps: int) -> None:
+    """Print what the kernels change in float32 and float64, and another order of sums alone."""
+    print("| task | model | float32 | float64 | rows turned |\n" + "| --- " * 5 + "|")
+    for task, model in itertools.product(tasks, models):
+        arguments = [*TASKS[task], f"model={model}"]
+        kinds = ({}, {"double": True}, {"turned": True})
+        found = [f"{loss_difference(arguments, steps, **kind):.0e}" for kind in kinds]
+        print(f"| {task} | {model} | {' | '.join(found)} |", flush=True)
 
 
 def compare(task: str, model: str, steps: int, seconds: float, clock: Clock) -> list[object]:
     """Return the numbers of one task with one model."""
     arguments = [*TASKS[task], f"model={model}"]
-    worst = loss_difference([*arguments, "size.dropout=0"], steps)
+    worst = loss_difference(arguments, steps)
     ours, plain = Step(arguments, 50), Step(arguments, 50)
     before = without_kernels()(plain)
     times = measure({"ours": ours, "before": before}, seconds, clock=clock)
@@ -135,10 +169,14 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--steps", type=int, default=50, help="that must have the same losses")
+    parser.add_argument("--losses", action="store_true", help="only compare losses, three ways")
     add_common(parser, seconds=10.0)
     options = parser.parse_args()
     clock = begin(options)
     print(f"{conditions()}\n", flush=True)
+    if options.losses:
+        compare_losses(options.tasks, options.models, options.steps)
+        return
     header = ["task", "model", "q1", "median", "q3", "targets_per_second", "x_before"]
     header += ["loss_difference", *PARTS, "rest"]
     rows = []
