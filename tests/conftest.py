@@ -1,5 +1,6 @@
 """Shared fixtures. Reference data lives beside the checkout; tests that need it skip without it."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,11 @@ def shared_dir() -> Path:
     if not path.is_dir():
         pytest.skip("the reference folder ../shared is not there")
     return path
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of 127.0.0.1 at which processes may meet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

@@ -136,7 +136,7 @@ class DecoderLM(nn.Module):
         start = 0 if initial_state is None else initial_state.position
         h = self.embedding(tokens) * math.sqrt(self.d_model)
         if self.positions is not None:
-            h = h + self.positions(tokens.shape[1], start).to(h.dtype)
+            h = h + self.positions(tokens.shape[1], start, device=h.device).to(h.dtype)
         h = self.dropout(h)
         carried = (None,) * len(self.blocks) if initial_state is None else initial_state.layers
         layers = []

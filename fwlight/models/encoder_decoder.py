@@ -175,7 +175,7 @@ class EncoderDecoder(nn.Module):
     def _embed(self, tokens: Tensor, start: int) -> Tensor:
         h = self.embedding(tokens) * math.sqrt(self.d_model)
         if self.positions is not None:
-            h = h + self.positions(tokens.shape[1], start).to(h.dtype)
+            h = h + self.positions(tokens.shape[1], start, device=h.device).to(h.dtype)
         return self.dropout(h)
 
 

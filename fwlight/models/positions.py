@@ -23,17 +23,15 @@ class SinusoidalPositions(nn.Module):
         ValueError: If `d_model` is odd.
     """
 
-    frequencies: Tensor
-
     def __init__(self, d_model: int, *, reverse: bool = False) -> None:
         super().__init__()
         if d_model % 2:
             raise ValueError(f"d_model={d_model} must be even for sinusoidal positions")
-        self.reverse = reverse
-        exponents = torch.arange(0, d_model, 2, dtype=torch.float64) / d_model
-        self.register_buffer("frequencies", 10000.0**-exponents, persistent=False)
+        self.d_model, self.reverse = d_model, reverse
 
-    def forward(self, length: int, start: int = 0) -> Float[Tensor, "t m"]:
+    def forward(
+        self, length: int, start: int = 0, *, device: torch.device | None = None
+    ) -> Float[Tensor, "t m"]:
         """Return the encodings of positions start, ..., start + length - 1, in float64.
 
         Raises:
@@ -42,10 +40,12 @@ class SinusoidalPositions(nn.Module):
         """
         if self.reverse and start:
             raise ValueError("positions=sinusoidal_reversed cannot continue an earlier segment")
-        positions = torch.arange(start, start + length, device=self.frequencies.device)
+        positions = torch.arange(start, start + length, device=device)
         if self.reverse:
             positions = positions.flip(0)
-        angles = positions[:, None] * self.frequencies
+        # No buffer, which a model that is built on the meta device would lose.
+        exponents = torch.arange(0, self.d_model, 2, dtype=torch.float64, device=device)
+        angles = positions[:, None] * 10000.0 ** -(exponents / self.d_model)
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 

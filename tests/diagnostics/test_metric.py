@@ -1,6 +1,5 @@
 """Statistics over processes: the same values however the data are spread."""
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +14,8 @@ from tests.diagnostics import gloo
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_one_two_and_three_processes_agree_on_uneven_data(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tests.diagnostics.gloo", str(port), str(tmp_path)]
+def test_one_two_and_three_processes_agree_on_uneven_data(tmp_path, free_port):
+    command = [sys.executable, "-m", "tests.diagnostics.gloo", str(free_port), str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=300)
     alone, calls, _ = gloo.joined(gloo.SHARES[1][0])
     assert calls == []
