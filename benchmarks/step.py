@@ -1,12 +1,12 @@
 """Whole training steps: `python -m benchmarks.step`, tokens a second and the share of each part.
 
-Each task at its default size (retrieval: update, S = 200) with each model: forward, backward,
-norming of the gradient, clipping and Adam, on a training batch that is at hand. Beside it stands
-the same step without compiled kernels: the chunkwise form and torch's operators, on the same
-weights and batches; the losses of the two are compared over `--steps` steps without dropout, whose
-compiled form drops other numbers; `--losses` compares them in float64 too, and tells what another
-order of sums alone changes. All take turns in one process, each with weights of its own.
-Shares are of the self times of operators in the profiler.
+Each task at its default size (retrieval: update, S = 200; translation: Multi30k's) with each model:
+forward, backward, norming of the gradient, clipping and Adam, on a training batch that is at hand.
+Beside it stands the same step without compiled kernels: the chunkwise form and torch's operators,
+on the same weights and batches; the losses of the two are compared over `--steps` steps without
+dropout, whose compiled form drops other numbers; `--losses` compares them in float64 too, and tells
+what another order of sums alone changes. All take turns in one process, each with weights of its
+own. Shares are of the self times of operators in the profiler.
 """
 
 import argparse
@@ -39,7 +39,11 @@ from fwlight.training.optim import build_optimizer
 TASKS = {
     "lm": ["task=lm"],
     "retrieval": ["task=retrieval", "task.setting=update", "task.n_keys=200"],
-    "translation": ["task=translation"],
+    # Multi30k's sizes on text that is at hand.
+    "translation": [
+        *("task=translation", "size=translation_multi30k", "task.vocab_size=4000"),
+        "task.batch_tokens=4096",
+    ],
 }
 MODELS = ("delta_dpfp", "delta_linear", "sum_dpfp", "linear", "softmax")
 PARTS = {
