@@ -30,7 +30,7 @@ def text(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def trained(text, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    arguments = [*TINY, "task.data=text", f"task.path={text}", "trainer.max_steps=60"]
+    arguments = [*TINY, "task.data=text", f"task.path={text}", "trainer.max_steps=100"]
     assert main([*arguments, f"run_dir={folder}", "trainer.val_check_interval=30"]) == 0
     return folder
 
@@ -48,7 +48,7 @@ def one_line(capsys) -> str:
 
 def test_train_writes_the_run_folder(trained):
     summary = json.loads((trained / "summary.json").read_text())
-    assert summary["global_step"] == 60
+    assert summary["global_step"] == 100
     assert summary["test/ppl"] < 3
     config = yaml.safe_load((trained / "config.yaml").read_text())
     assert config["size"]["d_model"] == config["network"]["d_model"] == 32
@@ -97,7 +97,7 @@ def test_train_refuses_a_folder_that_holds_a_run(trained, text, capsys):
     arguments = [*TINY, "task.data=text", f"task.path={text}", f"run_dir={trained}"]
     assert main(arguments) == 2
     assert "resume=auto" in one_line(capsys)
-    assert main([*arguments, "resume=auto", "size.d_ff=16", "trainer.max_steps=60"]) == 2
+    assert main([*arguments, "resume=auto", "size.d_ff=16", "trainer.max_steps=100"]) == 2
     line = one_line(capsys)
     assert "size.d_ff=16" in line
     assert "size.d_ff=64" in line
