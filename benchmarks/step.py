@@ -34,16 +34,13 @@ from benchmarks.measuring import (
 from cli.building import build_parts
 from cli.composition import compose_config
 from fwlight.ops import native
-from fwlight.training.optim import build_optimizer
+from fwlight.training.optim import build_optimizer, lr_factor
 
 TASKS = {
     "lm": ["task=lm"],
     "retrieval": ["task=retrieval", "task.setting=update", "task.n_keys=200"],
-    # Multi30k's sizes on text that is at hand.
-    "translation": [
-        *("task=translation", "size=translation_multi30k", "task.vocab_size=4000"),
-        "task.batch_tokens=4096",
-    ],
+    # Multi30k's network and optimiser, on text that is at hand.
+    "translation": ["experiment=translation_multi30k", "task.data=cldr"],
 }
 MODELS = ("delta_dpfp", "delta_linear", "sum_dpfp", "linear", "softmax")
 PARTS = {
@@ -70,6 +67,13 @@ class Step:
             self.batches = [batch for batch, _ in zip(data.train_dataloader(), range(batches))]  # noqa: B905 - as many as there are, up to so many
         self.number = 0
 
+    def set_learning_rate(self) -> None:
+        """Set what the run's schedule says of the next update."""
+        config, step = self.module.optimizer_config, self.number + 1
+        factor = lr_factor(config, step, max_steps=self.module.max_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * factor
+
     def tokens(self) -> int:
         """Return the targets of the first batch."""
         return int((self.batches[0].targets >= 0).sum())
@@ -77,6 +81,7 @@ class Step:
     def __call__(self) -> Tensor:
         """Make an update."""
         torch.manual_seed(self.number)  # of dropout
+        self.set_learning_rate()
         batch = self.batches[self.number % len(self.batches)]
         self.number += 1
         loss = self.module.losses(batch).sum() / (batch.targets >= 0).sum()
