@@ -14,8 +14,8 @@ def compile_network(network: nn.Module) -> None:
     """Let a network's `METHODS` run compiled, each from its first call on.
 
     Parameters and buffers keep their names. Dropout draws the same masks as without, so losses
-    differ by rounding alone. A length that changes becomes a symbol: the second length compiles
-    once more, the third no more.
+    differ by rounding alone. A length that changes becomes a symbol, so that few lengths compile
+    once more.
     """
     options: dict[str, Any] = {"fallback_random": True}
     for name in METHODS:

@@ -1,5 +1,6 @@
 """Where a training is in its data: batches by number, stored and gone on from exactly."""
 
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -112,7 +113,5 @@ class _Numbered(Generic[Batch]):
 
 def _stay_until_told(_: int) -> None:
     """Leave signals to the process that trains, which ends its workers once it has saved."""
-    import signal
-
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Which part of the data is this process's."""
+"""What a trainer says of the data: which part is this process's, and how long an epoch is."""
 
 from typing import Any
 

@@ -5,8 +5,6 @@
 # (torch.linalg and Tensor.norm carry no types)
 
 import math
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,14 +19,6 @@ REDRAW = ("never", "training", "always")
 
 _UNSET = -math.inf  # the carried offset of a sequence that has shown only padding so far
 _MAX_EXPONENT = 60.0  # exp(60) = 1e26 leaves room for sums of products in float32
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-def _uncompiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Keep a function out of what torch.compile makes: it would leave it in pieces."""
-    return cast(Any, torch.compiler.disable)(function)
 
 
 class FAVORFeatureMap(FeatureMap):
@@ -152,7 +142,6 @@ class FAVORFeatureMap(FeatureMap):
         phi = (u - (shift - log_scale)).exp_()
         return phi + self.kernel_eps * math.exp(log_scale) if self.kernel_eps else phi
 
-    @_uncompiled
     def _draw(self, dtype: torch.dtype) -> Tensor:
         """Draw W: blocks of orthonormal vectors, rescaled to the norms of Gaussian vectors."""
         generator = torch.Generator().manual_seed(int(self.seed) + int(self.draws))
