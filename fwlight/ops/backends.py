@@ -2,7 +2,7 @@
 
 A back end is a function `(q, k, v, beta, S_0) -> (o, S_T)` under a name in its rule's `BACKENDS`.
 It may rely on checked shapes, at least one token and one dtype; q is None where only a write is
-wanted.
+wanted. To "native" alone, an empty memory may be None: it then leaves out all products with it.
 """
 
 import functools
@@ -44,11 +44,13 @@ def run_rule(
     for x in (q, k, v, beta, initial_state):
         if x is not None and x.dtype != dtype:
             dtype = torch.promote_types(dtype, x.dtype)
-    if initial_state is None:
-        state = k.new_zeros((*k.shape[:2], k.shape[3], v.shape[3]), dtype=dtype)
-    else:
-        state = initial_state if initial_state.dtype == dtype else initial_state.to(dtype)
     name = _choose(backends, backend, k, v, dtype)
+    state = initial_state
+    if state is None:
+        if name != "native" or k.shape[2] == 0:
+            state = k.new_zeros((*k.shape[:2], k.shape[3], v.shape[3]), dtype=dtype)
+    elif state.dtype != dtype:
+        state = state.to(dtype)
     if k.shape[2] == 0:
         return None if q is None else torch.zeros_like(v), state
     inputs = v.dtype if name == "fla" else dtype

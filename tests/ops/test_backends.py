@@ -91,8 +91,9 @@ def test_auto_chooses_by_length_and_what_can_run(function, compiled, monkeypatch
     monkeypatch.setattr(backends, "_warn_once", used.append)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        function(*make_inputs(1)[:4])
-        function(*make_inputs(64)[:4])
+        for t in (1, 64):
+            *inputs, state = make_inputs(t)
+            function(*inputs, initial_state=state)
     told = "backend='native' cannot run here (no compiler); using backend='chunk'"
     assert used == (["native"] * 2 if compiled else [told, "recurrent", told, "chunk"])
 

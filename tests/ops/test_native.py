@@ -243,9 +243,36 @@ def test_backward_keeps_memory_in_proportion_to_the_arguments(rule):
 @needs_compiler
 @each_rule
 @pytest.mark.parametrize("reads", [True, False])
+@pytest.mark.parametrize("used", ["o", "state", "both"])
+@pytest.mark.parametrize("t", [1, 3, 16, 17, 100, 600])
+def test_no_state_is_a_state_of_zeros(rule, reads, used, t):
+    if used == "o" and not reads:
+        return
+    # 600 tokens: more chunks than one state is kept for.
+    *inputs, state = make_inputs(t, d_key=20, d_value=18)
+    q, *written = inputs
+    zeros = torch.zeros_like(state)
+    results = []
+    for initial in (None, zeros):
+        o, last = rule(q if reads else None, *written, initial_state=initial, backend="native")
+        loss = weighted_sum(o if used != "state" else None, last if used != "o" else last[:0])
+        leaves = inputs if reads and used != "state" else written
+        results.append([o, last, *torch.autograd.grad(loss, leaves)])
+        with torch.no_grad():  # decoding has a path of its own
+            read = rule(q if reads else None, *written, initial_state=initial, backend="native")
+        results[-1] += read
+    for actual, wanted in zip(*results, strict=True):
+        if wanted is not None:
+            assert_near(actual, wanted, 1e-13)
+
+
+@needs_compiler
+@each_rule
+@pytest.mark.parametrize("reads", [True, False])
 def test_operators_pass_the_checks_of_torch(rule, reads):
     q, k, v, beta, state = make_inputs(20)
     name = rule.__name__.removesuffix("_rule")
+    state = state if reads or name == "fwm" else None
     arguments = (q if reads else None, k, v, beta, state, name, False)
     torch.library.opcheck(torch.ops.fwlight.native_rule.default, arguments)
 
@@ -255,8 +282,9 @@ import torch
 from fwlight.ops import {rule}
 from tests.ops.discovery import assert_near, make_inputs, weighted_sum
 
-def function(*arguments):
-    return {rule}(*arguments[:4], initial_state=arguments[4], backend="{backend}")
+def function(q, k, v, beta, state):
+    o, last = {rule}(q, k, v, beta, initial_state=state, backend="{backend}")
+    return o + {rule}(q, k, v, beta, backend="{backend}")[0], last
 
 def results(function, inputs):
     outputs = function(*inputs)

@@ -4,12 +4,13 @@
 
 template <class T>
 struct BackwardHead {
-  const T *q, *k, *v, *beta, *d_o, *d_last;  // q and d_o may be null together
+  const T *q, *k, *v, *beta, *d_o, *d_last;  // q and d_o may be null together; d_last: zeros
   Index q_ld, k_ld, v_ld, beta_ld, do_ld;
   Index state_ld;
   const T *states, *errors, *products;
   Index states_step, errors_step, every;
-  T *dq, *dk, *dv, *dbeta, *d_initial;  // dbeta may be null (sum rule)
+  // dbeta may be null (sum rule), and d_initial, where the first state is zero.
+  T *dq, *dk, *dv, *dbeta, *d_initial;
   Index dq_ld, dk_ld, dv_ld, dbeta_ld;
 };
 
@@ -75,7 +76,8 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
     return X;
   };
 
-  for (Index i = 0; i < Kp; i += PAD) {
+  if (!a.d_last) std::memset(dSt, 0, KV * sizeof(T));
+  for (Index i = 0; i < Kp && a.d_last; i += PAD) {
     for (Index j = 0; j < Vp; j += PAD) {
       to_panels(
           a.d_last + i * a.state_ld + j, a.state_ld, std::min<Index>(PAD, s.keys - i),
@@ -92,7 +94,11 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
       T* after = group + (n - first) * KV;
       for_panels<T>(Kp, FW_PANELS {
         for_rows<T>(panels, Vp, FW_BLOCK {
-          block.read(before + j * Vp + i * PAD, PAD, Vp * PAD);
+          if (a.d_initial || n > 0) {
+            block.read(before + j * Vp + i * PAD, PAD, Vp * PAD);
+          } else {
+            block.zero();
+          }
           block.template add<true>(Ut + i * PAD, 0, K + j * C, BLOCK, C);
           block.write(after + j * Vp + i * PAD, PAD, Vp * PAD);
         });
@@ -101,6 +107,8 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
     for (Index n = last; n >= first; --n) {
       const T* St = n == first ? saved : group + (n - first - 1) * KV;
       const Index t = n * C, rows = s.rows(n);
+      // Then dS' is zero, or S is and nobody asks for dS.
+      const bool ends = !a.d_last && n == s.chunks() - 1, begins = !a.d_initial && n == 0;
       const T* X = load_writes(n);
       transpose_panels(K, KT, C, Kp);
       if (reads) {
@@ -114,7 +122,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
         for_rows<T>(Panels<1>{}, PAD, FW_BLOCK {
           block.zero();
           if (reads) block.template add<false>(dO + v * C + i, 0, P, 0, C);
-          block.template add<true>(dSt + (v + i) * PAD, Vp * PAD, KT, 0, Kp);
+          if (!ends) block.template add<true>(dSt + (v + i) * PAD, Vp * PAD, KT, 0, Kp);
           block.write(dUt + i * PAD, PAD, 0);
         });
         transpose_block(dUt, R + v * C);
@@ -164,25 +172,25 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
         if (reads) {
           for_rows<T>(panels, C, FW_BLOCK {
             block.zero();
-            block.template add<true>(dO + i * PAD, BLOCK, Sj, step, Vp);
+            if (!begins) block.template add<true>(dO + i * PAD, BLOCK, Sj, step, Vp);
             block.template add<true>(dP + i * PAD, 0, Kj, BLOCK, i + block.rows);
             dQ.put(block, i, j);
           });
         }
         for_rows<T>(panels, C, FW_BLOCK {
           block.zero();
-          block.template add<false>(Ut + i, BLOCK, dSj, step, Vp);
+          if (!ends) block.template add<false>(Ut + i, BLOCK, dSj, step, Vp);
           if (reads) {
             const Index k = i / 4 * 4;
             block.template add<false>(dP + k * PAD + i, 0, Qj + k * PAD, BLOCK, C - k);
           }
           if constexpr (DELTA) {
-            block.template add<true, -1>(dV + i * PAD, BLOCK, Sj, step, Vp);
+            if (!begins) block.template add<true, -1>(dV + i * PAD, BLOCK, Sj, step, Vp);
             block.template add<false>(H + i, 0, Kj, BLOCK, C);
           }
           dK.put(block, i, j);
         });
-        if (!reads && !DELTA) return;
+        if (begins || (!reads && !DELTA)) return;
         for_rows<T>(panels, Vp, FW_BLOCK {
           const Index at = i / PAD * BLOCK + i % PAD;
           block.read(dSj + i * PAD, PAD, step);
@@ -194,6 +202,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
     }
     last = first - 1;
   }
+  if (!a.d_initial) return;
   transpose_panels(dSt, group, Vp, Kp);
   from_panels(group, Kp, s.keys, s.values, a.d_initial, a.state_ld);
 }

@@ -6,7 +6,7 @@ template <class T>
 struct ForwardHead {
   const T *q, *k, *v, *beta;  // q and (sum rule) beta may be null
   Index q_ld, k_ld, v_ld, beta_ld;
-  const T* initial;  // [keys, values], rows `state_ld` apart, as the last state
+  const T* initial;  // [keys, values], rows `state_ld` apart, as the last state; null is zeros
   T* last;
   Index state_ld;
   T* o;
@@ -78,10 +78,15 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
   T* X = own + 2 * BLOCK; // [C, Vp]
   T* U = X + C * Vp;
   T* b = U + C * Vp;
-  to_panels(a.initial, a.state_ld, s.keys, s.values, S, Kp);
+  if (a.initial) {
+    to_panels(a.initial, a.state_ld, s.keys, s.values, S, Kp);
+  } else {
+    std::memset(S, 0, Kp * Vp * sizeof(T));
+  }
   for (Index n = 0; n < s.chunks(); ++n) {
     const Index t = n * C, rows = s.rows(n);
-    if (a.states && n % a.every == 0) {
+    const bool empty = !a.initial && n == 0;  // then S is zero, and every product with it
+    if (a.states && n % a.every == 0 && !empty) {
       transpose_panels(S, a.states + n / a.every * a.states_step, Kp, Vp);
     }
     to_panels(a.k + t * a.k_ld, a.k_ld, rows, s.keys, K, C);
@@ -97,11 +102,13 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
       T *Xj = X + j * C, *Uj = U + j * C, *Sj = S + j * Kp;
       constexpr Index columns = panels.count * PAD;
       if constexpr (DELTA) {
-        for_rows<T>(panels, C, FW_BLOCK {
-          block.read(Xj + i * PAD, PAD, BLOCK);
-          block.template add<true, -1>(K + i * PAD, BLOCK, Sj, Kp * PAD, Kp);
-          block.write(Xj + i * PAD, PAD, BLOCK);
-        });
+        if (!empty) {
+          for_rows<T>(panels, C, FW_BLOCK {
+            block.read(Xj + i * PAD, PAD, BLOCK);
+            block.template add<true, -1>(K + i * PAD, BLOCK, Sj, Kp * PAD, Kp);
+            block.write(Xj + i * PAD, PAD, BLOCK);
+          });
+        }
         for (Index v = 0; v < columns; v += PAD) solve_lower(bG, b, Xj + v * C, Uj + v * C);
         if (a.errors) {
           transpose_panels(Xj, a.errors + n * a.errors_step + j * C, C, columns);
@@ -112,7 +119,7 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
       if (reads) {
         for_rows<T>(panels, C, FW_BLOCK {
           block.zero();
-          block.template add<true>(Q + i * PAD, BLOCK, Sj, Kp * PAD, Kp);
+          if (!empty) block.template add<true>(Q + i * PAD, BLOCK, Sj, Kp * PAD, Kp);
           block.template add<true>(P + i * PAD, BLOCK, Uj, BLOCK, i + block.rows);
           O.put(block, i, j);
         });

@@ -23,14 +23,18 @@ STATES_AT_HAND = 1 << 18
 _below_autograd = torch._C._AutoDispatchBelowAutograd  # pyright: ignore[reportPrivateUsage]
 
 LIBRARY.define(
-    "native_rule(Tensor? q, Tensor k, Tensor v, Tensor? beta, Tensor state, str rule, bool keep)"
+    "native_rule(Tensor? q, Tensor k, Tensor v, Tensor? beta, Tensor? state, str rule, bool keep)"
     " -> (Tensor o, Tensor state, Tensor states, Tensor errors, Tensor products)"
 )
 LIBRARY.define(
-    "native_rule_backward(Tensor? q, Tensor k, Tensor v, Tensor? beta, Tensor? d_o, Tensor d_state,"
-    " Tensor states, Tensor errors, Tensor products, str rule)"
+    "native_rule_backward(Tensor? q, Tensor k, Tensor v, Tensor? beta, Tensor? d_o, Tensor? d_state,"
+    " Tensor states, Tensor errors, Tensor products, str rule, bool started)"
     " -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbeta, Tensor d_state)"
 )
+
+
+def _state_shape(k: Tensor, v: Tensor) -> tuple[Any, ...]:  # symbols, where torch traces
+    return *k.shape[:2], k.shape[3], v.shape[3]
 
 
 def _chunks_per_state(k: Tensor, v: Tensor) -> int:
@@ -47,12 +51,12 @@ def _forward_results(
     q: Tensor | None, k: Tensor, v: Tensor, rule: str, keep: bool
 ) -> tuple[Tensor, ...]:
     """Return memory for (o, S_T, states, errors, products); what is not wanted is empty."""
-    b, h, t, d_key = k.shape
-    d_value = v.shape[3]
     o = v.new_empty(0) if q is None else empty_like(v)
-    last = v.new_empty((b, h, d_key, d_value))
+    last = v.new_empty(_state_shape(k, v))
     if not keep:
         return o, last, *(v.new_empty(0) for _ in range(3))
+    b, h, t, d_key = k.shape
+    d_value = v.shape[3]
     every = _chunks_per_state(k, v)
     chunks = (t + CHUNK - 1) // CHUNK
     groups = (chunks + every - 1) // every
@@ -66,10 +70,10 @@ def _forward_results(
 
 
 def _backward_results(
-    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, d_state: Tensor
+    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, started: bool
 ) -> tuple[Tensor, ...]:
     wanted = [v.new_empty(0) if x is None else empty_like(x) for x in (q, k, v, beta)]
-    return *wanted, torch.empty_like(d_state, memory_format=torch.contiguous_format)
+    return *wanted, v.new_empty(_state_shape(k, v) if started else 0)
 
 
 def _call(name: str, rule: str, k: Tensor, v: Tensor, *values: int) -> None:
@@ -84,7 +88,7 @@ def _forward(
     k: Tensor,
     v: Tensor,
     beta: Tensor | None,
-    state: Tensor,
+    state: Tensor | None,
     rule: str,
     keep: bool,
 ) -> tuple[Tensor, ...]:
@@ -101,13 +105,13 @@ def _launch_forward(
     k: Tensor,
     v: Tensor,
     beta: Tensor | None,
-    state: Tensor,
+    state: Tensor | None,
     rule: str,
     o: Tensor | None,
     last: Tensor,
     *kept: Tensor,
 ) -> None:
-    state = state.contiguous()
+    state = None if state is None else state.contiguous()
     _call(
         "fwlight_forward",
         rule,
@@ -118,7 +122,7 @@ def _launch_forward(
         *sequence(v),
         *sequence(beta),
         *sequence(o),
-        state.data_ptr(),
+        0 if state is None else state.data_ptr(),
         last.data_ptr(),
         # The address of nothing is zero, which says that nothing is to be kept.
         *([x.data_ptr() for x in kept] or (0, 0, 0)),
@@ -131,18 +135,20 @@ def _backward(
     v: Tensor,
     beta: Tensor | None,
     d_o: Tensor | None,
-    d_state: Tensor,
+    d_state: Tensor | None,
     states: Tensor,
     errors: Tensor,
     products: Tensor,
     rule: str,
+    started: bool,
 ) -> tuple[Tensor, ...]:
     if q is None or d_o is None:
         q = d_o = None
     else:
         q, d_o = dense(q), dense(d_o)
-    k, v, d_state = dense(k), dense(v), d_state.contiguous()
-    dq, dk, dv, dbeta, d_initial = results = _backward_results(q, k, v, beta, d_state)
+    k, v = dense(k), dense(v)
+    d_state = None if d_state is None else d_state.contiguous()
+    dq, dk, dv, dbeta, d_initial = results = _backward_results(q, k, v, beta, started)
     _call(
         "fwlight_backward",
         rule,
@@ -157,8 +163,8 @@ def _backward(
         *sequence(dk),
         *sequence(dv),
         *sequence(None if beta is None else dbeta),
-        d_state.data_ptr(),
-        d_initial.data_ptr(),
+        0 if d_state is None else d_state.data_ptr(),
+        d_initial.data_ptr(),  # zero where there is none
         states.data_ptr(),
         errors.data_ptr(),
         products.data_ptr(),
@@ -174,14 +180,14 @@ def _traced(x: Tensor) -> bool:
 class _Rule(Function):
     @staticmethod
     def forward(
-        ctx: Any, rule: str, q: Any, k: Tensor, v: Tensor, beta: Any, S: Tensor
+        ctx: Any, rule: str, q: Any, k: Tensor, v: Tensor, beta: Any, S: Any
     ) -> tuple[Tensor, Tensor]:
         if _traced(k):
             with _below_autograd():
                 o, last, *kept = _OP(q, k, v, beta, S, rule, True)
         else:
             o, last, *kept = _forward(q, k, v, beta, S, rule, True)
-        ctx.rule = rule
+        ctx.rule, ctx.started = rule, S is not None
         ctx.save_for_backward(q, k, v, beta, *kept)
         ctx.set_materialize_grads(False)
         return o, last
@@ -193,12 +199,13 @@ class _Rule(Function):
         d_o, d_last = grads
         if q is None or d_o is None:
             q = d_o = None
-        if d_last is None:
-            d_last = v.new_zeros((*k.shape[:2], k.shape[3], v.shape[3]))
+        if d_last is None and ctx.rule == "fwm":
+            d_last = v.new_zeros(_state_shape(k, v))
         run: Any = _BACKWARD_OP if _traced(k) else _backward
-        dq, dk, dv, dbeta, d_initial = run(q, k, v, beta, d_o, d_last, *kept, ctx.rule)
+        dq, dk, dv, dbeta, d_initial = run(q, k, v, beta, d_o, d_last, *kept, ctx.rule, ctx.started)
         dq = None if q is None else dq
-        return None, dq, dk, dv, None if beta is None else dbeta, d_initial
+        dbeta = None if beta is None else dbeta
+        return None, dq, dk, dv, dbeta, d_initial if ctx.started else None
 
 
 def _requires_grad(*inputs: Tensor | None) -> bool:
@@ -223,10 +230,10 @@ def _fake_forward(q: Any, k: Any, v: Any, beta: Any, state: Any, rule: str, keep
 
 
 def _fake_backward(
-    q: Any, k: Any, v: Any, beta: Any, d_o: Any, d_state: Any, *kept_and_rule: Any
+    q: Any, k: Any, v: Any, beta: Any, d_o: Any, d_state: Any, *others: Any
 ) -> Any:
     q = None if q is None or d_o is None else dense(q)
-    return _backward_results(q, dense(k), dense(v), beta, d_state)
+    return _backward_results(q, dense(k), dense(v), beta, others[-1])
 
 
 LIBRARY.impl("native_rule", _forward, "CPU")
@@ -239,7 +246,7 @@ _BACKWARD_OP = torch.ops.fwlight.native_rule_backward.default
 
 
 def _run(
-    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, S: Tensor, rule: str
+    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, S: Tensor | None, rule: str
 ) -> tuple[Tensor | None, Tensor]:
     if _traced(k):
         o, last, *_ = _OP(q, k, v, beta, S, rule, False)
@@ -250,27 +257,27 @@ def _run(
     q = None if q is None else dense(q)
     k, v = dense(k), dense(v)
     o = None if q is None else empty_like(v)
-    last = v.new_empty(S.shape)
+    last = v.new_empty(_state_shape(k, v))
     _launch_forward(q, k, v, beta, S, rule, o, last)
     return o, last
 
 
 def native_delta_rule(
-    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor, S: Tensor
+    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor, S: Tensor | None
 ) -> tuple[Tensor | None, Tensor]:
     """Run the delta rule in compiled code, in chunks that stay in the processor's cache."""
     return _run(q, k, v, beta, S, "delta")
 
 
 def native_sum_rule(
-    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, S: Tensor
+    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, S: Tensor | None
 ) -> tuple[Tensor | None, Tensor]:
     """Run the sum rule in compiled code, in chunks that stay in the processor's cache."""
     return _run(q, k, v, beta, S, "sum")
 
 
 def native_fwm_rule(
-    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor, S: Tensor
+    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor, S: Tensor | None
 ) -> tuple[Tensor | None, Tensor]:
     """Run the FWM rule in compiled code, in chunks that stay in the processor's cache."""
-    return _run(q, k, v, beta, S, "fwm")
+    return _run(q, k, v, beta, v.new_zeros(_state_shape(k, v)) if S is None else S, "fwm")

@@ -41,7 +41,7 @@ struct Forward {
         v.at(b, h) + first,
         beta.data ? beta.at(b, h) : nullptr,
         q.token, k.token, v.token, beta.token,
-        initial + n * s.keys * s.values + first,
+        offset(initial, n * s.keys * s.values + first),
         last + n * s.keys * s.values + first,
         s.values,
         q.data ? o.at(b, h) + first : nullptr,
@@ -107,7 +107,7 @@ struct Backward {
         v.at(b, h) + first,
         beta.data ? beta.at(b, h) : nullptr,
         q.data ? d_o.at(b, h) + first : nullptr,
-        d_last + n * s.keys * s.values + first,
+        offset(d_last, n * s.keys * s.values + first),
         q.token, k.token, v.token, beta.token, d_o.token,
         s.values,
         states + n * s.groups() * state + first * s.keys_pad,
@@ -118,7 +118,7 @@ struct Backward {
         dk.at(b, h),
         dv.at(b, h) + first,
         dbeta.data ? dbeta.at(b, h) : nullptr,
-        d_initial + n * s.keys * s.values + first,
+        offset(d_initial, n * s.keys * s.values + first),
         dq.token, dk.token, dv.token, dbeta.token,
     };
     if (part > 0) {

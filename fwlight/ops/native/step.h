@@ -32,8 +32,11 @@ FW_INLINE void step_columns(
 template <class T, bool DELTA>
 void step_head(const Shape& s, const ForwardHead<T>& a) {
   constexpr int W = Simd<T>::width;
+  for (Index i = 0; i < s.keys && !a.initial; ++i) {
+    std::memset(a.last + i * a.state_ld, 0, s.values * sizeof(T));
+  }
   for (Index t = 0; t < s.tokens; ++t) {
-    const T* S = t == 0 ? a.initial : a.last;
+    const T* S = t == 0 && a.initial ? a.initial : a.last;
     const T* q = a.q ? a.q + t * a.q_ld : nullptr;
     const T* k = a.k + t * a.k_ld;
     const T* v = a.v + t * a.v_ld;
