@@ -45,7 +45,7 @@ TASKS = {
 MODELS = ("delta_dpfp", "delta_linear", "sum_dpfp", "linear", "softmax")
 PARTS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
-    "update rule": ("_Rule", "native_rule", "delta_read", "ChunkDelta", "ChunkSum", "attention"),
+    "update rule": ("_Rule", "native_rule", "native_read", "ChunkDelta", "ChunkSum", "attention"),
     "feature map, norm": ("dpfp", "sum_norm"),
     "dropout": ("bernoulli", "dropout"),
     "loss": ("softmax", "nll"),

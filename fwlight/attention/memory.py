@@ -172,24 +172,38 @@ class FastWeightMemory(nn.Module):
         self.feature_map.start_sequence()
         projected = k
         with torch.autocast(k.device.type, enabled=False):
-            k, _ = self._keys(k, None, None)
             features = self.queries(q[:, :, None]).squeeze(2)
-            written_k, written_beta = k, beta
-            if self.read_norm == "full" and beta is not None:
-                z = _running_key_sum(k, None)
-                written_k, written_beta = self._normalised_write(k, beta, z)
-            if self.observer is not None:
-                v = F.one_hot(ids, self.d_value).to(k.dtype)[:, None].expand(*heads, -1)
-                z = None if self.read_norm == "none" else k.sum(2)
-                self.observer.write(Writes(projected, written_k, v, written_beta, z))
-                self.observer.read(features[:, :, None])
-            weights = read_weights(self.update_rule, features, written_k, written_beta)
-            if self.read_norm != "none":
+            weights = self._fused_read_weights(features, k, beta)
+            if weights is not None:
+                sums = weights
+            else:
+                k, _ = self._keys(k, None, None)
+                written_k, written_beta = k, beta
+                if self.read_norm == "full" and beta is not None:
+                    z = _running_key_sum(k, None)
+                    written_k, written_beta = self._normalised_write(k, beta, z)
+                if self.observer is not None:
+                    v = F.one_hot(ids, self.d_value).to(k.dtype)[:, None].expand(*heads, -1)
+                    z = None if self.read_norm == "none" else k.sum(2)
+                    self.observer.write(Writes(projected, written_k, v, written_beta, z))
+                    self.observer.read(features[:, :, None])
+                weights = read_weights(self.update_rule, features, written_k, written_beta)
                 sums = weights if beta is None else (k @ features[..., None]).squeeze(-1)
+            if self.read_norm != "none":
                 weights = weights / (sums.sum(-1, keepdim=True) + self.read_eps)
             o = weights.new_zeros(*weights.shape[:2], self.d_value)
             o = o.scatter_add(-1, ids[:, None].expand(heads), weights)
             return self.out_norm(o * self.output_scale).to(q.dtype)
+
+    def _fused_read_weights(self, q: Tensor, k: Tensor, beta: Tensor | None) -> Tensor | None:
+        """Return the weights of one read without forming the features of k, if the map can."""
+        plain = self.read_norm == "none" or (self.read_norm == "output" and beta is None)
+        if self.observer is not None or not plain or self.key_norm == "l2":
+            return None
+        eps = self.key_norm_eps if self.key_norm == "sum" else None
+        return self.feature_map.read_weights(
+            self.update_rule, q, _at_least_float32(k), beta, eps=eps
+        )
 
     @property
     def state_size(self) -> int:
@@ -247,21 +261,31 @@ class FastWeightMemory(nn.Module):
     def _keys(
         self, k: Tensor, offset: Tensor | None, padding_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        k, offset = self.feature_map.key(
-            _at_least_float32(k),
-            offset=offset,
-            scale_cancels=self.key_norm != "none",
-            padding_mask=padding_mask,
-        )
-        k = self._normalise(k, self.key_norm_eps)
+        k = _at_least_float32(k)
+        features = self._divided_by_sum(k, self.key_norm_eps)
+        if features is None:
+            features, offset = self.feature_map.key(
+                k,
+                offset=offset,
+                scale_cancels=self.key_norm != "none",
+                padding_mask=padding_mask,
+            )
+            features = self._normalise(features, self.key_norm_eps)
         if padding_mask is not None:
             # After the normalisation: what is masked earlier could be scaled up again.
-            k = k.masked_fill(padding_mask[:, None, :, None], 0.0)
-        return k, offset
+            features = features.masked_fill(padding_mask[:, None, :, None], 0.0)
+        return features, offset
 
     def queries(self, q: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t k"]:
         """Return the features with which queries read, normalised."""
-        return self._normalise(self.feature_map.query(_at_least_float32(q)), self.query_norm_eps)
+        q = _at_least_float32(q)
+        features = self._divided_by_sum(q, self.query_norm_eps)
+        if features is None:
+            features = self._normalise(self.feature_map.query(q), self.query_norm_eps)
+        return features
+
+    def _divided_by_sum(self, x: Tensor, eps: float) -> Tensor | None:
+        return self.feature_map.divided_by_sum(x, eps) if self.key_norm == "sum" else None
 
     def _normalise(self, x: Tensor, eps: float) -> Tensor:
         if self.key_norm == "none":

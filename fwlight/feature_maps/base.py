@@ -1,5 +1,8 @@
 """What every feature map offers to a memory."""
 
+from collections.abc import Callable
+from typing import Any
+
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -42,6 +45,35 @@ class FeatureMap(nn.Module):
         """
         del offset, scale_cancels, padding_mask
         return self(k), None
+
+    def divided_by_sum(
+        self, x: Float[Tensor, "b h t d"], eps: float
+    ) -> Float[Tensor, "b h t k"] | None:
+        """Return features over their sum and eps, if there is one pass for both, else None.
+
+        Where that is 0, features stay as they are.
+        """
+        del x, eps
+
+    def read_weights(
+        self,
+        update_rule: Callable[..., Any],
+        q: Float[Tensor, "b h k"],
+        k: Float[Tensor, "b h t d"],
+        beta: Float[Tensor, "b h t"] | None,
+        *,
+        eps: float | None,
+    ) -> Float[Tensor, "b h t"] | None:
+        """Return `fwlight.ops.read_weights` for the features of k, if one pass has both, else None.
+
+        Args:
+            update_rule: One that `read_weights` knows.
+            q: One query, features already.
+            k: Keys before the map.
+            beta: Write strengths.
+            eps: Divide the features of k by their sum and this; None does not.
+        """
+        del update_rule, q, k, beta, eps
 
     def start_sequence(self) -> None:
         """Called before a memory starts from nothing; a random map may take a new draw."""

@@ -1,12 +1,15 @@
 """Deterministic parameter-free projection (DPFP)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from fwlight.feature_maps.base import FeatureMap
-from fwlight.ops import native
+from fwlight.ops import dpfp_read_weights, native
 
 
 class DPFPFeatureMap(FeatureMap):
@@ -44,6 +47,26 @@ class DPFPFeatureMap(FeatureMap):
         r = torch.cat([F.relu(x), F.relu(-x)], dim=-1)
         blocks = [r * r.roll(j, dims=-1) for j in range(1, self.nu + 1)]
         return blocks[0] if self.nu == 1 else torch.cat(blocks, dim=-1)
+
+    def divided_by_sum(
+        self, x: Float[Tensor, "b h t d"], eps: float
+    ) -> Float[Tensor, "b h t k"] | None:
+        """Return features over their sum and eps, in compiled code."""
+        self.d_dot(x.shape[-1])
+        return native.native_dpfp(x, self.nu, eps) if native.can_run(x) else None
+
+    def read_weights(
+        self,
+        update_rule: Callable[..., Any],
+        q: Float[Tensor, "b h k"],
+        k: Float[Tensor, "b h t d"],
+        beta: Float[Tensor, "b h t"] | None,
+        *,
+        eps: float | None,
+    ) -> Float[Tensor, "b h t"] | None:
+        """Return `fwlight.ops.read_weights` for the features of k, in compiled code."""
+        self.d_dot(k.shape[-1])
+        return dpfp_read_weights(update_rule, q, k, beta, nu=self.nu, eps=eps)
 
     def extra_repr(self) -> str:
         """Show nu."""

@@ -6,12 +6,13 @@ Every rule has the signature `rule(q, k, v, beta, *, initial_state=None, ...) ->
 from fwlight.ops.delta_read import delta_read_weights
 from fwlight.ops.delta_rule import delta_rule
 from fwlight.ops.fwm_rule import fwm_rule
-from fwlight.ops.read_weights import has_read_weights, read_weights
+from fwlight.ops.read_weights import dpfp_read_weights, has_read_weights, read_weights
 from fwlight.ops.sum_rule import sum_rule
 
 __all__ = [
     "delta_read_weights",
     "delta_rule",
+    "dpfp_read_weights",
     "fwm_rule",
     "has_read_weights",
     "read_weights",

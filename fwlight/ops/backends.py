@@ -46,12 +46,12 @@ def run_rule(
             dtype = torch.promote_types(dtype, x.dtype)
     name = _choose(backends, backend, k, v, dtype)
     state = initial_state
-    if state is None:
-        if name != "native" or k.shape[2] == 0:
-            state = k.new_zeros((*k.shape[:2], k.shape[3], v.shape[3]), dtype=dtype)
-    elif state.dtype != dtype:
-        state = state.to(dtype)
+    if state is not None:
+        state = state if state.dtype == dtype else state.to(dtype)
+    elif name != "native" or k.shape[2] == 0:
+        state = k.new_zeros((*k.shape[:2], k.shape[3], v.shape[3]), dtype=dtype)
     if k.shape[2] == 0:
+        assert state is not None
         return None if q is None else torch.zeros_like(v), state
     inputs = v.dtype if name == "fla" else dtype
     arguments = [x if x is None or x.dtype == inputs else x.to(inputs) for x in (q, k, v, beta)]

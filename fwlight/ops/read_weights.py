@@ -6,6 +6,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from fwlight.ops import native
 from fwlight.ops.delta_read import delta_read_weights
 from fwlight.ops.delta_rule import delta_rule
 from fwlight.ops.sum_rule import sum_rule
@@ -40,6 +41,39 @@ def read_weights(
     assert beta is not None
     options = getattr(update_rule, "keywords", {})
     return delta_read_weights(q, k, beta, backend=options.get("backend", "auto"))
+
+
+def dpfp_read_weights(
+    update_rule: Callable[..., Any],
+    q: Float[Tensor, "b h k"],
+    x: Float[Tensor, "b h t d"],
+    beta: Float[Tensor, "b h t"] | None,
+    *,
+    nu: int,
+    eps: float | None,
+) -> Float[Tensor, "b h t"] | None:
+    """Return what `read_weights` returns for the DPFP features of x, which are never stored.
+
+    Args:
+        update_rule: `sum_rule` or `delta_rule`, options bound.
+        q: One query, features already.
+        x: Keys before the map.
+        beta: Write strengths; None for the sum rule's 1.
+        nu: Number of blocks of the map.
+        eps: Divide the features by their sum and this; None does not.
+
+    Returns:
+        The weights, or None where compiled code cannot give them: elsewhere than on CPUs, for
+        numbers that are not float32 or float64, and if the rule is bound to another back end.
+    """
+    backend = getattr(update_rule, "keywords", {}).get("backend", "auto")
+    same = q.dtype == x.dtype and (beta is None or beta.dtype == x.dtype)
+    if backend not in ("auto", "native") or not same or not native.can_run(x):
+        return None
+    if _plain(update_rule) is sum_rule:
+        scores = native.native_dpfp_read(q, x, None, nu, eps)
+        return scores if beta is None else beta * scores
+    return native.native_dpfp_read(q, x, beta, nu, eps)
 
 
 def _plain(update_rule: Callable[..., Any]) -> Any:

@@ -14,12 +14,20 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def results(nu: int, x: torch.Tensor, *, compiled: bool = True) -> list[torch.Tensor]:
+def results(
+    nu: int, x: torch.Tensor, *, eps: float | None = None, compiled: bool = True
+) -> list[torch.Tensor]:
     with pytest.MonkeyPatch.context() as patch:
         if not compiled:
             patch.setattr(native, "can_run", lambda _: False)
-        features = DPFPFeatureMap(nu)(x)
-    weights = torch.linspace(-1, 1.5, features.numel(), dtype=x.dtype).view(features.shape)
+        if eps is None or not compiled:
+            features = DPFPFeatureMap(nu)(x)
+        else:
+            features = native.native_dpfp(x, nu, eps)
+    if eps is not None and not compiled:
+        total = features.sum(-1, keepdim=True) + eps
+        features = features / total.masked_fill(total == 0, 1.0)
+    weights = torch.arange(features.numel(), dtype=x.dtype).cos().view(features.shape)
     return [features, *torch.autograd.grad((weights * features).sum(), x)]
 
 
@@ -29,8 +37,9 @@ def gaussian(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("eps", [None, 0.0, 0.1])
 @pytest.mark.parametrize(("d", "nu"), [(1, 1), (2, 3), (5, 9), (16, 1), (33, 3), (64, 70)])
-def test_compiled_dpfp_equals_the_operators_of_torch(d, nu, dtype):
+def test_compiled_dpfp_equals_the_operators_of_torch(d, nu, eps, dtype):
     x = gaussian(2, 3, 7, d, dtype=dtype)
     x[:, :, 2] = 0.0
     x[:, :, 3, 0] = -0.0
@@ -38,7 +47,13 @@ def test_compiled_dpfp_equals_the_operators_of_torch(d, nu, dtype):
     layouts = [x, x.transpose(1, 2), x.mT.contiguous().mT, x[:, :, :1].expand_as(x)]
     for y in [*layouts, x[0], x[0, 0, 0], x[None], x[:0]]:
         y = y.detach().requires_grad_()
-        torch.testing.assert_close(results(nu, y), results(nu, y, compiled=False))
+        # Divided features lose digits where their sum is small, in torch's operators too.
+        exact = y.detach().double().requires_grad_()
+        expected = results(nu, exact, eps=eps, compiled=False)
+        for actual, wanted in zip(results(nu, y, eps=eps), expected, strict=True):
+            assert actual.dtype == dtype
+            atol, rtol = (1e-12, 1e-12) if dtype == torch.float64 else (1e-4, 1e-5)
+            torch.testing.assert_close(actual.double(), wanted, atol=atol, rtol=rtol)
 
 
 @needs_compiler
@@ -60,14 +75,20 @@ def test_compiled_dpfp_can_be_differentiated_twice():
     x = gaussian(2, 1, 3, 4).requires_grad_()
     assert torch.autograd.gradcheck(DPFPFeatureMap(3), x)
     assert torch.autograd.gradgradcheck(DPFPFeatureMap(3), x)
+    divided = lambda y: DPFPFeatureMap(3).divided_by_sum(y, 0.1)  # noqa: E731
+    assert torch.autograd.gradcheck(divided, x)
+    assert torch.autograd.gradgradcheck(divided, x)
 
 
 @needs_compiler
 def test_compiled_dpfp_passes_the_checks_of_torch():
     x = gaussian(2, 3, 4, 5).transpose(1, 2)
     g = gaussian(2, 3, 4, 20).transpose(1, 2)
-    torch.library.opcheck(torch.ops.fwlight.native_dpfp.default, (x.requires_grad_(), 2))
-    torch.library.opcheck(torch.ops.fwlight.native_dpfp_backward.default, (g, x.detach(), 2))
+    x.requires_grad_()
+    for eps in (None, 0.1):
+        torch.library.opcheck(torch.ops.fwlight.native_dpfp.default, (x, 2, eps))
+        backward = torch.ops.fwlight.native_dpfp_backward.default
+        torch.library.opcheck(backward, (g, x.detach(), 2, eps))
 
 
 @needs_compiler

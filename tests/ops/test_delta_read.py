@@ -120,7 +120,7 @@ def test_any_layout_and_threads_agree():
 @needs_compiler
 def test_native_read_passes_the_checks_of_torch_and_refuses_second_derivatives():
     q, k, _, beta = make_read(6)
-    torch.library.opcheck(torch.ops.fwlight.native_delta_read.default, (q, k, beta))
+    torch.library.opcheck(torch.ops.fwlight.native_read.default, (q, k, beta, 0, None))
     loss = delta_read_weights(q, k, beta, backend="native").square().sum()
     with pytest.raises(RuntimeError, match="use backend='recurrent'"):
         torch.autograd.grad(loss, q, create_graph=True)

@@ -1,11 +1,11 @@
 """Update rules, DPFP, normalisation and dropout in C++ on CPUs, by the machine's own compiler."""
 
 from fwlight.ops.native.build import obstacle
-from fwlight.ops.native.delta_read import native_delta_read
 from fwlight.ops.native.dpfp import native_dpfp
 from fwlight.ops.native.dropout import native_dropout
 from fwlight.ops.native.kernels import native_delta_rule, native_fwm_rule, native_sum_rule
 from fwlight.ops.native.launch import can_run
+from fwlight.ops.native.read import native_delta_read, native_dpfp_read
 from fwlight.ops.native.sum_norm import native_sum_norm
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "native_delta_read",
     "native_delta_rule",
     "native_dpfp",
+    "native_dpfp_read",
     "native_dropout",
     "native_fwm_rule",
     "native_sum_norm",

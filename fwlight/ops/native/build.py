@@ -22,7 +22,7 @@ FUNCTIONS = (
     "fwlight_backward",
     "fwlight_dpfp",
     "fwlight_sum_norm",
-    "fwlight_delta_read",
+    "fwlight_read",
     "fwlight_dropout",
 )
 REALS = {torch.float32: "float", torch.float64: "double"}

@@ -27,8 +27,8 @@ LIBRARY.define(
     " -> (Tensor o, Tensor state, Tensor states, Tensor errors, Tensor products)"
 )
 LIBRARY.define(
-    "native_rule_backward(Tensor? q, Tensor k, Tensor v, Tensor? beta, Tensor? d_o, Tensor? d_state,"
-    " Tensor states, Tensor errors, Tensor products, str rule, bool started)"
+    "native_rule_backward(Tensor? q, Tensor k, Tensor v, Tensor? beta, Tensor? d_o,"
+    " Tensor? d_state, Tensor states, Tensor errors, Tensor products, str rule, bool started)"
     " -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbeta, Tensor d_state)"
 )
 
@@ -229,9 +229,7 @@ def _fake_forward(q: Any, k: Any, v: Any, beta: Any, state: Any, rule: str, keep
     return _forward_results(q, dense(k), dense(v), rule, keep)
 
 
-def _fake_backward(
-    q: Any, k: Any, v: Any, beta: Any, d_o: Any, d_state: Any, *others: Any
-) -> Any:
+def _fake_backward(q: Any, k: Any, v: Any, beta: Any, d_o: Any, d_state: Any, *others: Any) -> Any:
     q = None if q is None or d_o is None else dense(q)
     return _backward_results(q, dense(k), dense(v), beta, others[-1])
 

@@ -3,13 +3,13 @@
 
 #include "arguments.h"
 #include "backward.h"
-#include "delta_read.h"
 #include "denormals.h"
 #include "dpfp.h"
 #include "dropout.h"
 #include "forward.h"
 #include "fwm_backward.h"
 #include "fwm_forward.h"
+#include "read.h"
 #include "step.h"
 #include "sum_norm.h"
 
@@ -208,8 +208,8 @@ int fwlight_dpfp(const Index* arguments) {
 int fwlight_sum_norm(const Index* arguments) {
   return guarded([&] { SumNorm<FW_REAL>{Arguments(arguments)}.run(); });
 }
-int fwlight_delta_read(const Index* arguments) {
-  return guarded([&] { DeltaRead<FW_REAL>{Arguments(arguments)}.run(); });
+int fwlight_read(const Index* arguments) {
+  return guarded([&] { Read<FW_REAL>{Arguments(arguments)}.run(); });
 }
 int fwlight_dropout(const Index* arguments) {
   return guarded([&] { Dropout<FW_REAL>{Arguments(arguments)}.run(); });
