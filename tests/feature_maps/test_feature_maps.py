@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -201,3 +203,36 @@ def test_favor_layers_draw_differently() -> None:
 def test_favor_refuses_bad_options(kwargs: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FAVORFeatureMap(D, **kwargs)
+
+
+COMPILE = """
+import sys
+import torch
+from fwlight.feature_maps import FAVORFeatureMap
+
+redraw = sys.argv[1]
+phi = FAVORFeatureMap(8, 16, redraw=redraw)
+
+def features(x):
+    phi.start_sequence()
+    keys, offset = phi.key(x)
+    return phi.query(x), keys, offset
+
+compiled = torch.compile(features, fullgraph=redraw == "never")
+for t in (5, 6, 7):  # after the first change of a size it becomes a symbol
+    x = torch.randn(2, 3, t, 8)
+    draws = phi.draws.clone()
+    actual = compiled(x)
+    phi.draws = draws  # the same draw once more
+    torch.testing.assert_close(actual, features(x))
+assert int(phi.draws) == (0 if redraw == "never" else 3)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("redraw", ["never", "training"])
+def test_favor_can_be_compiled(redraw: str) -> None:
+    # In a process of its own: the checks of annotations under pytest cannot be compiled.
+    command = [sys.executable, "-c", COMPILE, redraw]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
