@@ -16,10 +16,8 @@ from typing import Any
 
 from benchmarks.reporting import report_command
 
-COLUMNS = (
-    *("row", "run", "bleu", "bleu_lowercase", "chrf", "exact_match", "ppl"),
-    *("parameters", "steps", "minutes"),
-)
+SCORES = ("bleu", "bleu_lowercase", "chrf", "exact_match", "ppl")
+COLUMNS: tuple[str, ...] = ("row", "run", *SCORES, "parameters", "steps", "minutes")
 BASELINE = "softmax"
 Row = dict[str, Any]
 
@@ -47,7 +45,7 @@ def read(folder: Path) -> list[Row]:
         summary = json.loads(path.read_text(encoding="utf-8"))
         if summary.get("test/bleu") is None:
             continue
-        scores = {name: summary[f"test/{name}"] for name in COLUMNS[2:7]}
+        scores = {name: summary[f"test/{name}"] for name in SCORES}
         rows.append(
             {
                 "row": path.parent.name.split("__")[0],

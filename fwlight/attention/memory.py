@@ -174,9 +174,7 @@ class FastWeightMemory(nn.Module):
         with torch.autocast(k.device.type, enabled=False):
             features = self.queries(q[:, :, None]).squeeze(2)
             weights = self._fused_read_weights(features, k, beta)
-            if weights is not None:
-                sums = weights
-            else:
+            if weights is None:
                 k, _ = self._keys(k, None, None)
                 written_k, written_beta = k, beta
                 if self.read_norm == "full" and beta is not None:
@@ -188,8 +186,8 @@ class FastWeightMemory(nn.Module):
                     self.observer.write(Writes(projected, written_k, v, written_beta, z))
                     self.observer.read(features[:, :, None])
                 weights = read_weights(self.update_rule, features, written_k, written_beta)
-                sums = weights if beta is None else (k @ features[..., None]).squeeze(-1)
             if self.read_norm != "none":
+                sums = weights if beta is None else (k @ features[..., None]).squeeze(-1)
                 weights = weights / (sums.sum(-1, keepdim=True) + self.read_eps)
             o = weights.new_zeros(*weights.shape[:2], self.d_value)
             o = o.scatter_add(-1, ids[:, None].expand(heads), weights)

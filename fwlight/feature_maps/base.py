@@ -11,7 +11,8 @@ class FeatureMap(nn.Module):
     """The map phi applied to queries and keys, one head vector at a time: `[..., d] -> [..., k]`.
 
     Most maps treat queries and keys alike and only define `forward`. A map whose numerical
-    stabiliser differs between the two overrides `query` and `key`.
+    stabiliser differs between the two overrides `query` and `key`. `divided_by_sum` and
+    `read_weights` are short cuts, whose results must be those of `query` and `key`.
     """
 
     def d_dot(self, d_head: int) -> int:
@@ -51,7 +52,8 @@ class FeatureMap(nn.Module):
     ) -> Float[Tensor, "b h t k"] | None:
         """Return features over their sum and eps, if there is one pass for both, else None.
 
-        Where that is 0, features stay as they are.
+        Of queries and keys alike, for maps whose keys have no offset. Where the sum is 0, features
+        stay as they are.
         """
         del x, eps
 

@@ -51,9 +51,10 @@ class DPFPFeatureMap(FeatureMap):
     def divided_by_sum(
         self, x: Float[Tensor, "b h t d"], eps: float
     ) -> Float[Tensor, "b h t k"] | None:
-        """Return features over their sum and eps, in compiled code."""
+        """Return features over their sum and eps in compiled code, or None where it cannot run."""
         self.d_dot(x.shape[-1])
-        return native.native_dpfp(x, self.nu, eps) if native.can_run(x) else None
+        compiled = self._is_plain() and native.can_run(x)
+        return native.native_dpfp(x, self.nu, eps) if compiled else None
 
     def read_weights(
         self,
@@ -64,9 +65,16 @@ class DPFPFeatureMap(FeatureMap):
         *,
         eps: float | None,
     ) -> Float[Tensor, "b h t"] | None:
-        """Return `fwlight.ops.read_weights` for the features of k, in compiled code."""
+        """Return `fwlight.ops.dpfp_read_weights`, None where that has no answer."""
         self.d_dot(k.shape[-1])
+        if not self._is_plain():
+            return None
         return dpfp_read_weights(update_rule, q, k, beta, nu=self.nu, eps=eps)
+
+    def _is_plain(self) -> bool:
+        """Whether a subclass has left the map as it is."""
+        names = ("forward", "query", "key")
+        return all(getattr(type(self), x) is getattr(DPFPFeatureMap, x) for x in names)
 
     def extra_repr(self) -> str:
         """Show nu."""

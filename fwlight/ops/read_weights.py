@@ -56,23 +56,42 @@ def dpfp_read_weights(
 
     Args:
         update_rule: `sum_rule` or `delta_rule`, options bound.
-        q: One query, features already.
+        q: One query, features already, k = 2 d nu.
         x: Keys before the map.
         beta: Write strengths; None for the sum rule's 1.
         nu: Number of blocks of the map.
         eps: Divide the features by their sum and this; None does not.
 
     Returns:
-        The weights, or None where compiled code cannot give them: elsewhere than on CPUs, for
-        numbers that are not float32 or float64, and if the rule is bound to another back end.
+        The weights, differentiable once; or None where compiled code cannot give them: elsewhere
+        than on CPUs, for keys that are not float32 or float64, and if the rule is not one that
+        `read_weights` knows or is bound to another back end.
+
+    Raises:
+        ValueError: If shapes disagree or there is no such nu.
     """
     backend = getattr(update_rule, "keywords", {}).get("backend", "auto")
-    same = q.dtype == x.dtype and (beta is None or beta.dtype == x.dtype)
-    if backend not in ("auto", "native") or not same or not native.can_run(x):
+    if not has_read_weights(update_rule) or backend not in ("auto", "native"):
         return None
+    if not native.can_run(x):
+        return None
+    d = x.shape[-1]
+    if (
+        x.ndim != 4
+        or not 1 <= nu < 2 * d
+        or q.shape != (*x.shape[:2], 2 * d * nu)
+        or (beta is not None and beta.shape != x.shape[:3])
+    ):
+        raise ValueError(
+            f"with x [B, H, T, d] and 1 <= nu < 2 d, q must be [B, H, 2 d nu] and beta [B, H, T], "
+            f"not x {list(x.shape)}, nu {nu}, q {list(q.shape)} and beta "
+            f"{None if beta is None else list(beta.shape)}"
+        )
+    q, beta = q.to(x.dtype), None if beta is None else beta.to(x.dtype)
     if _plain(update_rule) is sum_rule:
         scores = native.native_dpfp_read(q, x, None, nu, eps)
         return scores if beta is None else beta * scores
+    assert beta is not None
     return native.native_dpfp_read(q, x, beta, nu, eps)
 
 

@@ -71,6 +71,15 @@ def test_compiled_dpfp_uses_threads_and_keeps_heads_inside_tokens():
 
 
 @needs_compiler
+def test_features_too_small_for_a_sum_stay_as_they_are():
+    # Every product is 0 in float32, of which forward and backward must think alike.
+    x = torch.full((1, 1, 1, 4), 2.2e-23, requires_grad=True)
+    features, gradient = results(2, x, eps=0.0)
+    assert (features == 0).all()
+    assert (gradient.abs() < 1e-20).all()
+
+
+@needs_compiler
 def test_compiled_dpfp_can_be_differentiated_twice():
     x = gaussian(2, 1, 3, 4).requires_grad_()
     assert torch.autograd.gradcheck(DPFPFeatureMap(3), x)

@@ -16,6 +16,7 @@ from fwlight.feature_maps import (
     SiLUFeatureMap,
     TanhFeatureMap,
 )
+from fwlight.ops import native
 
 D = 6
 MAPS = {
@@ -230,6 +231,7 @@ assert int(phi.draws) == (0 if redraw == "never" else 3)
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not native.can_run(torch.ones(1)), reason="there is no C++ compiler")
 @pytest.mark.parametrize("redraw", ["never", "training"])
 def test_favor_can_be_compiled(redraw: str) -> None:
     # In a process of its own: the checks of annotations under pytest cannot be compiled.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fwlight.attention import FastWeightMemory
 from fwlight.feature_maps import DPFPFeatureMap
-from fwlight.ops import delta_rule, dpfp_read_weights, native, read_weights, sum_rule
+from fwlight.ops import delta_rule, dpfp_read_weights, fwm_rule, native, read_weights, sum_rule
 from tests.ops.discovery import assert_near, weighted_sum
 
 pytestmark = pytest.mark.skipif(
@@ -103,6 +103,27 @@ def test_where_compiled_code_cannot_run_there_is_no_answer(rule, monkeypatch):
     assert dpfp_read_weights(rule, *inputs, nu=2, eps=None) is None
 
 
+@pytest.mark.usefixtures("no_annotation_checks")
+def test_wrong_sizes_and_rules_are_refused():
+    q, x, beta = make_read(4)
+    for changed in ((q[..., 1:], x, beta), (q[:, 1:], x, beta), (q, x, beta[..., 1:])):
+        with pytest.raises(ValueError, match=r"not x \[2, 3, 4, 5\], nu 2, q \["):
+            dpfp_read_weights(delta_rule, *changed, nu=2, eps=None)
+    with pytest.raises(ValueError, match="nu 10"):
+        dpfp_read_weights(delta_rule, q, x, beta, nu=10, eps=None)
+    with pytest.raises(AssertionError):
+        dpfp_read_weights(delta_rule, q, x, None, nu=2, eps=None)
+    assert dpfp_read_weights(fwm_rule, q, x, beta, nu=2, eps=None) is None
+
+
+def test_strengths_in_half_precision_are_promoted():
+    q, x, beta = (y.detach().float() for y in make_read(4))
+    a = dpfp_read_weights(delta_rule, q, x, beta.bfloat16(), nu=2, eps=0.0)
+    assert torch.equal(
+        a, dpfp_read_weights(delta_rule, q, x, beta.bfloat16().float(), nu=2, eps=0.0)
+    )
+
+
 @each_rule
 @each_eps
 def test_the_operator_passes_the_checks_of_torch_and_refuses_second_derivatives(rule, eps):
@@ -117,7 +138,7 @@ def test_the_operator_passes_the_checks_of_torch_and_refuses_second_derivatives(
 @each_rule
 @pytest.mark.parametrize("key_norm", ["none", "sum"])
 @pytest.mark.parametrize("read_norm", ["none", "output"])
-def test_a_memory_recalls_with_it_what_it_writes_and_reads(rule, key_norm, read_norm):
+def test_a_memory_recalls_with_it_what_it_writes_and_reads(rule, key_norm, read_norm, monkeypatch):
     memory = FastWeightMemory(
         6, d_value=9, feature_map=partial(DPFPFeatureMap, 2), update_rule=rule,
         key_norm=key_norm, read_norm=read_norm, key_norm_eps=1e-3,
@@ -127,5 +148,45 @@ def test_a_memory_recalls_with_it_what_it_writes_and_reads(rule, key_norm, read_
     beta = beta if memory.has_beta else None
     ids = torch.arange(80).reshape(2, 40) % 9
     v = torch.nn.functional.one_hot(ids, 9).double()[:, None]
+    expected = memory.read(q[:, :, None], memory.write(x, v, beta)).squeeze(2)
+    reads = []
+    operator = native.native_dpfp_read
+    monkeypatch.setattr(native, "native_dpfp_read", lambda *a: reads.append(a) or operator(*a))
+    assert_near(memory.recall(q, x, ids, beta), expected, 1e-11)
+    # The delta rule's own weights are not what a read_norm sums.
+    assert len(reads) == (0 if memory.has_beta and read_norm == "output" else 1)
+    # Who observes is shown the features.
+    memory.observer = Observer()
+    reads.clear()
+    assert_near(memory.recall(q, x, ids, beta), expected, 1e-11)
+    assert reads == []
+    assert [y.shape[-1] for y in memory.observer.seen] == [24, 24]
+    assert memory.observer.seen[0].shape[2] == 40
+
+
+class Observer:
+    def __init__(self):
+        self.seen = []
+
+    def write(self, writes):
+        self.seen.append(writes.k)
+
+    def read(self, q, padding_mask=None):
+        self.seen.append(q)
+
+
+def test_a_changed_map_is_not_passed_by():
+    class Shifted(DPFPFeatureMap):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    memory = FastWeightMemory(
+        6, d_value=9, feature_map=Shifted, update_rule=delta_rule, key_norm="sum"
+    )
+    _, x, beta = make_read(40, 6, h=1)
+    q = torch.ones(2, 1, 6, dtype=torch.float64)
+    ids = torch.arange(80).reshape(2, 40) % 9
+    v = torch.nn.functional.one_hot(ids, 9).double()[:, None]
+    assert (memory.queries(q[:, :, None]) > 0).all()
     expected = memory.read(q[:, :, None], memory.write(x, v, beta)).squeeze(2)
     assert_near(memory.recall(q, x, ids, beta), expected, 1e-11)

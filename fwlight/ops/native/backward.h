@@ -4,12 +4,12 @@
 
 template <class T>
 struct BackwardHead {
-  const T *q, *k, *v, *beta, *d_o, *d_last;  // q and d_o may be null together; d_last: zeros
+  const T *q, *k, *v, *beta, *d_o, *d_last;  // q and d_o may be null together
   Index q_ld, k_ld, v_ld, beta_ld, do_ld;
   Index state_ld;
   const T *states, *errors, *products;
   Index states_step, errors_step, every;
-  // dbeta may be null (sum rule), and d_initial, where the first state is zero.
+  // A null d_last is zeros; dbeta may be null (sum rule), and d_initial where the state begins at zero.
   T *dq, *dk, *dv, *dbeta, *d_initial;
   Index dq_ld, dk_ld, dv_ld, dbeta_ld;
 };
@@ -76,14 +76,17 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
     return X;
   };
 
-  if (!a.d_last) std::memset(dSt, 0, KV * sizeof(T));
-  for (Index i = 0; i < Kp && a.d_last; i += PAD) {
-    for (Index j = 0; j < Vp; j += PAD) {
-      to_panels(
-          a.d_last + i * a.state_ld + j, a.state_ld, std::min<Index>(PAD, s.keys - i),
-          std::min<Index>(PAD, s.values - j), dUt, PAD);
-      transpose_block(dUt, dSt + i * Vp + j * PAD);
+  if (a.d_last) {
+    for (Index i = 0; i < Kp; i += PAD) {
+      for (Index j = 0; j < Vp; j += PAD) {
+        to_panels(
+            a.d_last + i * a.state_ld + j, a.state_ld, std::min<Index>(PAD, s.keys - i),
+            std::min<Index>(PAD, s.values - j), dUt, PAD);
+        transpose_block(dUt, dSt + i * Vp + j * PAD);
+      }
     }
+  } else {
+    std::memset(dSt, 0, KV * sizeof(T));
   }
   for (Index last = s.chunks() - 1; last >= 0;) {
     const Index first = last / a.every * a.every;

@@ -6,10 +6,13 @@
 //     dr_i = sum_j g_j,i r_{i-j} + g_j,{i+j} r_{i+j}      dx_i = [x_i > 0] dr_i - [x_i < 0] dr_{d+i}
 //
 // Features may be divided by their sum s = eps + sum_i r_i R_i / 2, R_i = sum_j r_{i-j} + r_{i+j}
-// (where s is 0 they stay as they are). Then, with dr as above,
+// (where s is 0, or no normal number, they stay as they are). Then, with dr as above,
 //
 //     dr'_i = (dr_i - R_i c / s) / s      c = sum_j g_j . block_j = sum_i r_i dr_i / 2
 #pragma once
+#include <cmath>
+#include <limits>
+
 #include "arguments.h"
 
 template <class T>
@@ -47,7 +50,7 @@ struct DpfpMap {
       }
     }
     sum += eps;
-    if (!divided || sum == 0) return;
+    if (!divided || vanishes(sum)) return;
     const T factor = 1 / sum;
 #pragma omp simd
     for (Index i = 0; i < nu * n; ++i) y[i] *= factor;
@@ -69,6 +72,9 @@ struct DpfpMap {
   }
 
  private:
+  // Forward and backward add in different orders; below this they could disagree about zero.
+  static bool vanishes(T sum) { return std::abs(sum) < std::numeric_limits<T>::min(); }
+
   void divide(const T* __restrict__ r, T* __restrict__ dr, T* __restrict__ R) const {
     const Index n = 2 * size;
     for (Index i = 0; i < n; ++i) R[i] = 0;
@@ -82,7 +88,7 @@ struct DpfpMap {
       c += r[i] * dr[i];
     }
     sum = sum / 2 + eps;
-    if (sum == 0) return;
+    if (vanishes(sum)) return;
     const T factor = 1 / sum, less = c / 2 * factor;
 #pragma omp simd
     for (Index i = 0; i < n; ++i) dr[i] = factor * (dr[i] - less * R[i]);

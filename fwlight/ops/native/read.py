@@ -105,10 +105,13 @@ def _launch(
 def _keep_results(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, beta, ctx.nu, ctx.eps = inputs
     ctx.save_for_backward(q, k, beta, *output)
+    ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, da: Tensor, d_kept: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, da: Tensor | None, d_kept: Tensor | None) -> tuple[Tensor | None, ...]:
     del d_kept  # nobody reads them
+    if da is None:
+        return (None,) * 5
     refuse_second_derivative()
     found = torch.ops.fwlight.native_read_backward(*ctx.saved_tensors, da, ctx.nu, ctx.eps)
     dq, dk, dbeta = found

@@ -32,8 +32,10 @@ FW_INLINE void step_columns(
 template <class T, bool DELTA>
 void step_head(const Shape& s, const ForwardHead<T>& a) {
   constexpr int W = Simd<T>::width;
-  for (Index i = 0; i < s.keys && !a.initial; ++i) {
-    std::memset(a.last + i * a.state_ld, 0, s.values * sizeof(T));
+  if (!a.initial) {
+    for (Index i = 0; i < s.keys; ++i) {
+      std::memset(a.last + i * a.state_ld, 0, s.values * sizeof(T));
+    }
   }
   for (Index t = 0; t < s.tokens; ++t) {
     const T* S = t == 0 && a.initial ? a.initial : a.last;
