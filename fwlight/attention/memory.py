@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fwlight.attention.observation import MemoryObserver, Writes
 from fwlight.checks import check_choice
-from fwlight.feature_maps import FeatureMap
-from fwlight.ops import has_read_weights, native, read_weights
+from fwlight.feature_maps import DPFPFeatureMap, FeatureMap
+from fwlight.ops import dpfp_read_weights, has_read_weights, native, read_weights
 
 KEY_NORMS = ("none", "sum", "l2")
 READ_NORMS = ("none", "output", "full")
@@ -194,14 +194,16 @@ class FastWeightMemory(nn.Module):
             return self.out_norm(o * self.output_scale).to(q.dtype)
 
     def _fused_read_weights(self, q: Tensor, k: Tensor, beta: Tensor | None) -> Tensor | None:
-        """Return the weights of one read without forming the features of k, if the map can."""
+        """Return the weights of one read without storing the features of k, if that is possible."""
+        phi = self.feature_map
+        if not isinstance(phi, DPFPFeatureMap) or not phi.is_plain():
+            return None
         plain = self.read_norm == "none" or (self.read_norm == "output" and beta is None)
-        if self.observer is not None or not plain or self.key_norm == "l2":
+        if not plain or self.observer is not None or self.key_norm == "l2":
             return None
         eps = self.key_norm_eps if self.key_norm == "sum" else None
-        return self.feature_map.read_weights(
-            self.update_rule, q, _at_least_float32(k), beta, eps=eps
-        )
+        k = _at_least_float32(k)
+        return dpfp_read_weights(self.update_rule, q, k, beta, nu=phi.nu, eps=eps)
 
     @property
     def state_size(self) -> int:

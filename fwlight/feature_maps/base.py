@@ -1,8 +1,5 @@
 """What every feature map offers to a memory."""
 
-from collections.abc import Callable
-from typing import Any
-
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -11,8 +8,8 @@ class FeatureMap(nn.Module):
     """The map phi applied to queries and keys, one head vector at a time: `[..., d] -> [..., k]`.
 
     Most maps treat queries and keys alike and only define `forward`. A map whose numerical
-    stabiliser differs between the two overrides `query` and `key`. `divided_by_sum` and
-    `read_weights` are short cuts, whose results must be those of `query` and `key`.
+    stabiliser differs between the two overrides `query` and `key`. `divided_by_sum` is a short cut,
+    whose result must be that of both and of the division.
     """
 
     def d_dot(self, d_head: int) -> int:
@@ -56,26 +53,6 @@ class FeatureMap(nn.Module):
         stay as they are.
         """
         del x, eps
-
-    def read_weights(
-        self,
-        update_rule: Callable[..., Any],
-        q: Float[Tensor, "b h k"],
-        k: Float[Tensor, "b h t d"],
-        beta: Float[Tensor, "b h t"] | None,
-        *,
-        eps: float | None,
-    ) -> Float[Tensor, "b h t"] | None:
-        """Return `fwlight.ops.read_weights` for the features of k, if one pass has both, else None.
-
-        Args:
-            update_rule: One that `read_weights` knows.
-            q: One query, features already.
-            k: Keys before the map.
-            beta: Write strengths.
-            eps: Divide the features of k by their sum and this; None does not.
-        """
-        del update_rule, q, k, beta, eps
 
     def start_sequence(self) -> None:
         """Called before a memory starts from nothing; a random map may take a new draw."""

@@ -1,15 +1,12 @@
 """Deterministic parameter-free projection (DPFP)."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from fwlight.feature_maps.base import FeatureMap
-from fwlight.ops import dpfp_read_weights, native
+from fwlight.ops import native
 
 
 class DPFPFeatureMap(FeatureMap):
@@ -53,26 +50,11 @@ class DPFPFeatureMap(FeatureMap):
     ) -> Float[Tensor, "b h t k"] | None:
         """Return features over their sum and eps in compiled code, or None where it cannot run."""
         self.d_dot(x.shape[-1])
-        compiled = self._is_plain() and native.can_run(x)
+        compiled = self.is_plain() and native.can_run(x)
         return native.native_dpfp(x, self.nu, eps) if compiled else None
 
-    def read_weights(
-        self,
-        update_rule: Callable[..., Any],
-        q: Float[Tensor, "b h k"],
-        k: Float[Tensor, "b h t d"],
-        beta: Float[Tensor, "b h t"] | None,
-        *,
-        eps: float | None,
-    ) -> Float[Tensor, "b h t"] | None:
-        """Return `fwlight.ops.dpfp_read_weights`, None where that has no answer."""
-        self.d_dot(k.shape[-1])
-        if not self._is_plain():
-            return None
-        return dpfp_read_weights(update_rule, q, k, beta, nu=self.nu, eps=eps)
-
-    def _is_plain(self) -> bool:
-        """Whether a subclass has left the map as it is."""
+    def is_plain(self) -> bool:
+        """Return whether a subclass has left the map as it is."""
         names = ("forward", "query", "key")
         return all(getattr(type(self), x) is getattr(DPFPFeatureMap, x) for x in names)
 
