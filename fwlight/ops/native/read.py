@@ -113,9 +113,9 @@ def _gradients(ctx: Any, da: Tensor | None, d_kept: Tensor | None) -> tuple[Tens
     if da is None:
         return (None,) * 5
     refuse_second_derivative()
-    found = torch.ops.fwlight.native_read_backward(*ctx.saved_tensors, da, ctx.nu, ctx.eps)
-    dq, dk, dbeta = found
-    return dq, dk, None if ctx.saved_tensors[2] is None else dbeta, None, None
+    saved = ctx.saved_tensors  # q, k, beta, a and kept
+    dq, dk, dbeta = torch.ops.fwlight.native_read_backward(*saved, da, ctx.nu, ctx.eps)
+    return dq, dk, None if saved[2] is None else dbeta, None, None
 
 
 def _fake_forward(q: Any, k: Any, beta: Any, nu: int, eps: float | None) -> Any:
