@@ -5,7 +5,8 @@ penalty: once `fwlight.models.beam_search`, whose decoder carries its state from
 once with a model that runs the whole decoder over all tokens so far at every step. They take turns
 in one process, and must agree. Models are untrained, of the size of
 `experiment=translation_multi30k`, and hardly ever end a sentence: translations are as long as their
-sources, whose mean length is that of Multi30k's German side.
+sources, whose mean length is that of Multi30k's German side. A batch has about as many sentences as
+one of that experiment's test.
 """
 
 import argparse
@@ -68,7 +69,7 @@ def main() -> None:
     )
     parser.add_argument("--models", nargs="+", default=["softmax", "delta_dpfp"])
     parser.add_argument("--width", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--batch", type=int, default=200)
     parser.add_argument("--sentences", type=int, default=1000)
     parser.add_argument("--length", type=int, default=17, help="mean tokens of a sentence")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -4,6 +4,7 @@ from fwlight.attention.heads import ConvState, MultiHeadAttention
 from fwlight.attention.memory import FastWeightMemory, MemoryState
 from fwlight.attention.short_conv import ShortConv
 from fwlight.attention.softmax import KeyValueCache, KeyValueMemory
+from fwlight.ops import overwriting_states
 
 __all__ = [
     "ConvState",
@@ -13,4 +14,5 @@ __all__ = [
     "MemoryState",
     "MultiHeadAttention",
     "ShortConv",
+    "overwriting_states",
 ]

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from fwlight.attention import overwriting_states
 from fwlight.checks import check_sizes
 from fwlight.compiling import uncompiled
 from fwlight.models.decoder_lm import DecoderLM
@@ -47,7 +48,7 @@ def generate(
             f"temperature={temperature} and top_k={top_k} must not be negative, "
             f"top_p={top_p} must lie in (0, 1]"
         )
-    with evaluation_mode(model):
+    with evaluation_mode(model), overwriting_states():
         tokens, step, state = [prompt], prompt, None
         for _ in range(max_new_tokens):
             hidden, state = model.features(step, initial_state=state)

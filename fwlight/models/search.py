@@ -1,11 +1,13 @@
 """Greedy and beam search with an encoder-decoder, a batch of sources at a time."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fwlight.attention import overwriting_states
 from fwlight.checks import check_sizes
 from fwlight.models.encoder_decoder import DecoderState, EncoderDecoder
 from fwlight.models.generate import evaluation_mode
@@ -22,7 +24,7 @@ def greedy_search(
 ) -> list[list[int]]:
     """Take the likeliest token again and again; arguments and result as of `beam_search`."""
     check_sizes(max_length=int(max_length.min()))
-    with evaluation_mode(model):
+    with evaluation_mode(model), overwriting_states():
         state = model.encode(source)
         found: list[list[int]] = [[] for _ in source]
         alive = torch.arange(len(source), device=source.device)
@@ -79,7 +81,7 @@ def beam_search(
     check_sizes(width=width, max_length=int(max_length.min()))
     if length_penalty < 0:
         raise ValueError(f"length_penalty={length_penalty} must not be negative")
-    with evaluation_mode(model):
+    with evaluation_mode(model), overwriting_states():
         beams = _Beams(len(source), width, eos_id, length_penalty, source.device)
         state = model.encode(source)
         tokens = source.new_full((len(source), 1), bos_id)  # one beam before the first step
@@ -133,6 +135,8 @@ class _Beams:
         self._collect(scores, beam, token, (ended | at_limit[:, None]) & first)
         # A stable sort keeps the order of the scores among those that go on.
         kept = ended.int().sort(dim=-1, stable=True).indices[:, : self.width]
+        if kept.shape[1] == w:
+            kept = kept.gather(1, _at_home(beam.gather(1, kept)))
         self._scores = scores.masked_fill(ended, -torch.inf).gather(1, kept)
         beam, token = beam.gather(1, kept), token.gather(1, kept)
         history = self._tokens.gather(1, beam[..., None].expand(-1, -1, self._tokens.shape[2]))
@@ -166,19 +170,41 @@ class _Beams:
             self.best[int(self.alive[row])] = history + [last] * (last != self.eos_id)
 
 
+def _at_home(parent: Int[Tensor, "b w"]) -> Int[Tensor, "b w"]:
+    """Return an order of new beams in which the first of each parent stands where the parent did.
+
+    Then only the states of the others have to move.
+    """
+    same = parent[:, :, None] == parent[:, None]
+    first = ~same.tril(-1).any(-1)
+    free = torch.ones_like(first).scatter(1, parent, False)
+    place = parent.clone()
+    place[~first] = free.nonzero()[:, 1]
+    return place.argsort(1)
+
+
 def _of_sources(state: DecoderState, rows: Tensor, sources: Tensor | None) -> DecoderState:
     """Return the state of the beams in `rows`, and of the sources that are left."""
-    state = state._replace(layers=_select(state.layers, rows))
-    if sources is None:
-        return state
-    return state._replace(written=_select(state.written, sources), sources=len(sources))
+    if sources is not None:
+        layers = _of_tensors(state.layers, lambda x: x.index_select(0, rows))
+        written = _of_tensors(state.written, lambda x: x.index_select(0, sources))
+        return state._replace(layers=layers, written=written, sources=len(sources))
+    moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().squeeze(1)
+    origins = rows[moved]
+
+    def move(x: Tensor) -> Tensor:
+        if len(x) != len(rows):
+            return x.index_select(0, rows)
+        return x.index_copy_(0, moved, x.index_select(0, origins))
+
+    return state._replace(layers=_of_tensors(state.layers, move))
 
 
-def _select(state: Any, rows: Tensor) -> Any:
-    """Return the given rows of every tensor of a nested state; what is no tensor stays."""
+def _of_tensors(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a nested state with every tensor changed; what is no tensor stays."""
     if isinstance(state, Tensor):
-        return state.index_select(0, rows)
+        return change(state)
     if isinstance(state, tuple):
-        chosen = [_select(item, rows) for item in state]
-        return type(state)(*chosen) if hasattr(state, "_fields") else tuple(chosen)
+        changed = [_of_tensors(item, change) for item in state]
+        return type(state)(*changed) if hasattr(state, "_fields") else tuple(changed)
     return state

@@ -6,6 +6,7 @@ Every rule has the signature `rule(q, k, v, beta, *, initial_state=None, ...) ->
 from fwlight.ops.delta_read import delta_read_weights
 from fwlight.ops.delta_rule import delta_rule
 from fwlight.ops.fwm_rule import fwm_rule
+from fwlight.ops.native import overwriting_states
 from fwlight.ops.read_weights import dpfp_read_weights, has_read_weights, read_weights
 from fwlight.ops.sum_rule import sum_rule
 
@@ -15,6 +16,7 @@ __all__ = [
     "dpfp_read_weights",
     "fwm_rule",
     "has_read_weights",
+    "overwriting_states",
     "read_weights",
     "sum_rule",
 ]

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fwlight.models import EncoderDecoder, beam_search, greedy_search
+from fwlight.models.search import _at_home
 from tests.models.test_encoder_decoder import PAD, make, tokens
 
 BOS, EOS = 1, 2
@@ -139,3 +140,11 @@ def test_bad_arguments_are_named(changes, message: str) -> None:
     options = {"width": 2, "max_length": limits(), **IDS} | changes
     with pytest.raises(ValueError, match=message):
         beam_search(make(), sources(), **options)
+
+
+def test_the_first_beam_of_each_parent_stays_where_the_parent_was() -> None:
+    parent = torch.randint(0, 5, (50, 5), generator=torch.Generator().manual_seed(0))
+    order = _at_home(parent)
+    assert torch.equal(order.sort(1).values, torch.arange(5).expand(50, 5))
+    for before, after in zip(parent.tolist(), parent.gather(1, order).tolist(), strict=True):
+        assert [after[p] for p in set(before)] == list(set(before))

@@ -385,3 +385,21 @@ def test_what_is_left_of_an_old_write_never_becomes_a_slow_number(rule):
         assert state.double().item() == pytest.approx(left, rel=1e-2)
     tiny = torch.full((4,), 2.0**-126) * 2.0**-10
     assert (tiny > 0).all()  # other operators of this thread keep such numbers
+
+
+@needs_compiler
+@pytest.mark.parametrize("rule", [sum_rule, delta_rule])
+def test_a_state_is_written_over_where_asked_and_nowhere_else(rule) -> None:
+    q, k, v, beta, state = (x.detach().float() for x in make_inputs(1))
+    expected_o, expected = rule(q, k, v, beta, initial_state=state.clone())
+    kept = state.clone()
+    assert rule(q, k, v, beta, initial_state=kept)[1] is not kept
+    with native.overwriting_states():
+        tracked = kept.clone().requires_grad_()
+        rule(q, k, v, beta, initial_state=tracked)[1].sum().backward()
+        o, new = rule(q, k, v, beta, initial_state=kept)
+    assert torch.equal(tracked, state)
+    assert new.data_ptr() == kept.data_ptr()
+    assert torch.equal(o, expected_o)
+    assert torch.equal(new, expected)
+    assert rule(q, k, v, beta, initial_state=kept)[1].data_ptr() != kept.data_ptr()

@@ -3,7 +3,12 @@
 from fwlight.ops.native.build import obstacle
 from fwlight.ops.native.dpfp import native_dpfp
 from fwlight.ops.native.dropout import native_dropout
-from fwlight.ops.native.kernels import native_delta_rule, native_fwm_rule, native_sum_rule
+from fwlight.ops.native.kernels import (
+    native_delta_rule,
+    native_fwm_rule,
+    native_sum_rule,
+    overwriting_states,
+)
 from fwlight.ops.native.launch import can_run
 from fwlight.ops.native.read import native_delta_read, native_dpfp_read
 from fwlight.ops.native.sum_norm import native_sum_norm
@@ -19,4 +24,5 @@ __all__ = [
     "native_sum_norm",
     "native_sum_rule",
     "obstacle",
+    "overwriting_states",
 ]

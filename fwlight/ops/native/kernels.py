@@ -3,6 +3,9 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # (torch.library and Function.apply carry no types)
 
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -15,9 +18,12 @@ from fwlight.ops.native.launch import CHUNK, LIBRARY, dense, empty_like, launch,
 # As in simd.h and arguments.h.
 PAD = 16
 RULES = {"sum": 0, "delta": 1, "fwm": 2}
+STEP_TOKENS = 4  # up to here sum and delta go token by token, and may write over their state
 
 STATES_AT_HAND = 1 << 18
 """Bytes of recomputed states that the backward pass may keep in the processor's second cache."""
+
+_overwriting = ContextVar("overwriting", default=False)
 
 # The one way for an autograd kernel to call what lies under it; used in torch's documentation.
 _below_autograd = torch._C._AutoDispatchBelowAutograd  # pyright: ignore[reportPrivateUsage]
@@ -208,6 +214,20 @@ class _Rule(Function):
         return None, dq, dk, dv, dbeta, d_initial if ctx.started else None
 
 
+@contextmanager
+def overwriting_states() -> Generator[None]:
+    """Let the next state of a rule take the place of `initial_state` in memory, where it can.
+
+    For decoding, whose states nobody else holds: new memory for a state of some megabytes costs
+    more than the step. Nothing changes where gradients are recorded.
+    """
+    token = _overwriting.set(True)
+    try:
+        yield
+    finally:
+        _overwriting.reset(token)
+
+
 def _requires_grad(*inputs: Tensor | None) -> bool:
     for x in inputs:  # noqa: SIM110 - any() with a generator takes twice as long
         if x is not None and x.requires_grad:
@@ -255,7 +275,11 @@ def _run(
     q = None if q is None else dense(q)
     k, v = dense(k), dense(v)
     o = None if q is None else empty_like(v)
-    last = v.new_empty(_state_shape(k, v))
+    short = rule != "fwm" and k.shape[2] <= STEP_TOKENS
+    if S is not None and short and _overwriting.get() and S.is_contiguous():
+        last = S
+    else:
+        last = v.new_empty(_state_shape(k, v))
     _launch_forward(q, k, v, beta, S, rule, o, last)
     return o, last
 
