@@ -150,7 +150,8 @@ struct Rows {
     } else {
       T own[B::rows * B::panels * PAD];
       block.write(own, PAD, B::rows * PAD);
-      from_panels(own, B::rows, std::min<Index>(B::rows, rows - i), columns - j, to, ld);
+      const Index there = std::min<Index>(B::rows, rows - i);
+      from_panels(own, B::rows, there, std::min<Index>(B::panels * PAD, columns - j), to, ld);
     }
   }
 };
