@@ -8,6 +8,7 @@ wanted. To "native" alone, an empty memory may be None: it then leaves out all p
 import functools
 import warnings
 from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -41,10 +42,14 @@ def run_rule(
     """
     _check_shapes(q, k, v, beta, initial_state)
     dtype = torch.float32
+    one_dtype = True
     for x in (q, k, v, beta, initial_state):
         if x is not None and x.dtype != dtype:
             dtype = torch.promote_types(dtype, x.dtype)
+            one_dtype = False
     name = _choose(backends, backend, k, v, dtype)
+    if name == "native" and one_dtype and k.shape[2] and not torch.is_autocast_enabled("cpu"):
+        return backends[name](q, k, v, beta, initial_state)  # decoding takes microseconds
     state = initial_state
     if state is not None:
         state = state if state.dtype == dtype else state.to(dtype)
@@ -55,11 +60,8 @@ def run_rule(
         return None if q is None else torch.zeros_like(v), state
     inputs = v.dtype if name == "fla" else dtype
     arguments = [x if x is None or x.dtype == inputs else x.to(inputs) for x in (q, k, v, beta)]
-    if torch.is_autocast_enabled(k.device.type):
-        # It would compute the products, and so the state, in half precision.
-        with torch.autocast(k.device.type, enabled=False):
-            o, state = backends[name](*arguments, state)
-    else:
+    # Autocast would compute the products, and so the state, in half precision.
+    with torch.autocast(k.device.type, enabled=False):
         o, state = backends[name](*arguments, state)
     return o if o is None or o.dtype == v.dtype else o.to(v.dtype), state
 
@@ -70,15 +72,18 @@ def _choose(
     """Return the name of the back end to run."""
     if backend != "auto" and backend not in backends:
         raise ValueError(f"backend={backend!r} is none of {', '.join(['auto', *backends])}")
-    short = k.shape[2] <= RECURRENT_MAX_LENGTH
-    anywhere = "chunk" if "chunk" in backends else "recurrent"
     name, obstacle = backend, None
-    if backend == "auto":
-        name = "native" if k.device.type == "cpu" and "native" in backends else anywhere
-        if "fla" in backends and not short and fla.obstacle(k, v) is None:
-            name = "fla"
+    if backend == "auto" and k.is_cpu and "native" in backends:
+        name = "native"
     if name == "native":
         obstacle = native.obstacle(k, v, dtype)
+        if obstacle is None:
+            return name
+    short = k.shape[2] <= RECURRENT_MAX_LENGTH
+    anywhere = "chunk" if "chunk" in backends else "recurrent"
+    if name == "auto":
+        able = "fla" in backends and not short and fla.obstacle(k, v) is None
+        name = "fla" if able else anywhere
     elif name == "fla":
         obstacle = fla.obstacle(k, v)
     if obstacle is not None:
@@ -95,19 +100,22 @@ def _warn_once(message: str) -> None:
 def _check_shapes(
     q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, state: Tensor | None
 ) -> None:
-    if k.ndim != 4 or v.ndim != 4 or v.shape[:3] != k.shape[:3]:
+    shape = k.shape
+    if len(shape) != 4 or v.ndim != 4 or v.shape[:3] != shape[:3]:
         raise ValueError(
             f"k must be [B, H, T, K] and v [B, H, T, V], not {list(k.shape)} and {list(v.shape)}"
         )
-    b, h, t, d_key = k.shape
-    expected = (
-        ("q", q, k.shape),
-        ("beta", beta, (b, h, t)),
-        ("initial_state", state, (b, h, d_key, v.shape[3])),
+    of_state = (*shape[:2], shape[3], v.shape[3])
+    if q is not None and q.shape != shape:
+        _refuse("q", q, k, v, shape)
+    if beta is not None and beta.shape != shape[:3]:
+        _refuse("beta", beta, k, v, shape[:3])
+    if state is not None and state.shape != of_state:
+        _refuse("initial_state", state, k, v, of_state)
+
+
+def _refuse(name: str, x: Tensor, k: Tensor, v: Tensor, shape: tuple[int, ...]) -> NoReturn:
+    raise ValueError(
+        f"{name} has shape {list(x.shape)}; with k {list(k.shape)} and v {list(v.shape)} "
+        f"it must be {list(shape)}"
     )
-    for name, x, shape in expected:
-        if x is not None and x.shape != shape:
-            raise ValueError(
-                f"{name} has shape {list(x.shape)}; with k {list(k.shape)} and v {list(v.shape)} "
-                f"it must be {list(shape)}"
-            )

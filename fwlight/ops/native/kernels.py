@@ -82,8 +82,7 @@ def _backward_results(
     return *wanted, v.new_empty(_state_shape(k, v) if started else 0)
 
 
-def _call(name: str, rule: str, k: Tensor, v: Tensor, *values: int) -> None:
-    every = _chunks_per_state(k, v)
+def _call(name: str, rule: str, k: Tensor, v: Tensor, every: int, *values: int) -> None:
     sizes = *k.shape, v.shape[3], torch.get_num_threads(), every
     if launch(name, k.dtype, RULES[rule], *sizes, *values):
         raise MemoryError(f"{name}: no memory for q, k {list(k.shape)} and v {list(v.shape)}")
@@ -123,6 +122,7 @@ def _launch_forward(
         rule,
         k,
         v,
+        _chunks_per_state(k, v) if kept else 1,
         *sequence(q),
         *sequence(k),
         *sequence(v),
@@ -160,6 +160,7 @@ def _backward(
         rule,
         k,
         v,
+        _chunks_per_state(k, v),
         *sequence(q),
         *sequence(k),
         *sequence(v),

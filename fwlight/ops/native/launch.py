@@ -2,6 +2,7 @@
 
 import functools
 import struct
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -42,18 +43,23 @@ def sequence(x: Tensor | None) -> tuple[int, ...]:
     """Return address and strides of B, H and T; zeros for nothing."""
     if x is None:
         return 0, 0, 0, 0
-    b, h, t, *_ = x.stride()
-    return x.data_ptr(), b, h, t
+    stride = x.stride()
+    return x.data_ptr(), stride[0], stride[1], stride[2]
 
 
 def launch(name: str, dtype: torch.dtype, *arguments: int) -> int:
     """Call a compiled function, which returns zero unless memory ran out."""
-    return getattr(library(dtype), name)(_format(len(arguments)).pack(*arguments))
+    return _function(name, dtype)(_format(len(arguments)).pack(*arguments))
 
 
 def bits(x: float) -> int:
     """Return the integer of the same 64 bits."""
     return struct.unpack("q", struct.pack("d", x))[0]
+
+
+@functools.cache
+def _function(name: str, dtype: torch.dtype) -> Callable[[bytes], int]:
+    return getattr(library(dtype), name)
 
 
 @functools.cache

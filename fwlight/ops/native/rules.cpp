@@ -58,7 +58,7 @@ struct Forward {
   void run() const {
     const Index tasks = s.tasks();
     if (RULE != FWM && s.tokens <= 4 && !states) {
-      const bool alone = s.batch * s.heads * s.tokens * s.keys * s.values < 262144;
+      const bool alone = s.batch * s.heads * s.tokens * s.keys * s.values < 32768;
 #pragma omp parallel for schedule(static) num_threads(alone ? 1 : s.threads)
       for (Index i = 0; i < tasks; ++i) {
         const FlushDenormals flush;
