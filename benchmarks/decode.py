@@ -2,8 +2,8 @@
 
 The rules' state has a constant size; here it is read and written after contexts of 16 and of 65,536
 tokens, beside SDPA over a cache of that many keys and values (appending to the cache is not
-counted). 8 heads, batch 1. All take turns in one process, and states are written over as in
-`fwlight.models.generate`.
+counted). 8 heads, batch 1. All take turns in one process. Each step goes on from the last one's
+state, and writes over it as in `fwlight.models.generate`.
 """
 
 import argparse
@@ -38,10 +38,12 @@ def steps(d_key: int, d_value: int) -> dict[str, Work]:
         past, betas = torch.randn(1, HEADS, context, d_value), torch.rand(1, HEADS, context)
         _, memory = delta_rule(None, k, past, betas)
 
+        apart = memory.clone()
+
         def delta(memory: torch.Tensor = memory) -> object:
             return delta_rule(q, q, v, beta, initial_state=memory)
 
-        def plain(memory: torch.Tensor = memory) -> object:
+        def plain(memory: torch.Tensor = apart) -> object:
             return sum_rule(q, q, v, initial_state=memory)
 
         keys = torch.randn(1, HEADS, context, d_value)

@@ -17,7 +17,7 @@ import torch
 
 from cli.building import build
 from cli.composition import compose_config
-from fwlight.attention import KeyValueCache
+from fwlight.attention import KeyValueCache, overwriting_states
 from fwlight.models import DecoderLM, LMState, map_state
 
 LENGTHS = (16, 256, 1024, 4096, 16_384, 65_536)
@@ -60,11 +60,12 @@ def state_after(network: DecoderLM, length: int) -> LMState:
 def seconds_per_token(network: DecoderLM, state: LMState, steps: int) -> list[float]:
     """Return the seconds of each of some decoding steps: logits, likeliest word, new state."""
     token, found = torch.zeros(1, 1, dtype=torch.int64), []
-    for _ in range(steps):
-        start = time.perf_counter()
-        hidden, state = network.features(token, initial_state=state)
-        token = network.output(hidden[:, -1]).argmax(-1, keepdim=True)
-        found.append(time.perf_counter() - start)
+    with overwriting_states():
+        for _ in range(steps):
+            start = time.perf_counter()
+            hidden, state = network.features(token, initial_state=state)
+            token = network.output(hidden[:, -1]).argmax(-1, keepdim=True)
+            found.append(time.perf_counter() - start)
     return found[1:]
 
 

@@ -2,6 +2,7 @@
 
 An observer is set on a memory for as long as somebody looks, usually one forward pass. It sees the
 tensors that the operator used: after feature map, `key_norm` and the substitution of `read_norm`.
+States and cached keys are valid during the call only: decoding writes over them.
 """
 
 from typing import NamedTuple, Protocol

@@ -97,7 +97,7 @@ class KeyValueMemory(nn.Module):
             self.observer.attend(q, state.k, state.padding_mask, causal=causal)
         t, s = q.shape[2], state.k.shape[2]
         mask = None
-        causal = causal and t > 1  # the last one sees all
+        causal = causal and t > 1  # a single query is the last: it sees all
         if causal and (s != t or state.padding_mask is not None):
             mask = q.new_ones(t, s, dtype=torch.bool).tril(s - t)  # queries are the last t of s
         if state.padding_mask is not None:

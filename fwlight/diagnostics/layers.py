@@ -64,7 +64,9 @@ class Watcher:
         self.attended: list[Attended] = []
 
     def write(self, writes: Writes, /) -> None:
-        """Keep them."""
+        """Keep them, and a copy of the state, which decoding writes over."""
+        if writes.initial_state is not None:
+            writes = writes._replace(initial_state=writes.initial_state.clone())
         self.writes.append(writes)
         self.reads.append([])
 
@@ -74,7 +76,8 @@ class Watcher:
             self.reads[-1].append((q, padding_mask))
 
     def attend(self, q: Tensor, k: Tensor, padding_mask: Tensor | None, /, *, causal: bool) -> None:
-        """Keep them."""
+        """Keep them, and a copy of the keys, which beam search reorders in place."""
+        k = k.clone()
         self.attended.append(Attended(q, k, padding_mask, causal))
 
 

@@ -1,14 +1,12 @@
 """Greedy and beam search with an encoder-decoder, a batch of sources at a time."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fwlight.attention import overwriting_states
 from fwlight.checks import check_sizes
+from fwlight.models.carried import map_state
 from fwlight.models.encoder_decoder import DecoderState, EncoderDecoder
 from fwlight.models.generate import evaluation_mode
 
@@ -135,7 +133,7 @@ class _Beams:
         self._collect(scores, beam, token, (ended | at_limit[:, None]) & first)
         # A stable sort keeps the order of the scores among those that go on.
         kept = ended.int().sort(dim=-1, stable=True).indices[:, : self.width]
-        if kept.shape[1] == w:
+        if kept.shape[1] == w:  # else there are more beams than before
             kept = kept.gather(1, _at_home(beam.gather(1, kept)))
         self._scores = scores.masked_fill(ended, -torch.inf).gather(1, kept)
         beam, token = beam.gather(1, kept), token.gather(1, kept)
@@ -173,7 +171,7 @@ class _Beams:
 def _at_home(parent: Int[Tensor, "b w"]) -> Int[Tensor, "b w"]:
     """Return an order of new beams in which the first of each parent stands where the parent did.
 
-    Then only the states of the others have to move.
+    Then only the states of the others have to move; the order of beams says nothing.
     """
     same = parent[:, :, None] == parent[:, None]
     first = ~same.tril(-1).any(-1)
@@ -184,27 +182,20 @@ def _at_home(parent: Int[Tensor, "b w"]) -> Int[Tensor, "b w"]:
 
 
 def _of_sources(state: DecoderState, rows: Tensor, sources: Tensor | None) -> DecoderState:
-    """Return the state of the beams in `rows`, and of the sources that are left."""
+    """Return the state of the beams in `rows`, and of the sources that are left.
+
+    It may reuse the memory of `state`, whose tensors decoding has made and nobody else holds.
+    """
     if sources is not None:
-        layers = _of_tensors(state.layers, lambda x: x.index_select(0, rows))
-        written = _of_tensors(state.written, lambda x: x.index_select(0, sources))
+        layers = map_state(lambda x: x.index_select(0, rows), state.layers)
+        written = map_state(lambda x: x.index_select(0, sources), state.written)
         return state._replace(layers=layers, written=written, sources=len(sources))
     moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().squeeze(1)
     origins = rows[moved]
 
     def move(x: Tensor) -> Tensor:
-        if len(x) != len(rows):
+        if len(x) != len(rows):  # more beams than before
             return x.index_select(0, rows)
         return x.index_copy_(0, moved, x.index_select(0, origins))
 
-    return state._replace(layers=_of_tensors(state.layers, move))
-
-
-def _of_tensors(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a nested state with every tensor changed; what is no tensor stays."""
-    if isinstance(state, Tensor):
-        return change(state)
-    if isinstance(state, tuple):
-        changed = [_of_tensors(item, change) for item in state]
-        return type(state)(*changed) if hasattr(state, "_fields") else tuple(changed)
-    return state
+    return state._replace(layers=map_state(move, state.layers))

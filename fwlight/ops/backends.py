@@ -48,7 +48,7 @@ def run_rule(
             dtype = torch.promote_types(dtype, x.dtype)
             one_dtype = False
     name = _choose(backends, backend, k, v, dtype)
-    if name == "native" and one_dtype and k.shape[2] and not torch.is_autocast_enabled("cpu"):
+    if name == "native" and one_dtype and k.shape[2]:
         return backends[name](q, k, v, beta, initial_state)  # decoding takes microseconds
     state = initial_state
     if state is not None:
@@ -60,8 +60,11 @@ def run_rule(
         return None if q is None else torch.zeros_like(v), state
     inputs = v.dtype if name == "fla" else dtype
     arguments = [x if x is None or x.dtype == inputs else x.to(inputs) for x in (q, k, v, beta)]
-    # Autocast would compute the products, and so the state, in half precision.
-    with torch.autocast(k.device.type, enabled=False):
+    if torch.is_autocast_enabled(k.device.type):
+        # It would compute the products, and so the state, in half precision.
+        with torch.autocast(k.device.type, enabled=False):
+            o, state = backends[name](*arguments, state)
+    else:
         o, state = backends[name](*arguments, state)
     return o if o is None or o.dtype == v.dtype else o.to(v.dtype), state
 
@@ -73,7 +76,7 @@ def _choose(
     if backend != "auto" and backend not in backends:
         raise ValueError(f"backend={backend!r} is none of {', '.join(['auto', *backends])}")
     name, obstacle = backend, None
-    if backend == "auto" and k.is_cpu and "native" in backends:
+    if backend == "auto" and k.device.type == "cpu" and "native" in backends:
         name = "native"
     if name == "native":
         obstacle = native.obstacle(k, v, dtype)

@@ -25,7 +25,7 @@ from fwlight.diagnostics.layers import (
     watch_forward,
 )
 from fwlight.feature_maps import DPFPFeatureMap, IdentityFeatureMap
-from fwlight.models import Retriever
+from fwlight.models import Retriever, generate
 from fwlight.ops import delta_rule, sum_rule
 from fwlight.types import LMBatch, RetrievalBatch
 
@@ -280,3 +280,22 @@ def test_reads_of_a_state_from_elsewhere_are_left_out():
     watcher = Watcher()
     watcher.read(torch.zeros(1, 1, 1, 1))
     assert watcher.reads == []
+
+
+@pytest.mark.parametrize("model", ["delta_dpfp", "softmax"])
+@torch.no_grad()
+def test_decoding_can_be_watched(model):
+    network, prompt = make_network(f"model={model}").eval(), make_tokens(b=2, t=3)
+    layers = memory_layers(network)
+    watcher = watch_forward(
+        network, layers, lambda: generate(network, prompt, max_new_tokens=4, temperature=0.0)
+    )
+    state, shown = None, watcher["layer0"]
+    step = prompt
+    for i in range(4):
+        hidden, state = network.features(step, initial_state=state)
+        step = network.output(hidden[:, -1:]).argmax(-1)
+        if model == "softmax":
+            assert torch.equal(shown.attended[i].k, state.layers[0].k)
+        elif i < 3:
+            assert torch.equal(shown.writes[i + 1].initial_state, state.layers[0].weights)

@@ -114,8 +114,10 @@ def test_batch_equals_one_by_one_under_limits_of_their_own(attention: str) -> No
 
 
 def test_wider_than_the_vocabulary() -> None:
-    found = beam_search(sharp("delta"), sources(), width=20, max_length=limits(5, 3), **IDS)
-    assert all(len(translation) <= 3 for translation in found)
+    model, source = sharp("delta"), sources()
+    found = beam_search(model, source, width=20, max_length=limits(5, 3), **IDS)
+    for translation, row in zip(found, source, strict=True):
+        assert translation == plain_beam_search(model, row, width=20, penalty=0.6, limit=3)
 
 
 def test_search_leaves_training_alone() -> None:

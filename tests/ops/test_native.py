@@ -388,17 +388,29 @@ def test_what_is_left_of_an_old_write_never_becomes_a_slow_number(rule):
 
 
 @needs_compiler
-@pytest.mark.parametrize("rule", [sum_rule, delta_rule])
-def test_a_state_is_written_over_where_asked_and_nowhere_else(rule) -> None:
-    q, k, v, beta, state = (x.detach().float() for x in make_inputs(1))
-    expected_o, expected = rule(q, k, v, beta, initial_state=state.clone())
-    kept = state.clone()
-    assert rule(q, k, v, beta, initial_state=kept)[1] is not kept
-    with native.overwriting_states():
-        tracked = kept.clone().requires_grad_()
-        rule(q, k, v, beta, initial_state=tracked)[1].sum().backward()
-        o, new = rule(q, k, v, beta, initial_state=kept)
+@each_rule
+@pytest.mark.parametrize("t", [1, 5, 40])
+@pytest.mark.parametrize(("heads", "threads"), [(2, 1), (1, 5)])
+def test_a_state_is_written_over_where_asked_and_nowhere_else(rule, t, heads, threads) -> None:
+    inputs = (x.detach().float() for x in make_inputs(t, h=heads, d_value=70))
+    q, k, v, beta, state = inputs
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)  # more than heads: each is cut into slices
+    try:
+        expected_o, expected = rule(q, k, v, beta, initial_state=state)
+        kept, apart = state.clone(), state.mT.contiguous().mT
+        tracked = state.clone().requires_grad_()
+        with native.overwriting_states():
+            rule(q, k, v, beta, initial_state=tracked)[1].sum().backward()
+            with torch.no_grad():
+                rule(q, k, v, beta, initial_state=tracked)
+            found = rule(q, k, v, beta, initial_state=apart)
+            o, new = rule(q, k, v, beta, initial_state=kept)
+    finally:
+        torch.set_num_threads(before)
     assert torch.equal(tracked, state)
+    assert torch.equal(apart, state)
+    assert torch.equal(found[1], expected)
     assert new.data_ptr() == kept.data_ptr()
     assert torch.equal(o, expected_o)
     assert torch.equal(new, expected)

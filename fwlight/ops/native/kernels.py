@@ -18,7 +18,6 @@ from fwlight.ops.native.launch import CHUNK, LIBRARY, dense, empty_like, launch,
 # As in simd.h and arguments.h.
 PAD = 16
 RULES = {"sum": 0, "delta": 1, "fwm": 2}
-STEP_TOKENS = 4  # up to here sum and delta go token by token, and may write over their state
 
 STATES_AT_HAND = 1 << 18
 """Bytes of recomputed states that the backward pass may keep in the processor's second cache."""
@@ -122,7 +121,7 @@ def _launch_forward(
         rule,
         k,
         v,
-        _chunks_per_state(k, v) if kept else 1,
+        _chunks_per_state(k, v) if kept else 1,  # not looked at where no states are kept
         *sequence(q),
         *sequence(k),
         *sequence(v),
@@ -217,10 +216,11 @@ class _Rule(Function):
 
 @contextmanager
 def overwriting_states() -> Generator[None]:
-    """Let the next state of a rule take the place of `initial_state` in memory, where it can.
+    """Let the compiled kernels write the next state over `initial_state`, where it is contiguous.
 
     For decoding, whose states nobody else holds: new memory for a state of some megabytes costs
-    more than the step. Nothing changes where gradients are recorded.
+    more than the step. Whoever else holds `initial_state` sees it change, and autograd does not
+    notice; what requires a gradient, or is computed with one, is left alone.
     """
     token = _overwriting.set(True)
     try:
@@ -276,8 +276,7 @@ def _run(
     q = None if q is None else dense(q)
     k, v = dense(k), dense(v)
     o = None if q is None else empty_like(v)
-    short = rule != "fwm" and k.shape[2] <= STEP_TOKENS
-    if S is not None and short and _overwriting.get() and S.is_contiguous():
+    if S is not None and _overwriting.get() and S.is_contiguous() and not S.requires_grad:
         last = S
     else:
         last = v.new_empty(_state_shape(k, v))
