@@ -104,6 +104,8 @@ def run(arguments, *, folder, timeout=60, **settings) -> Ended:
 
 def _be(words, environment: Mapping[str, str], cwd, out, err) -> None:
     os.setpgid(0, 0)
+    # What a shell starts in the background ignores it, and so would its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for path, number in ((out, 1), (err, 2)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, number)
