@@ -5,10 +5,12 @@
 # (torch.linalg and Tensor.norm carry no types)
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd.function import Function
 
 from fwlight.checks import check_choice, check_sizes
 from fwlight.feature_maps.base import FeatureMap
@@ -139,7 +141,8 @@ class FAVORFeatureMap(FeatureMap):
     def _features(self, u: Tensor, shift: Tensor) -> Tensor:
         # A token has one shift and many features: the scale joins the shift, not the features.
         log_scale = -0.5 * math.log(2 * self.num_features)
-        phi = (u - (shift - log_scale)).exp_()
+        exponent = u - (shift - log_scale)
+        phi = exponent.exp_() if self.stabilise else _Exp.apply(exponent)
         return phi + self.kernel_eps * math.exp(log_scale) if self.kernel_eps else phi
 
     def _draw(self, dtype: torch.dtype) -> Tensor:
@@ -164,6 +167,26 @@ class FAVORFeatureMap(FeatureMap):
             f"kernel_eps={self.kernel_eps}, orthogonal={self.orthogonal}, norms={self.norms}, "
             f"redraw={self.redraw}"
         )
+
+
+class _Exp(Function):
+    """exp(x); torch's own takes 60 times as long on a CPU where the result underflows."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        least = math.ceil(math.log(torch.finfo(x.dtype).tiny))
+        return x.clamp(min=least).exp_().mul_((x - least).clamp_(least, 0).exp_())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return grads[0] * y
 
 
 def _gaussian(size: int, generator: torch.Generator) -> Tensor:

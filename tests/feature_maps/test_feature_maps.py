@@ -16,6 +16,7 @@ from fwlight.feature_maps import (
     SiLUFeatureMap,
     TanhFeatureMap,
 )
+from fwlight.feature_maps.favor import _Exp
 from fwlight.ops import native
 
 D = 6
@@ -168,6 +169,19 @@ def test_favor_survives_keys_that_underflow_the_reference() -> None:
     features, _ = FAVORFeatureMap(64, 16).key(x)
     assert features.isfinite().all()
     assert (features.amax(-1)[:, :, 0] > 0.1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_favor_underflows_as_exp_does(dtype: torch.dtype) -> None:
+    lowest = math.log(torch.finfo(dtype).smallest_normal)
+    x = torch.linspace(1.3 * lowest, 5.0, 999, dtype=dtype).requires_grad_()
+    y = _Exp.apply(1.0 * x)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    for found in (y, gradient):
+        torch.testing.assert_close(found, x.exp(), rtol=1e-6, atol=2 * smallest)
+    assert y[0] == 0
+    assert 0 < y[(x < lowest - 2).nonzero()[-1]] < torch.finfo(dtype).smallest_normal
 
 
 @pytest.mark.parametrize(
