@@ -177,7 +177,7 @@ class _Exp(Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         least = math.ceil(math.log(torch.finfo(x.dtype).tiny))
-        return x.clamp(min=least).exp_().mul_((x - least).clamp_(least, 0).exp_())
+        return x.clamp(min=least).exp_().mul_((x - least).clamp(least, 0).exp_())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:

@@ -42,13 +42,13 @@ def run_rule(
     """
     _check_shapes(q, k, v, beta, initial_state)
     dtype = torch.float32
-    one_dtype = True
+    all_float32 = True
     for x in (q, k, v, beta, initial_state):
         if x is not None and x.dtype != dtype:
             dtype = torch.promote_types(dtype, x.dtype)
-            one_dtype = False
+            all_float32 = False
     name = _choose(backends, backend, k, v, dtype)
-    if name == "native" and one_dtype and k.shape[2]:
+    if name == "native" and all_float32 and k.shape[2]:
         return backends[name](q, k, v, beta, initial_state)  # decoding takes microseconds
     state = initial_state
     if state is not None:

@@ -2,7 +2,6 @@
 
 import functools
 import struct
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -49,17 +48,12 @@ def sequence(x: Tensor | None) -> tuple[int, ...]:
 
 def launch(name: str, dtype: torch.dtype, *arguments: int) -> int:
     """Call a compiled function, which returns zero unless memory ran out."""
-    return _function(name, dtype)(_format(len(arguments)).pack(*arguments))
+    return getattr(library(dtype), name)(_format(len(arguments)).pack(*arguments))
 
 
 def bits(x: float) -> int:
     """Return the integer of the same 64 bits."""
     return struct.unpack("q", struct.pack("d", x))[0]
-
-
-@functools.cache
-def _function(name: str, dtype: torch.dtype) -> Callable[[bytes], int]:
-    return getattr(library(dtype), name)
 
 
 @functools.cache
