@@ -1,19 +1,22 @@
 """The runs of a retrieval sweep as one CSV, one figure beside the published curves, and one table.
 
-    python -m benchmarks.retrieval_report runs/retrieval_capacity capacity
+    python -m benchmarks.retrieval_report runs/retrieval_capacity capacity [CSV ...]
 
-A sweep calls `report` itself when its last run is done.
+A sweep calls `report` itself when its last run is done. CSVs of other sweeps, on other machines for
+example, add the runs that the folder does not hold.
 """
 
 import csv
+import itertools
 import json
 import math
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import matplotlib
 
@@ -43,16 +46,22 @@ class Run:
     seconds: float
 
 
-def report(folder: Path, *, setting: str) -> None:
+def report(folder: Path, *, setting: str, tables: Sequence[Path] = ()) -> None:
     """Write retrieval.csv, retrieval.png, learning.png, table.md and TensorBoard's images of both.
 
     Args:
         folder: Of the sweep.
         setting: `capacity` or `update`: which published curves to lay ours over.
+        tables: Each the retrieval.csv of another sweep; of a run in several the folder's counts,
+            then the first one's.
     """
-    runs = read_runs(folder)
+    found: dict[tuple[str, int, int], Run] = {}
+    for run in itertools.chain(read_runs(folder), *map(read_table, tables)):
+        found.setdefault((run.curve, run.seed, run.n_keys), run)
+    runs = [found[key] for key in sorted(found)]
     if not runs:
         raise ValueError(f"{folder} holds no finished run of a retrieval sweep")
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "retrieval.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(field.name for field in fields(Run))
@@ -95,6 +104,16 @@ def read_runs(folder: Path) -> list[Run]:
             )
         )
     return sorted(runs, key=lambda run: (run.curve, run.seed, run.n_keys))
+
+
+def read_table(path: Path) -> list[Run]:
+    """Return the runs of a CSV that `report` wrote."""
+    types = get_type_hints(Run)
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != list(types):
+            raise ValueError(f"{path} is no table of retrieval runs, with {', '.join(types)}")
+        return [Run(**{name: types[name](text) for name, text in row.items()}) for row in reader]
 
 
 def published_losses(setting: str) -> dict[str, dict[int, float]]:
@@ -189,9 +208,11 @@ def _share(losses: dict[int, float]) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[2] not in ("capacity", "update"):
-        raise SystemExit("usage: python -m benchmarks.retrieval_report FOLDER capacity|update")
+    if len(sys.argv) < 3 or sys.argv[2] not in ("capacity", "update"):
+        raise SystemExit(
+            "usage: python -m benchmarks.retrieval_report FOLDER capacity|update [CSV ...]"
+        )
     try:
-        report(Path(sys.argv[1]), setting=sys.argv[2])
-    except ValueError as error:
+        report(Path(sys.argv[1]), setting=sys.argv[2], tables=list(map(Path, sys.argv[3:])))
+    except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -40,6 +40,27 @@ def test_report_of_a_sweep(sweep, capsys):
     assert list((sweep / "tensorboard").iterdir())
 
 
+def test_report_adds_the_runs_of_tables(sweep, tmp_path_factory):
+    report(sweep, setting="capacity")
+    rows = (sweep / "retrieval.csv").read_text().splitlines()
+    first, second = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("second")
+    (first / "a.csv").write_text("\n".join([*rows[:5], "dpfp1,20,1,100,0.5,0.6,0.7,9.0"]))
+    (first / "b.csv").write_text("\n".join([rows[0], *rows[5:], "dpfp1,20,1,200,0.1,0.1,nan,9.0"]))
+    report(second / "both", setting="capacity", tables=[first / "a.csv", first / "b.csv"])
+    merged = (second / "both" / "retrieval.csv").read_text().splitlines()
+    assert merged == [rows[0], "dpfp1,20,1,100,0.5,0.6,0.7,9.0", *rows[1:]]
+    # and what a folder holds goes before what a table says of it
+    (first / "a.csv").write_text(f"{rows[0]}\nlinear,20,1,1,0.9,0.9,0.9,9.0")
+    report(sweep, setting="capacity", tables=[first / "a.csv"])
+    assert (sweep / "retrieval.csv").read_text().splitlines() == rows
+
+
+def test_a_table_that_is_none_is_refused(tmp_path):
+    (tmp_path / "other.csv").write_text("step,loss\n1,2\n")
+    with pytest.raises(ValueError, match="is no table of retrieval runs"):
+        report(tmp_path, setting="capacity", tables=[tmp_path / "other.csv"])
+
+
 def test_report_without_runs_says_so(tmp_path):
     with pytest.raises(ValueError, match="no finished run"):
         report(tmp_path, setting="capacity")
