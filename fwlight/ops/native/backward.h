@@ -93,6 +93,16 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
     const T* saved = a.states + first / a.every * a.states_step;
     for (Index n = first; n < last; ++n) {
       load_writes(n);
+      Ahead<T> ahead;
+      if (Ahead<T>::pays(s)) {
+        const Index t = (n + 1) * C, rows = s.rows(n + 1);
+        ahead.add(a.k + t * a.k_ld, a.k_ld, rows, s.keys);
+        if constexpr (DELTA) {
+          ahead.add(a.errors + (n + 1) * a.errors_step, 0, 1, Vp * C);
+        } else {
+          ahead.add(a.v + t * a.v_ld, a.v_ld, rows, s.values);
+        }
+      }
       const T* before = n == first ? saved : group + (n - first - 1) * KV;
       T* after = group + (n - first) * KV;
       for_panels<T>(Kp, FW_PANELS {
@@ -104,6 +114,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
           }
           block.template add<true>(Ut + i * PAD, 0, K + j * C, BLOCK, C);
           block.write(after + j * Vp + i * PAD, PAD, Vp * PAD);
+          ahead.step();
         });
       });
     }
@@ -117,6 +128,15 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
       if (reads) {
         to_panels(a.q + t * a.q_ld, a.q_ld, rows, s.keys, Q, C);
         to_panels(a.d_o + t * a.do_ld, a.do_ld, rows, s.values, dO, C);
+      }
+      Ahead<T> ahead;  // keys and what was written are there already, but for a group's last chunk
+      if (Ahead<T>::pays(s) && n > 0) {
+        const Index before = t - C;
+        ahead.add(a.products + (n - 1) * kept_products<DELTA>, 0, 1, kept_products<DELTA>);
+        if (reads) {
+          ahead.add(a.q + before * a.q_ld, a.q_ld, C, s.keys);
+          ahead.add(a.d_o + before * a.do_ld, a.do_ld, C, s.values);
+        }
       }
       const T* bG = a.products + n * kept_products<DELTA>;
       const T* P = bG + (DELTA ? BLOCK : 0);
@@ -200,6 +220,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
           if (reads) block.template add<false>(dO + at, 0, Qj, BLOCK, C);
           if constexpr (DELTA) block.template add<false, -1>(dV + at, 0, Kj, BLOCK, C);
           block.write(dSj + i * PAD, PAD, step);
+          ahead.step();
         });
       });
     }

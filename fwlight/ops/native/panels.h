@@ -91,7 +91,7 @@ template <class T, int N, class F>
 FW_INLINE void for_rows(Panels<N>, Index rows, F f) {
   constexpr int VECS = PAD / Simd<T>::width;
   constexpr int SUMS = FW_REGISTERS == 32 ? 16 : 8;
-  constexpr int ROWS = VECS == 1 ? 8 : std::max(1, SUMS / VECS);
+  constexpr int ROWS = std::max(1, SUMS / (VECS * N));
   for (Index i = 0; i < rows; i += ROWS) {
     Block<T, ROWS, N> block;
     f(block, i);
@@ -103,20 +103,23 @@ FW_INLINE void copy_row(const T* from, T* to) {
   for (int v = 0; v < PAD; v += Simd<T>::width) store(to + v, load(from + v));
 }
 
-// Copy `rows` x `columns` numbers into panels of `all_rows` rows, filled up with zeros.
+// Copy `rows` x `columns` numbers into panels of `all_rows` rows, filled up with zeros;
+// row by row, as they lie in memory that is in no cache yet.
 template <class T>
 FW_APART void to_panels(
     const T* from, Index ld, Index rows, Index columns, T* to, Index all_rows) {
-  for (Index j = 0; j < columns; j += PAD, from += PAD, to += all_rows * PAD) {
-    const Index n = columns - j;
-    if (n < PAD || rows < all_rows) std::memset(to, 0, all_rows * PAD * sizeof(T));
-    for (Index i = 0; i < rows; ++i) {
-      if (n >= PAD) {
-        copy_row(from + i * ld, to + i * PAD);
-      } else {
-        std::memcpy(to + i * PAD, from + i * ld, n * sizeof(T));
-      }
+  const Index whole = columns / PAD * PAD, rest = columns - whole, step = all_rows * PAD;
+  for (Index i = 0; i < rows; ++i, from += ld) {
+    T* row = to + i * PAD;
+    for (Index j = 0; j < whole; j += PAD, row += step) copy_row(from + j, row);
+    if (rest) {
+      std::memset(row, 0, PAD * sizeof(T));
+      std::memcpy(row, from + whole, rest * sizeof(T));
     }
+  }
+  for (Index i = rows; i < all_rows; ++i) {
+    T* row = to + i * PAD;
+    for (Index j = 0; j < columns; j += PAD, row += step) std::memset(row, 0, PAD * sizeof(T));
   }
 }
 
@@ -124,17 +127,45 @@ FW_APART void to_panels(
 template <class T>
 FW_APART void from_panels(
     const T* from, Index all_rows, Index rows, Index columns, T* to, Index ld) {
-  for (Index j = 0; j < columns; j += PAD, from += all_rows * PAD, to += PAD) {
-    const Index n = columns - j;
-    for (Index i = 0; i < rows; ++i) {
-      if (n >= PAD) {
-        copy_row(from + i * PAD, to + i * ld);
-      } else {
-        std::memcpy(to + i * ld, from + i * PAD, n * sizeof(T));
-      }
-    }
+  const Index whole = columns / PAD * PAD, rest = columns - whole, step = all_rows * PAD;
+  for (Index i = 0; i < rows; ++i, to += ld) {
+    const T* row = from + i * PAD;
+    for (Index j = 0; j < whole; j += PAD, row += step) copy_row(row, to + j);
+    if (rest) std::memcpy(to + whole, row, rest * sizeof(T));
   }
 }
+
+// Brings what the next chunk reads into the second cache, a few lines after every block of numbers
+// of the state: the processor itself looks ahead within one page of memory, which holds a chunk or
+// two, and many requests at once would stop it. Small states leave no time for it, and gain nothing.
+template <class T>
+class Ahead {
+ public:
+  static FW_INLINE bool pays(const Shape& s) { return s.keys_pad * s.values_pad >= 64 * 64; }
+  FW_INLINE void add(const T* at, Index ld, Index rows, Index columns) {
+    parts_[count_++] = {at, ld, rows, columns};
+  }
+  FW_INLINE void step() {
+    for (int lines = 8; lines > 0 && next_ < count_; --lines) {
+      Part& part = parts_[next_];
+      __builtin_prefetch(part.at + column_, 0, 2);
+      column_ += 64 / sizeof(T);
+      if (column_ < part.columns) continue;
+      column_ = 0;
+      part.at += part.ld;
+      if (--part.rows == 0) ++next_;
+    }
+  }
+
+ private:
+  struct Part {
+    const T* at;
+    Index ld, rows, columns;
+  };
+  Part parts_[3];
+  int count_ = 0, next_ = 0;
+  Index column_ = 0;
+};
 
 // `rows` x `columns` numbers in memory as the caller lays it out, where a chunk's results go.
 template <class T>
