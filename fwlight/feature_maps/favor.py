@@ -108,8 +108,8 @@ class FAVORFeatureMap(FeatureMap):
 
     def query(self, q: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t k"]:
         """Return query features, each token's largest exponent moved to 0."""
-        u, shift = self._exponents(q)
-        return self._features(u, shift + _peak(u, shift) if self.stabilise else shift)
+        wx, shift = self._exponents(q)
+        return self._features(wx, shift + _peak(wx, shift) if self.stabilise else shift)
 
     def key(
         self,
@@ -120,29 +120,32 @@ class FAVORFeatureMap(FeatureMap):
         padding_mask: Bool[Tensor, "b t"] | None = None,
     ) -> tuple[Float[Tensor, "b h t k"], Float[Tensor, "b h"] | None]:
         """Return key features and the sequence's offset; see `FeatureMap.key`."""
-        u, shift = self._exponents(k)
+        wx, shift = self._exponents(k)
         if not self.stabilise:
-            return self._features(u, shift), None
-        peak = _peak(u, shift)
+            return self._features(wx, shift), None
+        peak = _peak(wx, shift)
         if scale_cancels:
-            return self._features(u, shift + peak), None
+            return self._features(wx, shift + peak), None
         offset = _sequence_offset(peak.squeeze(-1), offset, padding_mask)
         constant = offset.masked_fill(offset == _UNSET, 0.0)
         # Later keys may be much larger than the one that the constant is from.
-        u = torch.minimum(u, shift.detach() + (constant[..., None, None] + _MAX_EXPONENT))
-        return self._features(u, shift + constant[..., None, None]), offset
+        shift = shift + constant[..., None, None]
+        return self._features(wx, shift, largest=shift.detach() + _MAX_EXPONENT), offset
 
     def _exponents(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return [W^T x; -W^T x] and |x|^2 / 2, which is still to be subtracted."""
+        """Return W^T x, and |x|^2 / 2, which is still to be subtracted from it and its negative."""
         x = x * self.input_scale
-        wx = x @ self.projection.to(x.dtype)
-        return torch.cat([wx, -wx], dim=-1), x.square().sum(-1, keepdim=True) / 2
+        return x @ self.projection.to(x.dtype), x.square().sum(-1, keepdim=True) / 2
 
-    def _features(self, u: Tensor, shift: Tensor) -> Tensor:
+    def _features(self, wx: Tensor, shift: Tensor, *, largest: Tensor | None = None) -> Tensor:
         # A token has one shift and many features: the scale joins the shift, not the features.
         log_scale = -0.5 * math.log(2 * self.num_features)
-        exponent = u - (shift - log_scale)
-        phi = exponent.exp_() if self.stabilise else _Exp.apply(exponent)
+        if self.stabilise:
+            u = torch.cat([wx, -wx], dim=-1)
+            u = u if largest is None else torch.minimum(u, largest)
+            phi = (u + (log_scale - shift)).exp_()
+        else:
+            phi = _PositiveFeatures.apply(wx, shift - log_scale)
         return phi + self.kernel_eps * math.exp(log_scale) if self.kernel_eps else phi
 
     def _draw(self, dtype: torch.dtype) -> Tensor:
@@ -169,24 +172,32 @@ class FAVORFeatureMap(FeatureMap):
         )
 
 
-class _Exp(Function):
-    """exp(x); torch's own takes 60 times as long on a CPU where the result underflows."""
+class _PositiveFeatures(Function):
+    """[exp(wx - shift); exp(-wx - shift)], as the square of the exponential of one half.
+
+    torch's own exponential takes 60 times as long on a CPU where its result underflows; that of one
+    half does not where the square is not zero, and a product may underflow.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        least = math.ceil(math.log(torch.finfo(x.dtype).tiny))
-        return x.clamp(min=least).exp_().mul_((x - least).clamp(least, 0).exp_())
+    def forward(wx: Tensor, shift: Tensor) -> Tensor:
+        least = math.ceil(math.log(torch.finfo(wx.dtype).tiny))
+        halves = [torch.add(shift / -2, wx, alpha=sign / 2) for sign in (1, -1)]
+        root = torch.cat(halves, dim=-1).clamp_(min=least).exp_()
+        return root.mul_(root)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(output)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensors
-        return grads[0] * y
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (phi,) = ctx.saved_tensors
+        d = grads[0] * phi
+        plus, minus = d.chunk(2, dim=-1)
+        return plus - minus, -d.sum(-1, keepdim=True)
 
 
 def _gaussian(size: int, generator: torch.Generator) -> Tensor:
@@ -194,9 +205,9 @@ def _gaussian(size: int, generator: torch.Generator) -> Tensor:
     return torch.randn(size, size, generator=generator, dtype=torch.float64, device="cpu")
 
 
-def _peak(u: Tensor, shift: Tensor) -> Tensor:
+def _peak(wx: Tensor, shift: Tensor) -> Tensor:
     """Return the largest exponent of every token."""
-    return (u.amax(-1, keepdim=True) - shift).detach()
+    return (wx.detach().abs().amax(-1, keepdim=True) - shift).detach()
 
 
 def _sequence_offset(

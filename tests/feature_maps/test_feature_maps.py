@@ -16,7 +16,7 @@ from fwlight.feature_maps import (
     SiLUFeatureMap,
     TanhFeatureMap,
 )
-from fwlight.feature_maps.favor import _Exp
+from fwlight.feature_maps.favor import _PositiveFeatures
 from fwlight.ops import native
 
 D = 6
@@ -174,14 +174,17 @@ def test_favor_survives_keys_that_underflow_the_reference() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_favor_underflows_as_exp_does(dtype: torch.dtype) -> None:
     lowest = math.log(torch.finfo(dtype).smallest_normal)
-    x = torch.linspace(1.3 * lowest, 5.0, 999, dtype=dtype).requires_grad_()
-    y = _Exp.apply(1.0 * x)
-    (gradient,) = torch.autograd.grad(y.sum(), x)
+    wx = torch.linspace(0.65 * lowest, -0.65 * lowest, 999, dtype=dtype)[:, None]
+    inputs = wx.requires_grad_(), torch.full_like(wx, -0.6 * lowest, requires_grad=True)
+    y = _PositiveFeatures.apply(*inputs)
+    expected = torch.cat([wx - inputs[1], -wx - inputs[1]], dim=1).exp()
+    weights = torch.tensor([1.0, 2.0], dtype=dtype)
     smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
-    for found in (y, gradient):
-        torch.testing.assert_close(found, x.exp(), rtol=1e-6, atol=2 * smallest)
-    assert y[0] == 0
-    assert 0 < y[(x < lowest - 2).nonzero()[-1]] < torch.finfo(dtype).smallest_normal
+    found, wanted = ((x, *torch.autograd.grad((x * weights).sum(), inputs)) for x in (y, expected))
+    for x, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(x, other, rtol=1e-5, atol=4 * smallest)
+    assert y[0, 0] == 0
+    assert 0 < y[(wx < 0.42 * lowest).nonzero()[-1, 0], 0] < torch.finfo(dtype).smallest_normal
 
 
 @pytest.mark.parametrize(
