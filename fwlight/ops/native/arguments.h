@@ -54,6 +54,13 @@ struct Sizes {
   Index chunks() const { return (tokens + CHUNK - 1) / CHUNK; }
   Index groups() const { return (chunks() + every - 1) / every; }
   Index tasks() const { return batch * heads * slices; }
+
+  // What the forward pass keeps of a head, in this order: states St, then Xt of every chunk (and
+  // the sizes n_t under the FWM rule), then products. As in kernels.py.
+  Index state() const { return keys_pad * values_pad; }
+  Index errors() const { return rule == SUM ? 0 : (values_pad + (rule == FWM)) * CHUNK; }
+  Index products() const { return (2 - (rule == SUM)) * (rule != FWM) * CHUNK * CHUNK; }
+  Index kept() const { return groups() * state() + chunks() * (errors() + products()); }
   Shape shape(Index part) const {
     const Index first = part * slice;
     const Index columns = std::min(slice, values_pad - first);

@@ -29,11 +29,11 @@ _below_autograd = torch._C._AutoDispatchBelowAutograd  # pyright: ignore[reportP
 
 LIBRARY.define(
     "native_rule(Tensor? q, Tensor k, Tensor v, Tensor? beta, Tensor? state, str rule, bool keep)"
-    " -> (Tensor o, Tensor state, Tensor states, Tensor errors, Tensor products)"
+    " -> (Tensor o, Tensor state, Tensor kept)"
 )
 LIBRARY.define(
     "native_rule_backward(Tensor? q, Tensor k, Tensor v, Tensor? beta, Tensor? d_o,"
-    " Tensor? d_state, Tensor states, Tensor errors, Tensor products, str rule, bool started)"
+    " Tensor? d_state, Tensor kept, str rule, bool started)"
     " -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbeta, Tensor d_state)"
 )
 
@@ -55,23 +55,20 @@ def _chunks_per_state(k: Tensor, v: Tensor) -> int:
 def _forward_results(
     q: Tensor | None, k: Tensor, v: Tensor, rule: str, keep: bool
 ) -> tuple[Tensor, ...]:
-    """Return memory for (o, S_T, states, errors, products); what is not wanted is empty."""
+    """Return memory for o, S_T and what is kept for the backward pass; empty if not wanted."""
     o = v.new_empty(0) if q is None else empty_like(v)
     last = v.new_empty(_state_shape(k, v))
     if not keep:
-        return o, last, *(v.new_empty(0) for _ in range(3))
+        return o, last, v.new_empty(0)
     b, h, t, d_key = k.shape
-    d_value = v.shape[3]
     every = _chunks_per_state(k, v)
     chunks = (t + CHUNK - 1) // CHUNK
     groups = (chunks + every - 1) // every
-    keys, values = ((d + PAD - 1) // PAD * PAD for d in (d_key, d_value))
-    # The FWM rule also keeps what every token divided the state by.
-    per_token = {"sum": 0, "delta": values, "fwm": values + 1}[rule]
-    errors = v.new_empty((b, h, chunks, per_token, CHUNK) if per_token else 0)
-    count = {"sum": 1, "delta": 2, "fwm": 0}[rule]
-    products = v.new_empty((b, h, chunks, count, CHUNK, CHUNK) if count else 0)
-    return o, last, v.new_empty((b, h, groups, values, keys)), errors, products
+    keys, values = ((d + PAD - 1) // PAD * PAD for d in (d_key, v.shape[3]))
+    # Of every token: what was missing, products with the chunk's others, and under the FWM rule
+    # what it divided the state by. As in arguments.h.
+    per_token = {"sum": CHUNK, "delta": values + 2 * CHUNK, "fwm": values + 1}[rule]
+    return o, last, v.new_empty((b, h, groups * keys * values + chunks * CHUNK * per_token))
 
 
 def _backward_results(
@@ -99,8 +96,8 @@ def _forward(
     q = None if q is None else dense(q)
     k, v = dense(k), dense(v)
     results = _forward_results(q, k, v, rule, keep)
-    o, last, *kept = results
-    _launch_forward(q, k, v, beta, state, rule, None if q is None else o, last, *kept)
+    o, last, kept = results
+    _launch_forward(q, k, v, beta, state, rule, None if q is None else o, last, kept)
     return results
 
 
@@ -113,7 +110,7 @@ def _launch_forward(
     rule: str,
     o: Tensor | None,
     last: Tensor,
-    *kept: Tensor,
+    kept: Tensor | None,
 ) -> None:
     state = None if state is None else state.contiguous()
     _call(
@@ -121,7 +118,7 @@ def _launch_forward(
         rule,
         k,
         v,
-        _chunks_per_state(k, v) if kept else 1,  # not looked at where no states are kept
+        1 if kept is None else _chunks_per_state(k, v),  # not looked at where nothing is kept
         *sequence(q),
         *sequence(k),
         *sequence(v),
@@ -129,8 +126,7 @@ def _launch_forward(
         *sequence(o),
         0 if state is None else state.data_ptr(),
         last.data_ptr(),
-        # The address of nothing is zero, which says that nothing is to be kept.
-        *([x.data_ptr() for x in kept] or (0, 0, 0)),
+        0 if kept is None else kept.data_ptr(),  # zero for an empty one, too
     )
 
 
@@ -141,9 +137,7 @@ def _backward(
     beta: Tensor | None,
     d_o: Tensor | None,
     d_state: Tensor | None,
-    states: Tensor,
-    errors: Tensor,
-    products: Tensor,
+    kept: Tensor,
     rule: str,
     started: bool,
 ) -> tuple[Tensor, ...]:
@@ -171,9 +165,7 @@ def _backward(
         *sequence(None if beta is None else dbeta),
         0 if d_state is None else d_state.data_ptr(),
         d_initial.data_ptr(),  # zero where there is none
-        states.data_ptr(),
-        errors.data_ptr(),
-        products.data_ptr(),
+        kept.data_ptr(),
     )
     return results
 
@@ -190,25 +182,25 @@ class _Rule(Function):
     ) -> tuple[Tensor, Tensor]:
         if _traced(k):
             with _below_autograd():
-                o, last, *kept = _OP(q, k, v, beta, S, rule, True)
+                o, last, kept = _OP(q, k, v, beta, S, rule, True)
         else:
-            o, last, *kept = _forward(q, k, v, beta, S, rule, True)
+            o, last, kept = _forward(q, k, v, beta, S, rule, True)
         ctx.rule, ctx.started = rule, S is not None
-        ctx.save_for_backward(q, k, v, beta, *kept)
+        ctx.save_for_backward(q, k, v, beta, kept)
         ctx.set_materialize_grads(False)
         return o, last
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        q, k, v, beta, *kept = ctx.saved_tensors
+        q, k, v, beta, kept = ctx.saved_tensors
         d_o, d_last = grads
         if q is None or d_o is None:
             q = d_o = None
         if d_last is None and ctx.rule == "fwm":
             d_last = v.new_zeros(_state_shape(k, v))
         run: Any = _BACKWARD_OP if _traced(k) else _backward
-        dq, dk, dv, dbeta, d_initial = run(q, k, v, beta, d_o, d_last, *kept, ctx.rule, ctx.started)
+        dq, dk, dv, dbeta, d_initial = run(q, k, v, beta, d_o, d_last, kept, ctx.rule, ctx.started)
         dq = None if q is None else dq
         dbeta = None if beta is None else dbeta
         return None, dq, dk, dv, dbeta, d_initial if ctx.started else None
@@ -241,9 +233,8 @@ def _autograd(*arguments: Any) -> tuple[Tensor, ...]:
     if not (torch.is_grad_enabled() and _requires_grad(*inputs)):
         with _below_autograd():
             return _OP(*inputs, rule, keep)
-    k, v = inputs[1:3]
     o, last = _Rule.apply(rule, *inputs)
-    return o, last, v.new_empty(0), k.new_empty(0), v.new_empty(0)
+    return o, last, last.new_empty(0)
 
 
 def _fake_forward(q: Any, k: Any, v: Any, beta: Any, state: Any, rule: str, keep: bool) -> Any:
@@ -268,7 +259,7 @@ def _run(
     q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, S: Tensor | None, rule: str
 ) -> tuple[Tensor | None, Tensor]:
     if _traced(k):
-        o, last, *_ = _OP(q, k, v, beta, S, rule, False)
+        o, last, _ = _OP(q, k, v, beta, S, rule, False)
         return None if q is None else o, last
     if torch.is_grad_enabled() and _requires_grad(q, k, v, beta, S):
         o, last = _Rule.apply(rule, q, k, v, beta, S)
@@ -280,7 +271,7 @@ def _run(
         last = S
     else:
         last = v.new_empty(_state_shape(k, v))
-    _launch_forward(q, k, v, beta, S, rule, o, last)
+    _launch_forward(q, k, v, beta, S, rule, o, last, None)
     return o, last
 
 

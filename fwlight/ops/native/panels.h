@@ -137,7 +137,7 @@ FW_APART void from_panels(
 
 // Brings what the next chunk reads into the second cache, a few lines after every block of numbers
 // of the state: the processor itself looks ahead within one page of memory, which holds a chunk or
-// two, and many requests at once would stop it. Small states leave no time for it, and gain nothing.
+// two, and many requests at once would stop it. Small states leave no time for it.
 template <class T>
 class Ahead {
  public:

@@ -15,26 +15,34 @@
 
 namespace {
 
-// Numbers kept of a chunk besides states: Xt, and the sizes n_t under the FWM rule; then products.
-Index error_numbers(const Sizes& s) { return (s.values_pad + (s.rule == FWM)) * CHUNK; }
-Index product_numbers(const Sizes& s) {
-  return s.rule == DELTA ? kept_products<true> : kept_products<false>;
-}
+// What is kept of head n, for a slice of columns from `first` on; null where nothing is.
+template <class T>
+struct Kept {
+  T *states, *errors, *products;
+
+  Kept(const Sizes& s, T* all, Index n, Index first) {
+    T* const head = offset(all, n * s.kept());
+    T* const chunks = offset(head, s.groups() * s.state());
+    states = offset(head, first * s.keys_pad);
+    errors = s.errors() ? offset(chunks, first * CHUNK) : nullptr;
+    products = offset(chunks, s.chunks() * s.errors());
+  }
+};
 
 template <class T>
 struct Forward {
   Sizes s;
   Sequence<T> q, k, v, beta, o;
-  T *initial, *last, *states, *errors, *products;
+  T *initial, *last, *all_kept;
 
   explicit Forward(Arguments a)
       : s(a), q(a.sequence<T>()), k(a.sequence<T>()), v(a.sequence<T>()), beta(a.sequence<T>()),
-        o(a.sequence<T>()), initial(a.pointer<T>()), last(a.pointer<T>()), states(a.pointer<T>()),
-        errors(a.pointer<T>()), products(a.pointer<T>()) {}
+        o(a.sequence<T>()), initial(a.pointer<T>()), last(a.pointer<T>()),
+        all_kept(a.pointer<T>()) {}
 
   ForwardHead<T> head(Index n, Index part) const {
     const Index b = n / s.heads, h = n % s.heads, first = part * s.slice;
-    const Index state = s.keys_pad * s.values_pad, error = error_numbers(s);
+    const Kept<T> kept(s, all_kept, n, first);
     return {
         q.data ? q.at(b, h) : nullptr,
         k.at(b, h),
@@ -46,18 +54,16 @@ struct Forward {
         s.values,
         q.data ? o.at(b, h) + first : nullptr,
         o.token,
-        offset(states, n * s.groups() * state + first * s.keys_pad),
-        offset(errors, n * s.chunks() * error + first * CHUNK),
-        // The same in every slice: the first one keeps them.
-        part == 0 ? offset(products, n * s.chunks() * product_numbers(s)) : nullptr,
-        state, error, s.every,
+        kept.states, kept.errors,
+        part == 0 ? kept.products : nullptr,  // the same in every slice: the first one keeps them
+        s.state(), s.errors(), s.every,
     };
   }
 
   template <Rule RULE>
   void run() const {
     const Index tasks = s.tasks();
-    if (RULE != FWM && s.tokens <= 4 && !states) {
+    if (RULE != FWM && s.tokens <= 4 && !all_kept) {
       const bool alone = s.batch * s.heads * s.tokens * s.keys * s.values < 32768;
 #pragma omp parallel for schedule(static) num_threads(alone ? 1 : s.threads)
       for (Index i = 0; i < tasks; ++i) {
@@ -89,18 +95,18 @@ template <class T>
 struct Backward {
   Sizes s;
   Sequence<T> q, k, v, beta, d_o, dq, dk, dv, dbeta;
-  T *d_last, *d_initial, *states, *errors, *products;
+  T *d_last, *d_initial, *all_kept;
 
   explicit Backward(Arguments a)
       : s(a), q(a.sequence<T>()), k(a.sequence<T>()), v(a.sequence<T>()), beta(a.sequence<T>()),
         d_o(a.sequence<T>()), dq(a.sequence<T>()), dk(a.sequence<T>()), dv(a.sequence<T>()),
         dbeta(a.sequence<T>()), d_last(a.pointer<T>()), d_initial(a.pointer<T>()),
-        states(a.pointer<T>()), errors(a.pointer<T>()), products(a.pointer<T>()) {}
+        all_kept(a.pointer<T>()) {}
 
   // `partial`: where slices after the first leave their share of dq, dk and dbeta.
   BackwardHead<T> head(Index n, Index part, T* partial) const {
     const Index b = n / s.heads, h = n % s.heads, first = part * s.slice, K = s.keys;
-    const Index state = s.keys_pad * s.values_pad, error = error_numbers(s);
+    const Kept<T> kept(s, all_kept, n, first);
     BackwardHead<T> a = {
         q.data ? q.at(b, h) : nullptr,
         k.at(b, h),
@@ -110,10 +116,7 @@ struct Backward {
         offset(d_last, n * s.keys * s.values + first),
         q.token, k.token, v.token, beta.token, d_o.token,
         s.values,
-        states + n * s.groups() * state + first * s.keys_pad,
-        offset(errors, n * s.chunks() * error + first * CHUNK),
-        offset(products, n * s.chunks() * product_numbers(s)),
-        state, error, s.every,
+        kept.states, kept.errors, kept.products, s.state(), s.errors(), s.every,
         q.data ? dq.at(b, h) : nullptr,
         dk.at(b, h),
         dv.at(b, h) + first,
