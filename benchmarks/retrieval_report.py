@@ -49,6 +49,8 @@ class Run:
 def report(folder: Path, *, setting: str, tables: Sequence[Path] = ()) -> None:
     """Write retrieval.csv, retrieval.png, learning.png, table.md and TensorBoard's images of both.
 
+    Losses against steps, in learning.png, are known of the folder's own runs alone.
+
     Args:
         folder: Of the sweep.
         setting: `capacity` or `update`: which published curves to lay ours over.
@@ -80,7 +82,7 @@ def report(folder: Path, *, setting: str, tables: Sequence[Path] = ()) -> None:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """Return the finished runs under a sweep's folder, by curve, seed and number of keys."""
+    """Return the finished runs under a sweep's folder."""
     runs = []
     for path in sorted(folder.glob("*/summary.json")):
         summary = json.loads(path.read_text(encoding="utf-8"))
@@ -103,7 +105,7 @@ def read_runs(folder: Path) -> list[Run]:
                 seconds=round(summary["wall_seconds"], 1),
             )
         )
-    return sorted(runs, key=lambda run: (run.curve, run.seed, run.n_keys))
+    return runs
 
 
 def read_table(path: Path) -> list[Run]:
@@ -113,7 +115,10 @@ def read_table(path: Path) -> list[Run]:
         reader = csv.DictReader(file)
         if reader.fieldnames != list(types):
             raise ValueError(f"{path} is no table of retrieval runs, with {', '.join(types)}")
-        return [Run(**{name: types[name](text) for name, text in row.items()}) for row in reader]
+        try:
+            return [Run(**{name: types[name](row[name]) for name in types}) for row in reader]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
 
 
 def published_losses(setting: str) -> dict[str, dict[int, float]]:
@@ -190,10 +195,13 @@ def draw_learning(folder: Path, n_keys: int) -> Figure:
     """Return a figure: validation loss against steps of every curve's seed 1 at one S."""
     figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
     for path in sorted(folder.glob(f"*__task.n_keys-{n_keys}*/metrics.csv")):
-        curve, _, rest = path.parent.name.partition("__")
+        config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+        if config["task"]["n_keys"] != n_keys or config["seed"] != 1:
+            continue
+        curve = path.parent.name.split("__")[0]
         with path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row["metric"] == "val/loss"]
-        if rows and "seed-" not in rest.replace("seed-1", ""):
+        if rows:
             steps = [int(row["step"]) for row in rows]
             axis.plot(steps, [float(row["value"]) for row in rows], label=curve)
     axis.set(title=f"S = {n_keys}", xlabel="step", ylabel="validation loss", yscale="log")

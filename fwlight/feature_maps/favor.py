@@ -130,19 +130,20 @@ class FAVORFeatureMap(FeatureMap):
         constant = offset.masked_fill(offset == _UNSET, 0.0)
         # Later keys may be much larger than the one that the constant is from.
         shift = shift + constant[..., None, None]
-        return self._features(wx, shift, largest=shift.detach() + _MAX_EXPONENT), offset
+        return self._features(wx, shift, max_exponent=_MAX_EXPONENT), offset
 
     def _exponents(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return W^T x, and |x|^2 / 2, which is still to be subtracted from it and its negative."""
         x = x * self.input_scale
         return x @ self.projection.to(x.dtype), x.square().sum(-1, keepdim=True) / 2
 
-    def _features(self, wx: Tensor, shift: Tensor, *, largest: Tensor | None = None) -> Tensor:
+    def _features(self, wx: Tensor, shift: Tensor, *, max_exponent: float | None = None) -> Tensor:
         # A token has one shift and many features: the scale joins the shift, not the features.
         log_scale = -0.5 * math.log(2 * self.num_features)
         if self.stabilise:
             u = torch.cat([wx, -wx], dim=-1)
-            u = u if largest is None else torch.minimum(u, largest)
+            if max_exponent is not None:
+                u = torch.minimum(u, shift.detach() + max_exponent)
             phi = (u + (log_scale - shift)).exp_()
         else:
             phi = _PositiveFeatures.apply(wx, shift - log_scale)
@@ -173,19 +174,19 @@ class FAVORFeatureMap(FeatureMap):
 
 
 class _PositiveFeatures(Function):
-    """[exp(wx - shift); exp(-wx - shift)], as the square of the exponential of one half.
+    """[exp(wx - shift); exp(-wx - shift)], as the square of exp(x / 2).
 
-    torch's own exponential takes 60 times as long on a CPU where its result underflows; that of one
-    half does not where the square is not zero, and a product may underflow.
+    torch's exp takes 60 times as long on a CPU where its result underflows. exp(x / 2) underflows
+    only where the square is zero, so it is clamped there; the square may underflow at no cost.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(wx: Tensor, shift: Tensor) -> Tensor:
-        least = math.ceil(math.log(torch.finfo(wx.dtype).tiny))
-        halves = [torch.add(shift / -2, wx, alpha=sign / 2) for sign in (1, -1)]
-        root = torch.cat(halves, dim=-1).clamp_(min=least).exp_()
+        half = torch.cat([torch.add(shift / -2, wx, alpha=sign / 2) for sign in (1, -1)], dim=-1)
+        least = math.ceil(math.log(torch.finfo(half.dtype).tiny))
+        root = half.clamp_(min=least).exp_()
         return root.mul_(root)
 
     @staticmethod

@@ -3,7 +3,7 @@ import json
 import pytest
 import yaml
 
-from benchmarks.retrieval_report import published_losses, report, solved_up_to
+from benchmarks.retrieval_report import draw_learning, published_losses, report, solved_up_to
 
 
 @pytest.fixture
@@ -53,6 +53,26 @@ def test_report_adds_the_runs_of_tables(sweep, tmp_path_factory):
     (first / "a.csv").write_text(f"{rows[0]}\nlinear,20,1,1,0.9,0.9,0.9,9.0")
     report(sweep, setting="capacity", tables=[first / "a.csv"])
     assert (sweep / "retrieval.csv").read_text().splitlines() == rows
+
+
+def test_learning_curves_are_those_of_seed_1_at_one_size(tmp_path):
+    for n_keys, seed in ((20, 1), (20, 2), (20, 10), (200, 1)):
+        folder = tmp_path / f"linear__task.n_keys-{n_keys}__seed-{seed}"
+        folder.mkdir()
+        (folder / "config.yaml").write_text(
+            yaml.safe_dump({"seed": seed, "task": {"n_keys": n_keys}})
+        )
+        (folder / "metrics.csv").write_text(f"step,metric,value\n{n_keys},val/loss,0.{seed}\n")
+    curve, *rest, _ = draw_learning(tmp_path, 20).axes[0].lines
+    assert (list(curve.get_xdata()), list(curve.get_ydata()), rest) == ([20], [0.1], [])
+
+
+def test_a_cut_off_table_is_refused_with_its_line(sweep):
+    report(sweep, setting="capacity")
+    table = sweep / "retrieval.csv"
+    table.write_text(table.read_text()[:-30])
+    with pytest.raises(ValueError, match=r"retrieval\.csv, line 10: "):
+        report(sweep, setting="capacity", tables=[table])
 
 
 def test_a_table_that_is_none_is_refused(tmp_path):

@@ -171,6 +171,16 @@ def test_favor_survives_keys_that_underflow_the_reference() -> None:
     assert (features.amax(-1)[:, :, 0] > 0.1).all()
 
 
+def test_favor_of_half_precision_products_underflows_where_float32_does() -> None:
+    phi = FAVORFeatureMap(64, 16, input_scale=1.0, stabilise=False, kernel_eps=0.0)
+    x = (1.1 * gaussian(4, 64)).float()
+    with torch.autocast("cpu", torch.float16):
+        features = phi(x)
+    assert features.dtype == torch.float32
+    assert features.min() < 1e-13
+    torch.testing.assert_close(features, phi(x), rtol=0.1, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_favor_underflows_as_exp_does(dtype: torch.dtype) -> None:
     lowest = math.log(torch.finfo(dtype).smallest_normal)
@@ -182,7 +192,8 @@ def test_favor_underflows_as_exp_does(dtype: torch.dtype) -> None:
     smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     found, wanted = ((x, *torch.autograd.grad((x * weights).sum(), inputs)) for x in (y, expected))
     for x, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(x, other, rtol=1e-5, atol=4 * smallest)
+        rtol = 1e-5 if dtype == torch.float32 else 1e-13
+        torch.testing.assert_close(x, other, rtol=rtol, atol=4 * smallest)
     assert y[0, 0] == 0
     assert 0 < y[(wx < 0.42 * lowest).nonzero()[-1, 0], 0] < torch.finfo(dtype).smallest_normal
 

@@ -205,6 +205,25 @@ def test_threads_inside_a_head_agree_and_repeat_bit_for_bit(rule, threads):
 
 @needs_compiler
 @each_rule
+@pytest.mark.parametrize("threads", [(1, 3), (3, 1), (2, 5)])
+def test_the_backward_pass_may_have_other_threads_than_the_forward_pass(rule, threads):
+    inputs = make_inputs(70, h=1, d_key=24, d_value=70)
+    expected = rule(*inputs[:4], initial_state=inputs[4], backend="recurrent")
+    wanted = torch.autograd.grad(weighted_sum(*expected), inputs)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads[0])
+        outputs = rule(*inputs[:4], initial_state=inputs[4], backend="native")
+        torch.set_num_threads(threads[1])
+        found = torch.autograd.grad(weighted_sum(*outputs), inputs)
+    finally:
+        torch.set_num_threads(before)
+    for actual, other in zip(found, wanted, strict=True):
+        assert_near(actual, other, 1e-12)
+
+
+@needs_compiler
+@each_rule
 def test_half_precision_comes_back_with_a_float32_state(rule):
     inputs = [x.detach().bfloat16().requires_grad_() for x in make_inputs(50)[:4]]
     o, state = rule(*inputs, backend="native")
@@ -273,8 +292,12 @@ def test_operators_pass_the_checks_of_torch(rule, reads):
     q, k, v, beta, state = make_inputs(20)
     name = rule.__name__.removesuffix("_rule")
     state = state if reads or name == "fwm" else None
-    arguments = (q if reads else None, k, v, beta, state, name, False)
-    torch.library.opcheck(torch.ops.fwlight.native_rule.default, arguments)
+    arguments = (q if reads else None, k, v, beta, state, name)
+    torch.library.opcheck(torch.ops.fwlight.native_rule.default, (*arguments, False))
+    kept = [None if x is None else x.detach() for x in arguments[:5]]
+    tests = ("test_schema", "test_faketensor")
+    operator = torch.ops.fwlight.native_rule.default
+    torch.library.opcheck(operator, (*kept, name, True), test_utils=tests)
 
 
 COMPILE = """

@@ -55,12 +55,18 @@ struct Sizes {
   Index groups() const { return (chunks() + every - 1) / every; }
   Index tasks() const { return batch * heads * slices; }
 
-  // What the forward pass keeps of a head, in this order: states St, then Xt of every chunk (and
-  // the sizes n_t under the FWM rule), then products. As in kernels.py.
+  // How many numbers the forward pass keeps of a head, in this order and as in kernels.py: a state
+  // of every group; of every chunk what was missing, and the sizes n_t under the FWM rule; of every
+  // chunk products. Nothing in them depends on the slices, whose number may change in between.
   Index state() const { return keys_pad * values_pad; }
-  Index errors() const { return rule == SUM ? 0 : (values_pad + (rule == FWM)) * CHUNK; }
-  Index products() const { return (2 - (rule == SUM)) * (rule != FWM) * CHUNK * CHUNK; }
-  Index kept() const { return groups() * state() + chunks() * (errors() + products()); }
+  Index chunk_errors() const { return rule == SUM ? 0 : (values_pad + (rule == FWM)) * CHUNK; }
+  Index chunk_products() const {
+    const Index products = rule == DELTA ? 2 : rule == SUM ? 1 : 0;
+    return products * CHUNK * CHUNK;
+  }
+  Index kept() const {
+    return groups() * state() + chunks() * (chunk_errors() + chunk_products());
+  }
   Shape shape(Index part) const {
     const Index first = part * slice;
     const Index columns = std::min(slice, values_pad - first);

@@ -8,7 +8,7 @@ struct BackwardHead {
   Index q_ld, k_ld, v_ld, beta_ld, do_ld;
   Index state_ld;
   const T *states, *errors, *products;
-  Index states_step, errors_step, every;
+  Index states_step, state_rows, errors_step, products_step, every;
   // A null d_last is zeros; dbeta may be null (sum rule), and d_initial where the state begins at zero.
   T *dq, *dk, *dv, *dbeta, *d_initial;
   Index dq_ld, dk_ld, dv_ld, dbeta_ld;
@@ -93,7 +93,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
     const T* saved = a.states + first / a.every * a.states_step;
     for (Index n = first; n < last; ++n) {
       load_writes(n);
-      Ahead<T> ahead;
+      Ahead<T> ahead(s);
       if (Ahead<T>::pays(s)) {
         const Index t = (n + 1) * C, rows = s.rows(n + 1);
         ahead.add(a.k + t * a.k_ld, a.k_ld, rows, s.keys);
@@ -104,11 +104,12 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
         }
       }
       const T* before = n == first ? saved : group + (n - first - 1) * KV;
+      const Index before_rows = n == first ? a.state_rows : Vp;
       T* after = group + (n - first) * KV;
       for_panels<T>(Kp, FW_PANELS {
         for_rows<T>(panels, Vp, FW_BLOCK {
           if (a.d_initial || n > 0) {
-            block.read(before + j * Vp + i * PAD, PAD, Vp * PAD);
+            block.read(before + j * before_rows + i * PAD, PAD, before_rows * PAD);
           } else {
             block.zero();
           }
@@ -120,6 +121,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
     }
     for (Index n = last; n >= first; --n) {
       const T* St = n == first ? saved : group + (n - first - 1) * KV;
+      const Index St_rows = n == first ? a.state_rows : Vp;
       const Index t = n * C, rows = s.rows(n);
       // Then dS' is zero, or S is and nobody asks for dS.
       const bool ends = !a.d_last && n == s.chunks() - 1, begins = !a.d_initial && n == 0;
@@ -129,16 +131,16 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
         to_panels(a.q + t * a.q_ld, a.q_ld, rows, s.keys, Q, C);
         to_panels(a.d_o + t * a.do_ld, a.do_ld, rows, s.values, dO, C);
       }
-      Ahead<T> ahead;  // keys and what was written are there already, but for a group's last chunk
+      Ahead<T> ahead(s);  // keys and what was written are there, but for a group's last chunk
       if (Ahead<T>::pays(s) && n > 0) {
         const Index before = t - C;
-        ahead.add(a.products + (n - 1) * kept_products<DELTA>, 0, 1, kept_products<DELTA>);
+        ahead.add(a.products + (n - 1) * a.products_step, 0, 1, a.products_step);
         if (reads) {
           ahead.add(a.q + before * a.q_ld, a.q_ld, C, s.keys);
           ahead.add(a.d_o + before * a.do_ld, a.do_ld, C, s.values);
         }
       }
-      const T* bG = a.products + n * kept_products<DELTA>;
+      const T* bG = a.products + n * a.products_step;
       const T* P = bG + (DELTA ? BLOCK : 0);
       T sums[CHUNK] = {};
       for (Index v = 0; v < Vp; v += PAD) {
@@ -189,13 +191,13 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
       const Rows<T> dQ = {offset(a.dq, t * a.dq_ld), a.dq_ld, rows, s.keys};
       const Rows<T> dK = {a.dk + t * a.dk_ld, a.dk_ld, rows, s.keys};
       for_panels<T>(Kp, FW_PANELS {
-        const T *Qj = Q + j * C, *Kj = K + j * C, *Sj = St + j * Vp;
+        const T *Qj = Q + j * C, *Kj = K + j * C, *Sj = St + j * St_rows;
         T* dSj = dSt + j * Vp;
-        const Index step = Vp * PAD;  // to the next panel of a state
+        const Index step = Vp * PAD, S_step = St_rows * PAD;  // to the next panel of a state
         if (reads) {
           for_rows<T>(panels, C, FW_BLOCK {
             block.zero();
-            if (!begins) block.template add<true>(dO + i * PAD, BLOCK, Sj, step, Vp);
+            if (!begins) block.template add<true>(dO + i * PAD, BLOCK, Sj, S_step, Vp);
             block.template add<true>(dP + i * PAD, 0, Kj, BLOCK, i + block.rows);
             dQ.put(block, i, j);
           });
@@ -208,7 +210,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
             block.template add<false>(dP + k * PAD + i, 0, Qj + k * PAD, BLOCK, C - k);
           }
           if constexpr (DELTA) {
-            if (!begins) block.template add<true, -1>(dV + i * PAD, BLOCK, Sj, step, Vp);
+            if (!begins) block.template add<true, -1>(dV + i * PAD, BLOCK, Sj, S_step, Vp);
             block.template add<false>(H + i, 0, Kj, BLOCK, C);
           }
           dK.put(block, i, j);

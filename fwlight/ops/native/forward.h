@@ -11,10 +11,10 @@ struct ForwardHead {
   Index state_ld;
   T* o;
   Index o_ld;
-  T* states;  // null, or St [values_pad, keys_pad] before every `every`-th chunk
+  T* states;  // null, or this slice's rows of St [state_rows, keys_pad], of every `every`-th chunk
   T* errors;  // null, or Xt [values_pad, CHUNK] of every chunk (delta rule)
   T* products;  // null, or bG (delta rule) and P [CHUNK, CHUNK] of every chunk
-  Index states_step, errors_step, every;
+  Index states_step, state_rows, errors_step, products_step, every;
 };
 
 // One panel of X = (V - K S) - strict_tril(G) b X in place, U = b X, by forward substitution in
@@ -33,10 +33,6 @@ FW_INLINE void solve_lower(const T* bG, const T* b, T* X, T* U) {
     }
   }
 }
-
-// How many numbers of them a chunk has.
-template <bool DELTA>
-constexpr Index kept_products = DELTA ? 2 * BLOCK : BLOCK;
 
 // b G and P = tril(Q K^T), where they are wanted; KT is the transpose of the keys.
 template <class T>
@@ -87,12 +83,12 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
     const Index t = n * C, rows = s.rows(n);
     const bool empty = !a.initial && n == 0;  // then S is zero, and every product with it
     if (a.states && n % a.every == 0 && !empty) {
-      transpose_panels(S, a.states + n / a.every * a.states_step, Kp, Vp);
+      transpose_panels(S, a.states + n / a.every * a.states_step, Kp, Vp, a.state_rows);
     }
     to_panels(a.k + t * a.k_ld, a.k_ld, rows, s.keys, K, C);
     to_panels(a.v + t * a.v_ld, a.v_ld, rows, s.values, X, C);
     load_beta(a.beta ? a.beta + t * a.beta_ld : nullptr, a.beta_ld, rows, b);
-    Ahead<T> ahead;
+    Ahead<T> ahead(s);
     if (Ahead<T>::pays(s) && n + 1 < s.chunks()) {
       const Index after = t + C, more = s.rows(n + 1);
       ahead.add(a.k + after * a.k_ld, a.k_ld, more, s.keys);
@@ -101,7 +97,7 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
     }
     if (DELTA || reads) transpose_panels(K, KT, C, Kp);
     if (reads) to_panels(a.q + t * a.q_ld, a.q_ld, rows, s.keys, Q, C);
-    T* bG = a.products ? a.products + n * kept_products<DELTA> : own;
+    T* bG = a.products ? a.products + n * a.products_step : own;
     T* P = bG + (DELTA ? BLOCK : 0);
     key_products(Q, K, KT, b, Kp, DELTA ? bG : nullptr, reads ? P : nullptr);
     const Rows<T> O = {offset(a.o, t * a.o_ld), a.o_ld, rows, s.values};

@@ -65,8 +65,8 @@ def _forward_results(
     chunks = (t + CHUNK - 1) // CHUNK
     groups = (chunks + every - 1) // every
     keys, values = ((d + PAD - 1) // PAD * PAD for d in (d_key, v.shape[3]))
-    # Of every token: what was missing, products with the chunk's others, and under the FWM rule
-    # what it divided the state by. As in arguments.h.
+    # Of every token, as in arguments.h: what was missing, under the FWM rule also what it divided
+    # the state by, and products with the others of its chunk.
     per_token = {"sum": CHUNK, "delta": values + 2 * CHUNK, "fwm": values + 1}[rule]
     return o, last, v.new_empty((b, h, groups * keys * values + chunks * CHUNK * per_token))
 
@@ -97,7 +97,8 @@ def _forward(
     k, v = dense(k), dense(v)
     results = _forward_results(q, k, v, rule, keep)
     o, last, kept = results
-    _launch_forward(q, k, v, beta, state, rule, None if q is None else o, last, kept)
+    o, kept = None if q is None else o, kept if keep else None
+    _launch_forward(q, k, v, beta, state, rule, o, last, kept)
     return results
 
 
@@ -118,7 +119,7 @@ def _launch_forward(
         rule,
         k,
         v,
-        1 if kept is None else _chunks_per_state(k, v),  # not looked at where nothing is kept
+        1 if kept is None else _chunks_per_state(k, v),
         *sequence(q),
         *sequence(k),
         *sequence(v),
@@ -126,7 +127,7 @@ def _launch_forward(
         *sequence(o),
         0 if state is None else state.data_ptr(),
         last.data_ptr(),
-        0 if kept is None else kept.data_ptr(),  # zero for an empty one, too
+        0 if kept is None else kept.data_ptr(),
     )
 
 

@@ -85,12 +85,13 @@ FW_INLINE void for_panels(Index columns, F f) {
   for (; j < columns; j += PAD) f(Panels<1>{}, j);
 }
 
+constexpr int SUMS = FW_REGISTERS == 32 ? 16 : 8;  // registers that a block takes
+
 // Call f(block, i) for blocks that cover `rows`, a multiple of PAD, of such panels.
 #define FW_BLOCK [&](auto& block, Index i) FW_ALWAYS
 template <class T, int N, class F>
 FW_INLINE void for_rows(Panels<N>, Index rows, F f) {
   constexpr int VECS = PAD / Simd<T>::width;
-  constexpr int SUMS = FW_REGISTERS == 32 ? 16 : 8;
   constexpr int ROWS = std::max(1, SUMS / (VECS * N));
   for (Index i = 0; i < rows; i += ROWS) {
     Block<T, ROWS, N> block;
@@ -135,21 +136,26 @@ FW_APART void from_panels(
   }
 }
 
-// Brings what the next chunk reads into the second cache, a few lines after every block of numbers
-// of the state: the processor itself looks ahead within one page of memory, which holds a chunk or
-// two, and many requests at once would stop it. Small states leave no time for it.
+// Brings what the next chunk reads into the second cache, an equal share after every block of the
+// state: the processor itself looks ahead within one page of memory, which holds a chunk or two, and
+// many requests at once would stop it. Small states leave no time for it.
 template <class T>
 class Ahead {
  public:
+  explicit FW_INLINE Ahead(const Shape& s)
+      : blocks_(s.keys_pad * s.values_pad / (SUMS * Simd<T>::width)) {}
   static FW_INLINE bool pays(const Shape& s) { return s.keys_pad * s.values_pad >= 64 * 64; }
+  // At least one row, and three times at most.
   FW_INLINE void add(const T* at, Index ld, Index rows, Index columns) {
     parts_[count_++] = {at, ld, rows, columns};
+    lines_ += rows * ((columns + LINE - 1) / LINE);
+    share_ = (lines_ + blocks_ - 1) / blocks_;
   }
   FW_INLINE void step() {
-    for (int lines = 8; lines > 0 && next_ < count_; --lines) {
+    for (Index lines = share_; lines > 0 && next_ < count_; --lines) {
       Part& part = parts_[next_];
       __builtin_prefetch(part.at + column_, 0, 2);
-      column_ += 64 / sizeof(T);
+      column_ += LINE;
       if (column_ < part.columns) continue;
       column_ = 0;
       part.at += part.ld;
@@ -158,13 +164,14 @@ class Ahead {
   }
 
  private:
+  static constexpr Index LINE = 64 / sizeof(T);
   struct Part {
     const T* at;
     Index ld, rows, columns;
   };
   Part parts_[3];
   int count_ = 0, next_ = 0;
-  Index column_ = 0;
+  Index column_ = 0, lines_ = 0, share_ = 0, blocks_;
 };
 
 // `rows` x `columns` numbers in memory as the caller lays it out, where a chunk's results go.
@@ -210,12 +217,14 @@ FW_INLINE void transpose_block(const T* from, T* to) {
   transpose(from, PAD, to, PAD, PAD, PAD);
 }
 
-// Transpose a matrix of `rows` x `columns`, multiples of PAD, block by block.
+// Transpose a matrix of `rows` x `columns`, multiples of PAD, block by block; into the first of
+// `all` rows if that is given.
 template <class T>
-inline void transpose_panels(const T* from, T* to, Index rows, Index columns) {
+inline void transpose_panels(const T* from, T* to, Index rows, Index columns, Index all = 0) {
+  const Index to_rows = all ? all : columns;
   for (Index i = 0; i < rows; i += PAD) {
     for (Index j = 0; j < columns; j += PAD) {
-      transpose_block(from + j * rows + i * PAD, to + i * columns + j * PAD);
+      transpose_block(from + j * rows + i * PAD, to + i * to_rows + j * PAD);
     }
   }
 }

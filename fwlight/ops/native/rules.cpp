@@ -23,9 +23,9 @@ struct Kept {
   Kept(const Sizes& s, T* all, Index n, Index first) {
     T* const head = offset(all, n * s.kept());
     T* const chunks = offset(head, s.groups() * s.state());
-    states = offset(head, first * s.keys_pad);
-    errors = s.errors() ? offset(chunks, first * CHUNK) : nullptr;
-    products = offset(chunks, s.chunks() * s.errors());
+    states = offset(head, first * PAD);
+    errors = offset(chunks, first * CHUNK);
+    products = offset(chunks, s.chunks() * s.chunk_errors());
   }
 };
 
@@ -56,7 +56,7 @@ struct Forward {
         o.token,
         kept.states, kept.errors,
         part == 0 ? kept.products : nullptr,  // the same in every slice: the first one keeps them
-        s.state(), s.errors(), s.every,
+        s.state(), s.values_pad, s.chunk_errors(), s.chunk_products(), s.every,
     };
   }
 
@@ -116,7 +116,8 @@ struct Backward {
         offset(d_last, n * s.keys * s.values + first),
         q.token, k.token, v.token, beta.token, d_o.token,
         s.values,
-        kept.states, kept.errors, kept.products, s.state(), s.errors(), s.every,
+        kept.states, kept.errors, kept.products,
+        s.state(), s.values_pad, s.chunk_errors(), s.chunk_products(), s.every,
         q.data ? dq.at(b, h) : nullptr,
         dk.at(b, h),
         dv.at(b, h) + first,
