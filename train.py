@@ -30,7 +30,7 @@ def train(composition: Composition, arguments: Sequence[str] = ()) -> dict[str, 
 
     run.quiet()
     run.keep_freed_memory()
-    with run.listening(before_exit=run.end_ranks):
+    with run.flushing_denormals(), run.listening(before_exit=run.end_ranks):
         return act(composition, arguments)
 
 

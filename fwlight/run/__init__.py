@@ -11,6 +11,7 @@ from fwlight.run.allocator import keep_freed_memory
 from fwlight.run.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from fwlight.run.checkpointing import RunCheckpoint
 from fwlight.run.clock import RunClock
+from fwlight.run.denormals import flushing_denormals
 from fwlight.run.diagnosing import diagnose
 from fwlight.run.errors import exit_code_and_line
 from fwlight.run.folder import RunFolder
@@ -30,6 +31,7 @@ __all__ = [
     "end_ranks",
     "exit_code_and_line",
     "fit",
+    "flushing_denormals",
     "generate",
     "keep_freed_memory",
     "lasting_output",
