@@ -205,8 +205,8 @@ def draw_learning(folder: Path, n_keys: int) -> Figure:
             steps = [int(row["step"]) for row in rows]
             axis.plot(steps, [float(row["value"]) for row in rows], label=curve)
     axis.set(title=f"S = {n_keys}", xlabel="step", ylabel="validation loss", yscale="log")
-    axis.axhline(SOLVED, color="black", linewidth=0.8)
-    if axis.lines[:-1]:
+    if axis.lines:
+        axis.axhline(SOLVED, color="black", linewidth=0.8)
         axis.legend(fontsize="small")
     return figure
 

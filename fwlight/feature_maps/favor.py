@@ -208,7 +208,7 @@ def _gaussian(size: int, generator: torch.Generator) -> Tensor:
 
 def _peak(wx: Tensor, shift: Tensor) -> Tensor:
     """Return the largest exponent of every token."""
-    return (wx.detach().abs().amax(-1, keepdim=True) - shift).detach()
+    return wx.detach().abs().amax(-1, keepdim=True) - shift.detach()
 
 
 def _sequence_offset(

@@ -10,9 +10,9 @@ import torch
 def flushing_denormals() -> Generator[None]:
     """Take numbers too small for a format's exponent (float32: below 1.2e-38) for zero.
 
-    As the compiled kernels do. A CPU computes with them some hundred times slower than with others,
-    and features that underflow are full of them. Threads started later do as the one that starts
-    them. Does nothing on CPUs that cannot.
+    As the compiled kernels do. A CPU is many times slower with them than with others, and features
+    that underflow are full of them. Threads that are started meanwhile do the same, those that run
+    already do not. Does nothing on CPUs that cannot.
     """
     possible = torch.set_flush_denormal(True)
     try:

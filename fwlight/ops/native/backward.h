@@ -93,14 +93,14 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
     const T* saved = a.states + first / a.every * a.states_step;
     for (Index n = first; n < last; ++n) {
       load_writes(n);
-      Ahead<T> ahead(s);
-      if (Ahead<T>::pays(s)) {
+      Prefetch<T> prefetch(s);
+      if (Prefetch<T>::pays(s)) {
         const Index t = (n + 1) * C, rows = s.rows(n + 1);
-        ahead.add(a.k + t * a.k_ld, a.k_ld, rows, s.keys);
+        prefetch.add(a.k + t * a.k_ld, a.k_ld, rows, s.keys);
         if constexpr (DELTA) {
-          ahead.add(a.errors + (n + 1) * a.errors_step, 0, 1, Vp * C);
+          prefetch.add(a.errors + (n + 1) * a.errors_step, 0, 1, Vp * C);
         } else {
-          ahead.add(a.v + t * a.v_ld, a.v_ld, rows, s.values);
+          prefetch.add(a.v + t * a.v_ld, a.v_ld, rows, s.values);
         }
       }
       const T* before = n == first ? saved : group + (n - first - 1) * KV;
@@ -115,7 +115,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
           }
           block.template add<true>(Ut + i * PAD, 0, K + j * C, BLOCK, C);
           block.write(after + j * Vp + i * PAD, PAD, Vp * PAD);
-          ahead.step();
+          prefetch.step();
         });
       });
     }
@@ -131,13 +131,13 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
         to_panels(a.q + t * a.q_ld, a.q_ld, rows, s.keys, Q, C);
         to_panels(a.d_o + t * a.do_ld, a.do_ld, rows, s.values, dO, C);
       }
-      Ahead<T> ahead(s);  // keys and what was written are there, but for a group's last chunk
-      if (Ahead<T>::pays(s) && n > 0) {
+      Prefetch<T> prefetch(s);  // keys and what was written are there, but for a group's last chunk
+      if (Prefetch<T>::pays(s) && n > 0) {
         const Index before = t - C;
-        ahead.add(a.products + (n - 1) * a.products_step, 0, 1, a.products_step);
+        prefetch.add(a.products + (n - 1) * a.products_step, 0, 1, a.products_step);
         if (reads) {
-          ahead.add(a.q + before * a.q_ld, a.q_ld, C, s.keys);
-          ahead.add(a.d_o + before * a.do_ld, a.do_ld, C, s.values);
+          prefetch.add(a.q + before * a.q_ld, a.q_ld, C, s.keys);
+          prefetch.add(a.d_o + before * a.do_ld, a.do_ld, C, s.values);
         }
       }
       const T* bG = a.products + n * a.products_step;
@@ -222,7 +222,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
           if (reads) block.template add<false>(dO + at, 0, Qj, BLOCK, C);
           if constexpr (DELTA) block.template add<false, -1>(dV + at, 0, Kj, BLOCK, C);
           block.write(dSj + i * PAD, PAD, step);
-          ahead.step();
+          prefetch.step();
         });
       });
     }

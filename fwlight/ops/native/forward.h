@@ -88,12 +88,12 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
     to_panels(a.k + t * a.k_ld, a.k_ld, rows, s.keys, K, C);
     to_panels(a.v + t * a.v_ld, a.v_ld, rows, s.values, X, C);
     load_beta(a.beta ? a.beta + t * a.beta_ld : nullptr, a.beta_ld, rows, b);
-    Ahead<T> ahead(s);
-    if (Ahead<T>::pays(s) && n + 1 < s.chunks()) {
+    Prefetch<T> prefetch(s);
+    if (Prefetch<T>::pays(s) && n + 1 < s.chunks()) {
       const Index after = t + C, more = s.rows(n + 1);
-      ahead.add(a.k + after * a.k_ld, a.k_ld, more, s.keys);
-      ahead.add(a.v + after * a.v_ld, a.v_ld, more, s.values);
-      if (reads) ahead.add(a.q + after * a.q_ld, a.q_ld, more, s.keys);
+      prefetch.add(a.k + after * a.k_ld, a.k_ld, more, s.keys);
+      prefetch.add(a.v + after * a.v_ld, a.v_ld, more, s.values);
+      if (reads) prefetch.add(a.q + after * a.q_ld, a.q_ld, more, s.keys);
     }
     if (DELTA || reads) transpose_panels(K, KT, C, Kp);
     if (reads) to_panels(a.q + t * a.q_ld, a.q_ld, rows, s.keys, Q, C);
@@ -131,7 +131,7 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
         block.read(Sj + i * PAD, PAD, Kp * PAD);
         block.template add<false>(K + i / PAD * BLOCK + i % PAD, 0, Uj, BLOCK, C);
         block.write(Sj + i * PAD, PAD, Kp * PAD);
-        ahead.step();
+        prefetch.step();
       });
     });
   }

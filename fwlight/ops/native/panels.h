@@ -140,9 +140,9 @@ FW_APART void from_panels(
 // state: the processor itself looks ahead within one page of memory, which holds a chunk or two, and
 // many requests at once would stop it. Small states leave no time for it.
 template <class T>
-class Ahead {
+class Prefetch {
  public:
-  explicit FW_INLINE Ahead(const Shape& s)
+  explicit FW_INLINE Prefetch(const Shape& s)
       : blocks_(s.keys_pad * s.values_pad / (SUMS * Simd<T>::width)) {}
   static FW_INLINE bool pays(const Shape& s) { return s.keys_pad * s.values_pad >= 64 * 64; }
   // At least one row, and three times at most.

@@ -15,7 +15,7 @@
 
 namespace {
 
-// What is kept of head n, for a slice of columns from `first` on; null where nothing is.
+// What is kept of head n, for a slice of columns from `first` on; null if `all` is.
 template <class T>
 struct Kept {
   T *states, *errors, *products;
