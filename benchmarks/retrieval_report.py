@@ -30,6 +30,7 @@ PUBLISHED = Path(__file__).parent / "published" / "retrieval.yaml"
 SOLVED = 1e-3
 TRAINING_CURVES_AT = {"capacity": 600, "update": 20}
 """Numbers of keys at which the paper shows losses against steps (figures 4 and 3)."""
+COLOURS = [plt.colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,7 @@ def table(runs: list[Run], published: dict[str, dict[int, float]]) -> str:
 def draw(runs: list[Run], published: dict[str, dict[int, float]], *, title: str) -> Figure:
     """Return a figure: loss against the number of keys, linear as in the paper and logarithmic."""
     figure, axes = plt.subplots(1, 2, figsize=(15, 6.5), layout="constrained")
-    colours = [plt.colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
-    for (curve, by_keys), colour in zip(losses_of(runs).items(), colours, strict=False):
+    for (curve, by_keys), colour in zip(losses_of(runs).items(), COLOURS, strict=False):
         n_keys = list(by_keys)
         medians = [statistics.median(losses) for losses in by_keys.values()]
         for axis in axes:
@@ -187,13 +187,15 @@ def draw(runs: list[Run], published: dict[str, dict[int, float]], *, title: str)
     for axis in axes:
         axis.set_xlabel("number of keys S")
         axis.set_ylabel("loss |y - v|² / 2")
-    axes[0].legend(fontsize="small")
+    lines, names = axes[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside right upper", fontsize="small")
     return figure
 
 
 def draw_learning(folder: Path, n_keys: int) -> Figure:
     """Return a figure: validation loss against steps of every curve's seed 1 at one S."""
     figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
+    axis.set_prop_cycle(color=COLOURS)
     for path in sorted(folder.glob(f"*__task.n_keys-{n_keys}*/metrics.csv")):
         config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
         if config["task"]["n_keys"] != n_keys or config["seed"] != 1:
