@@ -30,7 +30,6 @@ PUBLISHED = Path(__file__).parent / "published" / "retrieval.yaml"
 SOLVED = 1e-3
 TRAINING_CURVES_AT = {"capacity": 600, "update": 20}
 """Numbers of keys at which the paper shows losses against steps (figures 4 and 3)."""
-COLOURS = [plt.colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def report(folder: Path, *, setting: str, tables: Sequence[Path] = ()) -> None:
     (folder / "table.md").write_text(text, encoding="utf-8")
     figure = draw(runs, published, title=f"Retrieval, {setting}")
     figure.savefig(folder / "retrieval.png", dpi=130)
-    learning = draw_learning(folder, TRAINING_CURVES_AT[setting])
+    learning = draw_learning(folder, TRAINING_CURVES_AT[setting], colours_of(runs))
     learning.savefig(folder / "learning.png", dpi=130)
     with SummaryWriter(str(folder / "tensorboard")) as board:
         board.add_figure(f"retrieval/{setting}", figure)
@@ -167,10 +166,18 @@ def table(runs: list[Run], published: dict[str, dict[int, float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def colours_of(runs: list[Run]) -> dict[str, Any]:
+    """Return a colour for every curve, the same in all figures of a report."""
+    shades = [plt.colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
+    return dict(zip(sorted({run.curve for run in runs}), itertools.cycle(shades), strict=False))
+
+
 def draw(runs: list[Run], published: dict[str, dict[int, float]], *, title: str) -> Figure:
     """Return a figure: loss against the number of keys, linear as in the paper and logarithmic."""
     figure, axes = plt.subplots(1, 2, figsize=(15, 6.5), layout="constrained")
-    for (curve, by_keys), colour in zip(losses_of(runs).items(), COLOURS, strict=False):
+    colours = colours_of(runs)
+    for curve, by_keys in losses_of(runs).items():
+        colour = colours[curve]
         n_keys = list(by_keys)
         medians = [statistics.median(losses) for losses in by_keys.values()]
         for axis in axes:
@@ -192,10 +199,9 @@ def draw(runs: list[Run], published: dict[str, dict[int, float]], *, title: str)
     return figure
 
 
-def draw_learning(folder: Path, n_keys: int) -> Figure:
+def draw_learning(folder: Path, n_keys: int, colours: dict[str, Any]) -> Figure:
     """Return a figure: validation loss against steps of every curve's seed 1 at one S."""
     figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    axis.set_prop_cycle(color=COLOURS)
     for path in sorted(folder.glob(f"*__task.n_keys-{n_keys}*/metrics.csv")):
         config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
         if config["task"]["n_keys"] != n_keys or config["seed"] != 1:
@@ -205,7 +211,8 @@ def draw_learning(folder: Path, n_keys: int) -> Figure:
             rows = [row for row in csv.DictReader(file) if row["metric"] == "val/loss"]
         if rows:
             steps = [int(row["step"]) for row in rows]
-            axis.plot(steps, [float(row["value"]) for row in rows], label=curve)
+            losses = [float(row["value"]) for row in rows]
+            axis.plot(steps, losses, color=colours.get(curve), label=curve)
     axis.set(title=f"S = {n_keys}", xlabel="step", ylabel="validation loss", yscale="log")
     if axis.lines:
         axis.axhline(SOLVED, color="black", linewidth=0.8)

@@ -63,8 +63,11 @@ def test_learning_curves_are_those_of_seed_1_at_one_size(tmp_path):
             yaml.safe_dump({"seed": seed, "task": {"n_keys": n_keys}})
         )
         (folder / "metrics.csv").write_text(f"step,metric,value\n{n_keys},val/loss,0.{seed}\n")
-    curve, *rest, _ = draw_learning(tmp_path, 20).axes[0].lines
+    curve, *rest, _ = draw_learning(tmp_path, 20, {"linear": "red"}).axes[0].lines
     assert (list(curve.get_xdata()), list(curve.get_ydata()), rest) == ([20], [0.1], [])
+    assert curve.get_color() == "red"
+    # of a run that did not finish there is a curve, but no row and so no colour
+    assert len(draw_learning(tmp_path, 20, {}).axes[0].lines) == 2
 
 
 def test_a_cut_off_table_is_refused_with_its_line(sweep):
