@@ -95,10 +95,11 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="where to draw them")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    clock = begin(options)
-    if options.peak is not None:
+    if options.peak is not None:  # before anything that keeps freed memory
+        torch.set_num_threads(options.threads)
         print(peak(options.peak[0], int(options.peak[1])))
         return
+    clock = begin(options)
     print(conditions(), flush=True)
     works = {
         f"{name} {t}": contenders("delta", shape(t), None, longest=LENGTHS[-1])[name]
