@@ -58,7 +58,7 @@ def report(folder: Path, *, setting: str, tables: Sequence[Path] = ()) -> None:
             then the first one's.
     """
     found: dict[tuple[str, int, int], Run] = {}
-    for run in itertools.chain(read_runs(folder), *map(read_table, tables)):
+    for run in itertools.chain(read_runs(folder, setting), *map(read_table, tables)):
         found.setdefault((run.curve, run.seed, run.n_keys), run)
     runs = [found[key] for key in sorted(found)]
     if not runs:
@@ -81,14 +81,22 @@ def report(folder: Path, *, setting: str, tables: Sequence[Path] = ()) -> None:
     print(text)
 
 
-def read_runs(folder: Path) -> list[Run]:
-    """Return the finished runs under a sweep's folder."""
+def read_runs(folder: Path, setting: str) -> list[Run]:
+    """Return the finished runs under a sweep's folder.
+
+    Raises:
+        ValueError: If one of them has the other setting.
+    """
     runs = []
     for path in sorted(folder.glob("*/summary.json")):
         summary = json.loads(path.read_text(encoding="utf-8"))
         config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
         if "n_keys" not in config["task"]:
             continue
+        if config["task"]["setting"] != setting:
+            raise ValueError(
+                f"{path.parent} has setting={config['task']['setting']}, not {setting}"
+            )
         best, last, test = (
             math.nan if summary[name] is None else summary[name]
             for name in ("val/best_loss", "val/loss", "test/loss")
@@ -131,10 +139,12 @@ def published_losses(setting: str) -> dict[str, dict[int, float]]:
 
 
 def losses_of(runs: list[Run]) -> dict[str, dict[int, list[float]]]:
-    """Return the best losses of all seeds, by curve and number of keys."""
+    """Return the best losses of all seeds, by curve and number of keys; infinite if not finite."""
     found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in sorted(runs, key=lambda run: run.n_keys):
-        found[run.curve][run.n_keys].append(run.best_loss)
+        found[run.curve][run.n_keys].append(
+            math.inf if math.isnan(run.best_loss) else run.best_loss
+        )
     return found
 
 

@@ -1,9 +1,18 @@
 import json
+import statistics
+from math import inf, nan
 
 import pytest
 import yaml
 
-from benchmarks.retrieval_report import draw_learning, published_losses, report, solved_up_to
+from benchmarks.retrieval_report import (
+    Run,
+    draw_learning,
+    losses_of,
+    published_losses,
+    report,
+    solved_up_to,
+)
 
 
 @pytest.fixture
@@ -21,7 +30,7 @@ def sweep(tmp_path):
                 "wall_seconds": 1.25,
             }
             (folder / "summary.json").write_text(json.dumps(summary))
-            config = {"seed": seed, "task": {"n_keys": n_keys}}
+            config = {"seed": seed, "task": {"n_keys": n_keys, "setting": "capacity"}}
             (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "linear__task.n_keys-80__seed-1").mkdir()
     return tmp_path
@@ -53,6 +62,16 @@ def test_report_adds_the_runs_of_tables(sweep, tmp_path_factory):
     (first / "a.csv").write_text(f"{rows[0]}\nlinear,20,1,1,0.9,0.9,0.9,9.0")
     report(sweep, setting="capacity", tables=[first / "a.csv"])
     assert (sweep / "retrieval.csv").read_text().splitlines() == rows
+
+
+def test_a_folder_of_the_other_setting_is_refused(sweep):
+    with pytest.raises(ValueError, match="has setting=capacity, not update"):
+        report(sweep, setting="update")
+
+
+def test_a_run_without_a_finite_loss_counts_as_the_worst():
+    runs = [Run("linear", 20, seed, 1, loss, 1, 1, 1) for seed, loss in enumerate((nan, 1e-4, nan))]
+    assert statistics.median(losses_of(runs)["linear"][20]) == inf
 
 
 def test_learning_curves_are_those_of_seed_1_at_one_size(tmp_path):
