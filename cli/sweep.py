@@ -8,6 +8,7 @@ import re
 import runpy
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,7 @@ def _run(points: list[Point], *, workers: int) -> int:
 
 def _run_point(arguments: list[str], log: Path) -> None:
     """Be a run: what this process prints goes to the log."""
+    threading.Thread(target=_end_with_sweep, daemon=True).start()
     log.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
@@ -142,6 +144,14 @@ def _run_point(arguments: list[str], log: Path) -> None:
     program = str(CONF.parent / "train.py")
     sys.argv = [program, *arguments]
     runpy.run_path(program, run_name="__main__")
+
+
+def _end_with_sweep() -> None:
+    """Stop this run, as Ctrl-C would, when the sweep ends, even if it is killed."""
+    sweep = multiprocessing.parent_process()
+    assert sweep is not None
+    sweep.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _curves(sweep: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, str]]]]:

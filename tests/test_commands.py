@@ -4,6 +4,8 @@ import json
 import resource
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -289,3 +291,25 @@ def test_sweep_runs_and_skips_what_is_finished(text, tmp_path, capsys):
     assert [path.stat().st_mtime_ns for path in summaries] == first
     # another configuration in the same place is not finished
     assert not any(point.finished() for point in expand([*arguments, "trainer.max_steps=3"]))
+
+
+@pytest.mark.slow
+def test_runs_of_a_killed_sweep_stop_and_are_saved(text, tmp_path):
+    arguments = [*TINY, "task.data=text", f"task.path={text}", "trainer.max_steps=1000000"]
+    folders = [tmp_path / f"seed-{seed}" for seed in (1, 2)]
+    command = [sys.executable, "train.py", "-m", *arguments, "seed=1,2", f"run_dir={tmp_path}"]
+    sweep = subprocess.Popen(command)
+    try:
+        _until(lambda: all((folder / "metrics.csv").exists() for folder in folders))
+    finally:
+        sweep.kill()
+        sweep.wait()
+    logs = [tmp_path / f"{folder.name}.log" for folder in folders]
+    _until(lambda: all("stopped by SIGTERM" in log.read_text() for log in logs))
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
