@@ -76,7 +76,7 @@ def _choose(
     if backend != "auto" and backend not in backends:
         raise ValueError(f"backend={backend!r} is none of {', '.join(['auto', *backends])}")
     name, obstacle = backend, None
-    if backend == "auto" and k.device.type == "cpu" and "native" in backends:
+    if backend == "auto" and k.is_cpu and "native" in backends:
         name = "native"
     if name == "native":
         obstacle = native.obstacle(k, v, dtype)
@@ -103,17 +103,17 @@ def _warn_once(message: str) -> None:
 def _check_shapes(
     q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, state: Tensor | None
 ) -> None:
-    shape = k.shape
-    if len(shape) != 4 or v.ndim != 4 or v.shape[:3] != shape[:3]:
+    shape, of_v = k.shape, v.shape
+    tokens = shape[:3]
+    if len(shape) != 4 or len(of_v) != 4 or of_v[:3] != tokens:
         raise ValueError(
             f"k must be [B, H, T, K] and v [B, H, T, V], not {list(k.shape)} and {list(v.shape)}"
         )
-    of_state = (*shape[:2], shape[3], v.shape[3])
     if q is not None and q.shape != shape:
         _refuse("q", q, k, v, shape)
-    if beta is not None and beta.shape != shape[:3]:
-        _refuse("beta", beta, k, v, shape[:3])
-    if state is not None and state.shape != of_state:
+    if beta is not None and beta.shape != tokens:
+        _refuse("beta", beta, k, v, tokens)
+    if state is not None and state.shape != (of_state := (*shape[:2], shape[3], of_v[3])):
         _refuse("initial_state", state, k, v, of_state)
 
 

@@ -108,6 +108,29 @@ def test_a_read_only_cache_is_read(tmp_path):
     cache.chmod(0o700)
 
 
+def test_a_change_of_source_compiler_flags_or_cpu_is_another_file_of_the_cache(
+    monkeypatch, tmp_path
+):
+    name = build._file_name(["c++"], "12 AVX2", "float")
+    assert build._file_name(["c++"], "12 AVX2", "float") == name
+    names = [
+        name,
+        build._file_name(["c++", "-O1"], "12 AVX2", "float"),
+        build._file_name(["c++"], "13 AVX2", "float"),
+        build._file_name(["c++"], "12 AVX2", "double"),
+    ]
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-g"))
+    names.append(build._file_name(["c++"], "12 AVX2", "float"))
+    for path in [*build.SOURCE.glob("*.h"), *build.SOURCE.glob("*.cpp")]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(build, "SOURCE", tmp_path)
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes() + b"//")
+        names.append(build._file_name(["c++"], "12 AVX2", "float"))
+    assert len(names) > 15
+    assert len(set(names)) == len(names)
+
+
 @pytest.mark.parametrize("backend", ["native", "auto"])
 @pytest.mark.parametrize(
     ("environment", "reason"),
@@ -293,11 +316,11 @@ def test_operators_pass_the_checks_of_torch(rule, reads):
     name = rule.__name__.removesuffix("_rule")
     state = state if reads or name == "fwm" else None
     arguments = (q if reads else None, k, v, beta, state, name)
-    torch.library.opcheck(torch.ops.fwlight.native_rule.default, (*arguments, False))
+    torch.library.opcheck(torch.ops.fwlight.native_rule.default, (*arguments, 0))
     kept = [None if x is None else x.detach() for x in arguments[:5]]
     tests = ("test_schema", "test_faketensor")
     operator = torch.ops.fwlight.native_rule.default
-    torch.library.opcheck(operator, (*kept, name, True), test_utils=tests)
+    torch.library.opcheck(operator, (*kept, name, 1), test_utils=tests)
 
 
 COMPILE = """

@@ -11,25 +11,30 @@ each_kernel = pytest.mark.parametrize(("rule", "backend"), KERNELS)
 
 @each_kernel
 @pytest.mark.parametrize("n_keys", [1, 8])
-@pytest.mark.parametrize("t", [64, 256])
-def test_repeated_keys_stay_accurate_in_float32(rule, backend, n_keys, t):
-    q, k, v, beta, state = (x.detach() for x in make_inputs(t, d_key=32, d_value=16))
-    keys = torch.randn(n_keys, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+@pytest.mark.parametrize(("t", "d_key", "d_value"), [(64, 32, 16), (256, 32, 16), (1024, 128, 64)])
+def test_repeated_keys_stay_accurate_in_float32(rule, backend, n_keys, t, d_key, d_value):
+    q, k, v, beta, state = (x.detach() for x in make_inputs(t, d_key=d_key, d_value=d_value))
+    generator = torch.Generator().manual_seed(3)
+    keys = torch.randn(n_keys, d_key, dtype=torch.float64, generator=generator)
     keys = keys / keys.norm(dim=-1, keepdim=True)
     k = keys[torch.arange(t) % n_keys].expand_as(k)
     beta = torch.ones_like(beta) if n_keys == 1 else 0.9 + 0.1 * beta
     single = [x.float().requires_grad_() for x in (q, k, v, beta, state)]
     double = [x.detach().double().requires_grad_() for x in single]
     outputs, expected = run(rule, backend, *single), run(rule, "recurrent", *double)
+    # The FWM rule divides by norms, whose errors add up over a long sequence.
+    tolerance = 1e-5 if rule == "fwm_rule" else 5e-6
     for actual, wanted in zip(outputs, expected, strict=True):
         assert actual.dtype == torch.float32
-        assert_near(actual, wanted, 5e-6)
+        assert_near(actual, wanted, tolerance)
+    # Drawn, as those of training are; gradients that hardly change from token to token cancel.
+    d_outputs = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in expected]
     for actual, wanted in zip(
-        torch.autograd.grad(weighted_sum(*outputs), single),
-        torch.autograd.grad(weighted_sum(*expected), double),
+        torch.autograd.grad(outputs, single, [x.float() for x in d_outputs]),
+        torch.autograd.grad(expected, double, [x.float().double() for x in d_outputs]),
         strict=True,
     ):
-        assert_near(actual, wanted, 1e-5)
+        assert_near(actual, wanted, tolerance)
 
 
 @each_case

@@ -35,12 +35,12 @@ class Arguments {
 };
 
 struct Sizes {
-  Index rule, batch, heads, tokens, keys, values, threads, every;
+  Index batch, heads, tokens, keys, values, every, rule, threads;
   Index keys_pad, values_pad, slices, slice;  // `slice`: columns of each slice but the last
 
   explicit Sizes(Arguments& a)
-      : rule(a.number()), batch(a.number()), heads(a.number()), tokens(a.number()),
-        keys(a.number()), values(a.number()), threads(a.number()), every(a.number()) {
+      : batch(a.number()), heads(a.number()), tokens(a.number()), keys(a.number()),
+        values(a.number()), every(a.number()), rule(a.number()), threads(a.number()) {
     keys_pad = (keys + PAD - 1) / PAD * PAD;
     values_pad = (values + PAD - 1) / PAD * PAD;
     // Heads share the threads; where there are fewer, each is cut into slices of columns, which
@@ -60,10 +60,7 @@ struct Sizes {
   // chunk products. Nothing in them depends on the slices, whose number may change in between.
   Index state() const { return keys_pad * values_pad; }
   Index chunk_errors() const { return rule == SUM ? 0 : (values_pad + (rule == FWM)) * CHUNK; }
-  Index chunk_products() const {
-    const Index products = rule == DELTA ? 2 : rule == SUM ? 1 : 0;
-    return products * CHUNK * CHUNK;
-  }
+  Index chunk_products() const { return rule == FWM ? 0 : CHUNK * CHUNK; }
   Index kept() const {
     return groups() * state() + chunks() * (chunk_errors() + chunk_products());
   }

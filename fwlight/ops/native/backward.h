@@ -15,9 +15,9 @@ struct BackwardHead {
 };
 
 // One panel of dR = dU - strict_tril(G)^T b dR in place and dV = b dR, by back substitution in
-// registers. bG is b_i G[i, j].
+// registers. Right of the diagonal, bGt[j, i] is b_i G[i, j].
 template <class T>
-FW_INLINE void solve_upper(const T* bG, const T* b, T* R, T* dV) {
+FW_INLINE void solve_upper(const T* bGt, const T* b, T* R, T* dV) {
   for (int v = 0; v < PAD; v += Simd<T>::width) {
     typename Simd<T>::vec r[CHUNK];
     FW_UNROLL for (int i = 0; i < CHUNK; ++i) r[i] = load(R + i * PAD + v);
@@ -26,14 +26,14 @@ FW_INLINE void solve_upper(const T* bG, const T* b, T* R, T* dV) {
       store(R + i * PAD + v, r[i]);
       store(dV + i * PAD + v, b[i] * r[i]);
       FW_UNROLL for (int j = 0; j < CHUNK; ++j) {
-        if (j < i) r[j] -= bG[i * CHUNK + j] * r[i];
+        if (j < i) r[j] -= bGt[j * CHUNK + i] * r[i];
       }
     }
   }
 }
 
 inline Index backward_scratch(const Shape& s, Index every) {
-  return (every + 1) * s.keys_pad * s.values_pad + 3 * CHUNK * s.keys_pad + 4 * BLOCK +
+  return (every + 1) * s.keys_pad * s.values_pad + 3 * CHUNK * s.keys_pad + 5 * BLOCK +
          5 * CHUNK * s.values_pad + CHUNK;
 }
 
@@ -50,7 +50,8 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
   T* KT = K + C * Kp;            // [Kp, C]
   T* H = KT + C * Kp;            // [C, C]
   T* Ht = H + BLOCK;
-  T* dP = Ht + BLOCK;
+  T* P = Ht + BLOCK;
+  T* dP = P + BLOCK;
   T* R = dP + BLOCK;            // [C, Vp]: dR
   T* dO = R + C * Vp;
   T* dV = dO + C * Vp;
@@ -140,8 +141,14 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
           prefetch.add(a.d_o + before * a.do_ld, a.do_ld, C, s.values);
         }
       }
-      const T* bG = a.products + n * a.products_step;
-      const T* P = bG + (DELTA ? BLOCK : 0);
+      const T* products = a.products + n * a.products_step;
+      if (reads) {
+        for (Index i = 0; i < C; ++i) {
+          for (int v = 0; v < PAD; v += W) {
+            store(P + i * PAD + v, lower<T, false>(load(products + i * PAD + v), i, v));
+          }
+        }
+      }
       T sums[CHUNK] = {};
       for (Index v = 0; v < Vp; v += PAD) {
         for_rows<T>(Panels<1>{}, PAD, FW_BLOCK {
@@ -152,7 +159,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
         });
         transpose_block(dUt, R + v * C);
         if constexpr (DELTA) {
-          solve_upper(bG, b, R + v * C, dV + v * C);
+          solve_upper(products, b, R + v * C, dV + v * C);
         } else {
           scale_panel(b, R + v * C, dV + v * C);
           if (a.dbeta) {

@@ -41,10 +41,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
     """
     real = REALS[dtype]
     compiler, identity = _compiler()
-    key = hashlib.sha256(f"{identity}\n{FLAGS}\n{real}\n{_openmp_library()}".encode())
-    for path in sorted([*SOURCE.glob("*.h"), *SOURCE.glob("*.cpp")]):
-        key.update(path.read_bytes())
-    name = f"rules-{real}-{key.hexdigest()[:24]}.so"
+    name = _file_name(compiler, identity, real)
     for folder in _cache_folders():
         try:
             return _load(folder / name)
@@ -55,7 +52,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
 
 def obstacle(k: Tensor, v: Tensor, dtype: torch.dtype) -> str | None:
     """Return why the kernels cannot compute such inputs in `dtype`, or None if they can."""
-    if k.device.type != "cpu":
+    if not k.is_cpu:
         return f"the tensors are on {k.device.type}, not cpu"
     if k.shape[3] == 0 or v.shape[3] == 0:
         return f"keys of size {k.shape[3]} and values of size {v.shape[3]} hold nothing"
@@ -77,6 +74,14 @@ def _try_build(dtype: torch.dtype) -> str | None:
     except BuildError as error:
         return str(error)
     return None
+
+
+def _file_name(compiler: list[str], identity: str, real: str) -> str:
+    """Return another name for everything that may make another library."""
+    key = hashlib.sha256(f"{compiler}\n{identity}\n{FLAGS}\n{_openmp_library()}".encode())
+    for path in sorted([*SOURCE.glob("*.h"), *SOURCE.glob("*.cpp")]):
+        key.update(path.read_bytes())
+    return f"rules-{real}-{key.hexdigest()[:24]}.so"
 
 
 def _compiler() -> tuple[list[str], str]:

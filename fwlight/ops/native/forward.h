@@ -13,7 +13,7 @@ struct ForwardHead {
   Index o_ld;
   T* states;  // null, or this slice's rows of St [state_rows, keys_pad], of every `every`-th chunk
   T* errors;  // null, or Xt [values_pad, CHUNK] of every chunk (delta rule)
-  T* products;  // null, or bG (delta rule) and P [CHUNK, CHUNK] of every chunk
+  T* products;  // null, or P [CHUNK, CHUNK] of every chunk, above its diagonal b_j G (delta rule)
   Index states_step, state_rows, errors_step, products_step, every;
 };
 
@@ -34,14 +34,20 @@ FW_INLINE void solve_lower(const T* bG, const T* b, T* X, T* U) {
   }
 }
 
-// b G and P = tril(Q K^T), where they are wanted; KT is the transpose of the keys.
+// b G and P = tril(Q K^T), where they are wanted; KT is the transpose of the keys. What the backward
+// pass reads of both fits one matrix, which is `kept` unless that is null.
 template <class T>
 FW_INLINE void key_products(
-    const T* Q, const T* K, const T* KT, const T* b, Index keys_pad, T* bG, T* P) {
+    const T* Q, const T* K, const T* KT, const T* b, Index keys_pad, T* bG, T* P, T* kept) {
   if (bG) {
     for_rows<T>(Panels<1>{}, CHUNK, FW_BLOCK {
       block.zero();
       block.template add<true>(K + i * PAD, BLOCK, KT, 0, keys_pad);
+      if (kept) {
+        block.each([&](auto& x, int m, int, int v) FW_ALWAYS {
+          store(kept + (i + m) * PAD + v, load(b + v) * x);
+        });
+      }
       block.each([&](auto& x, int m, int, int) FW_ALWAYS { x *= b[i + m]; });
       block.write(bG + i * PAD, PAD, 0);
     });
@@ -52,6 +58,12 @@ FW_INLINE void key_products(
       block.template add<true>(Q + i * PAD, BLOCK, KT, 0, keys_pad);
       block.each([&](auto& x, int m, int, int v) FW_ALWAYS { x = lower<T, false>(x, i + m, v); });
       block.write(P + i * PAD, PAD, 0);
+      if (!kept) return;
+      if (!bG) return block.write(kept + i * PAD, PAD, 0);
+      block.each([&](auto& x, int m, int, int v) FW_ALWAYS {
+        T* to = kept + (i + m) * PAD + v;
+        store(to, lower<T, false>(x, i + m, v, load(to)));
+      });
     });
   }
 }
@@ -70,8 +82,9 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
   T* K = S + Kp * Vp;     // [C, Kp]
   T* Q = K + C * Kp;
   T* KT = Q + C * Kp;     // [Kp, C]
-  T* own = KT + C * Kp;   // bG and P [C, C], where they are not kept
-  T* X = own + 2 * BLOCK; // [C, Vp]
+  T* bG = KT + C * Kp;    // [C, C]
+  T* P = bG + BLOCK;
+  T* X = P + BLOCK;       // [C, Vp]
   T* U = X + C * Vp;
   T* b = U + C * Vp;
   if (a.initial) {
@@ -97,9 +110,9 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
     }
     if (DELTA || reads) transpose_panels(K, KT, C, Kp);
     if (reads) to_panels(a.q + t * a.q_ld, a.q_ld, rows, s.keys, Q, C);
-    T* bG = a.products ? a.products + n * a.products_step : own;
-    T* P = bG + (DELTA ? BLOCK : 0);
-    key_products(Q, K, KT, b, Kp, DELTA ? bG : nullptr, reads ? P : nullptr);
+    key_products(
+        Q, K, KT, b, Kp, DELTA ? bG : nullptr, reads ? P : nullptr,
+        offset(a.products, n * a.products_step));
     const Rows<T> O = {offset(a.o, t * a.o_ld), a.o_ld, rows, s.values};
     for_panels<T>(Vp, FW_PANELS {
       T *Xj = X + j * C, *Uj = U + j * C, *Sj = S + j * Kp;

@@ -3,16 +3,17 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # (torch.library and Function.apply carry no types)
 
+import functools
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
-from fwlight.ops.chunks import refuse_second_derivative
+from fwlight.ops.chunks import apply, refuse_second_derivative
 from fwlight.ops.native.launch import CHUNK, LIBRARY, dense, empty_like, launch, sequence
 
 # As in simd.h and arguments.h.
@@ -22,13 +23,17 @@ RULES = {"sum": 0, "delta": 1, "fwm": 2}
 STATES_AT_HAND = 1 << 18
 """Bytes of recomputed states that the backward pass may keep in the processor's second cache."""
 
+LAYOUT = 2
+"""Of what is kept for the backward pass; to be counted up with every change. An argument of the
+operator, as torch looks programs that it compiled earlier up by those."""
+
 _overwriting = ContextVar("overwriting", default=False)
 
 # The one way for an autograd kernel to call what lies under it; used in torch's documentation.
 _below_autograd = torch._C._AutoDispatchBelowAutograd  # pyright: ignore[reportPrivateUsage]
 
 LIBRARY.define(
-    "native_rule(Tensor? q, Tensor k, Tensor v, Tensor? beta, Tensor? state, str rule, bool keep)"
+    "native_rule(Tensor? q, Tensor k, Tensor v, Tensor? beta, Tensor? state, str rule, int keep)"
     " -> (Tensor o, Tensor state, Tensor kept)"
 )
 LIBRARY.define(
@@ -42,46 +47,37 @@ def _state_shape(k: Tensor, v: Tensor) -> tuple[Any, ...]:  # symbols, where tor
     return *k.shape[:2], k.shape[3], v.shape[3]
 
 
-def _chunks_per_state(k: Tensor, v: Tensor) -> int:
+def _chunks_per_state(keys: int, values: int, itemsize: int) -> int:
     """Return for how many chunks one state is kept; the backward pass computes the others again.
 
     The more, the less memory is written and read; but those of one group should fit a cache.
     """
+    return min(max(STATES_AT_HAND // (keys * values * itemsize), 4), 16)
+
+
+def _numbers_kept(shape: tuple[Any, ...], values: Any, itemsize: int, rule: str) -> Any:
+    """Return how many numbers are kept for the backward pass, for keys of some shape."""
+    b, h, t, keys = shape
     # int: also where the compiler of torch traces with symbolic sizes.
-    size = int(k.shape[3]) * int(v.shape[3]) * k.dtype.itemsize
-    return min(max(STATES_AT_HAND // size, 4), 16)
-
-
-def _forward_results(
-    q: Tensor | None, k: Tensor, v: Tensor, rule: str, keep: bool
-) -> tuple[Tensor, ...]:
-    """Return memory for o, S_T and what is kept for the backward pass; empty if not wanted."""
-    o = v.new_empty(0) if q is None else empty_like(v)
-    last = v.new_empty(_state_shape(k, v))
-    if not keep:
-        return o, last, v.new_empty(0)
-    b, h, t, d_key = k.shape
-    every = _chunks_per_state(k, v)
+    every = _chunks_per_state(int(keys), int(values), itemsize)
     chunks = (t + CHUNK - 1) // CHUNK
     groups = (chunks + every - 1) // every
-    keys, values = ((d + PAD - 1) // PAD * PAD for d in (d_key, v.shape[3]))
+    keys, values = ((d + PAD - 1) // PAD * PAD for d in (keys, values))
     # Of every token, as in arguments.h: what was missing, under the FWM rule also what it divided
     # the state by, and products with the others of its chunk.
-    per_token = {"sum": CHUNK, "delta": values + 2 * CHUNK, "fwm": values + 1}[rule]
-    return o, last, v.new_empty((b, h, groups * keys * values + chunks * CHUNK * per_token))
+    per_token = {"sum": CHUNK, "delta": values + CHUNK, "fwm": values + 1}[rule]
+    return b * h * (groups * keys * values + chunks * CHUNK * per_token)
 
 
-def _backward_results(
-    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, started: bool
-) -> tuple[Tensor, ...]:
-    wanted = [v.new_empty(0) if x is None else empty_like(x) for x in (q, k, v, beta)]
-    return *wanted, v.new_empty(_state_shape(k, v) if started else 0)
-
-
-def _call(name: str, rule: str, k: Tensor, v: Tensor, every: int, *values: int) -> None:
-    sizes = *k.shape, v.shape[3], torch.get_num_threads(), every
-    if launch(name, k.dtype, RULES[rule], *sizes, *values):
-        raise MemoryError(f"{name}: no memory for q, k {list(k.shape)} and v {list(v.shape)}")
+# With small heads, Python takes as long on the way to a kernel as the kernel does, which drives its
+# code and data out of the caches: what depends on sizes alone is computed once.
+@functools.lru_cache(maxsize=4096)
+def _sizes(
+    k: torch.Size, v: torch.Size, itemsize: int, rule: str
+) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Return the numbers that every kernel is told first, S_T's shape, and how many are kept."""
+    numbers = *k, v[3], _chunks_per_state(k[3], v[3], itemsize), RULES[rule]
+    return numbers, (k[0], k[1], k[3], v[3]), _numbers_kept(k, v[3], itemsize, rule)
 
 
 def _forward(
@@ -91,35 +87,25 @@ def _forward(
     beta: Tensor | None,
     state: Tensor | None,
     rule: str,
-    keep: bool,
-) -> tuple[Tensor, ...]:
-    q = None if q is None else dense(q)
+    keep: int,
+    last: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Return o, S_T and what the backward pass needs; S_T in `last`, if that is given."""
+    if q is not None:
+        q = dense(q)
+    if state is not None:
+        state = state.contiguous()
     k, v = dense(k), dense(v)
-    results = _forward_results(q, k, v, rule, keep)
-    o, last, kept = results
-    o, kept = None if q is None else o, kept if keep else None
-    _launch_forward(q, k, v, beta, state, rule, o, last, kept)
-    return results
-
-
-def _launch_forward(
-    q: Tensor | None,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor | None,
-    state: Tensor | None,
-    rule: str,
-    o: Tensor | None,
-    last: Tensor,
-    kept: Tensor | None,
-) -> None:
-    state = None if state is None else state.contiguous()
-    _call(
+    numbers, state_shape, kept_numbers = _sizes(k.shape, v.shape, k.itemsize, rule)
+    o = None if q is None else empty_like(v)
+    if last is None:
+        last = v.new_empty(state_shape)
+    kept = v.new_empty(kept_numbers) if keep else None
+    no_memory = launch(
         "fwlight_forward",
-        rule,
-        k,
-        v,
-        1 if kept is None else _chunks_per_state(k, v),
+        k.dtype,
+        *numbers,
+        torch.get_num_threads(),
         *sequence(q),
         *sequence(k),
         *sequence(v),
@@ -129,6 +115,9 @@ def _launch_forward(
         last.data_ptr(),
         0 if kept is None else kept.data_ptr(),
     )
+    if no_memory:
+        _refuse("forward", k, v)
+    return o, last, kept
 
 
 def _backward(
@@ -141,34 +130,58 @@ def _backward(
     kept: Tensor,
     rule: str,
     started: bool,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return the gradients of q, k, v, beta and S_0."""
     if q is None or d_o is None:
-        q = d_o = None
+        q = d_o = dq = None
     else:
         q, d_o = dense(q), dense(d_o)
+        dq = empty_like(q)
+    if d_state is not None:
+        d_state = d_state.contiguous()
     k, v = dense(k), dense(v)
-    d_state = None if d_state is None else d_state.contiguous()
-    dq, dk, dv, dbeta, d_initial = results = _backward_results(q, k, v, beta, started)
-    _call(
+    numbers, state_shape, _ = _sizes(k.shape, v.shape, k.itemsize, rule)
+    dk, dv = empty_like(k), empty_like(v)
+    dbeta = None if beta is None else empty_like(beta)
+    d_initial = v.new_empty(state_shape) if started else None
+    no_memory = launch(
         "fwlight_backward",
-        rule,
-        k,
-        v,
-        _chunks_per_state(k, v),
+        k.dtype,
+        *numbers,
+        torch.get_num_threads(),
         *sequence(q),
         *sequence(k),
         *sequence(v),
         *sequence(beta),
         *sequence(d_o),
-        *sequence(None if q is None else dq),
+        *sequence(dq),
         *sequence(dk),
         *sequence(dv),
-        *sequence(None if beta is None else dbeta),
+        *sequence(dbeta),
         0 if d_state is None else d_state.data_ptr(),
-        d_initial.data_ptr(),  # zero where there is none
+        0 if d_initial is None else d_initial.data_ptr(),
         kept.data_ptr(),
     )
-    return results
+    if no_memory:
+        _refuse("backward", k, v)
+    return dq, dk, dv, dbeta, d_initial
+
+
+def _refuse(name: str, k: Tensor, v: Tensor) -> NoReturn:
+    raise MemoryError(f"{name}: no memory for q, k {list(k.shape)} and v {list(v.shape)}")
+
+
+def _present(like: Tensor, *results: Tensor | None) -> tuple[Tensor, ...]:
+    """Return results of an operator, which cannot be None: empty ones in their place."""
+    return tuple(like.new_empty(0) if x is None else x for x in results)
+
+
+def _forward_op(q: Any, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    return _present(v, *_forward(q, k, v, *others))
+
+
+def _backward_op(q: Any, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    return _present(v, *_backward(q, k, v, *others))
 
 
 def _traced(x: Tensor) -> bool:
@@ -180,12 +193,12 @@ class _Rule(Function):
     @staticmethod
     def forward(
         ctx: Any, rule: str, q: Any, k: Tensor, v: Tensor, beta: Any, S: Any
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor | None, Tensor]:
         if _traced(k):
             with _below_autograd():
-                o, last, kept = _OP(q, k, v, beta, S, rule, True)
+                o, last, kept = _OP(q, k, v, beta, S, rule, LAYOUT)
         else:
-            o, last, kept = _forward(q, k, v, beta, S, rule, True)
+            o, last, kept = _forward(q, k, v, beta, S, rule, LAYOUT)
         ctx.rule, ctx.started = rule, S is not None
         ctx.save_for_backward(q, k, v, beta, kept)
         ctx.set_materialize_grads(False)
@@ -196,15 +209,17 @@ class _Rule(Function):
         refuse_second_derivative()
         q, k, v, beta, kept = ctx.saved_tensors
         d_o, d_last = grads
+        rule, started = ctx.rule, ctx.started
+        if d_last is None and rule == "fwm":
+            d_last = v.new_zeros(_state_shape(k, v))
+        if not _traced(k):
+            return None, *_backward(q, k, v, beta, d_o, d_last, kept, rule, started)
         if q is None or d_o is None:
             q = d_o = None
-        if d_last is None and ctx.rule == "fwm":
-            d_last = v.new_zeros(_state_shape(k, v))
-        run: Any = _BACKWARD_OP if _traced(k) else _backward
-        dq, dk, dv, dbeta, d_initial = run(q, k, v, beta, d_o, d_last, kept, ctx.rule, ctx.started)
+        dq, dk, dv, dbeta, d_initial = _BACKWARD_OP(q, k, v, beta, d_o, d_last, kept, rule, started)
         dq = None if q is None else dq
         dbeta = None if beta is None else dbeta
-        return None, dq, dk, dv, dbeta, d_initial if ctx.started else None
+        return None, dq, dk, dv, dbeta, d_initial if started else None
 
 
 @contextmanager
@@ -234,21 +249,26 @@ def _autograd(*arguments: Any) -> tuple[Tensor, ...]:
     if not (torch.is_grad_enabled() and _requires_grad(*inputs)):
         with _below_autograd():
             return _OP(*inputs, rule, keep)
-    o, last = _Rule.apply(rule, *inputs)
-    return o, last, last.new_empty(0)
+    o, last = apply(_Rule, rule, *inputs)
+    return _present(last, o, last, None)
 
 
-def _fake_forward(q: Any, k: Any, v: Any, beta: Any, state: Any, rule: str, keep: bool) -> Any:
-    return _forward_results(q, dense(k), dense(v), rule, keep)
+def _fake_forward(q: Any, k: Any, v: Any, beta: Any, state: Any, rule: str, keep: int) -> Any:
+    k, v = dense(k), dense(v)
+    o = None if q is None else empty_like(v)
+    kept = v.new_empty(_numbers_kept(k.shape, v.shape[3], v.itemsize, rule)) if keep else None
+    return _present(v, o, v.new_empty(_state_shape(k, v)), kept)
 
 
 def _fake_backward(q: Any, k: Any, v: Any, beta: Any, d_o: Any, d_state: Any, *others: Any) -> Any:
     q = None if q is None or d_o is None else dense(q)
-    return _backward_results(q, dense(k), dense(v), beta, others[-1])
+    k, v = dense(k), dense(v)
+    wanted = (None if x is None else empty_like(x) for x in (q, k, v, beta))
+    return _present(v, *wanted, v.new_empty(_state_shape(k, v)) if others[-1] else None)
 
 
-LIBRARY.impl("native_rule", _forward, "CPU")
-LIBRARY.impl("native_rule_backward", _backward, "CPU")
+LIBRARY.impl("native_rule", _forward_op, "CPU")
+LIBRARY.impl("native_rule_backward", _backward_op, "CPU")
 LIBRARY.impl("native_rule", _autograd, "Autograd")
 torch.library.register_fake("fwlight::native_rule", _fake_forward, lib=LIBRARY)
 torch.library.register_fake("fwlight::native_rule_backward", _fake_backward, lib=LIBRARY)
@@ -260,20 +280,12 @@ def _run(
     q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, S: Tensor | None, rule: str
 ) -> tuple[Tensor | None, Tensor]:
     if _traced(k):
-        o, last, _ = _OP(q, k, v, beta, S, rule, False)
+        o, last, _ = _OP(q, k, v, beta, S, rule, 0)
         return None if q is None else o, last
     if torch.is_grad_enabled() and _requires_grad(q, k, v, beta, S):
-        o, last = _Rule.apply(rule, q, k, v, beta, S)
-        return None if q is None else o, last
-    q = None if q is None else dense(q)
-    k, v = dense(k), dense(v)
-    o = None if q is None else empty_like(v)
-    if S is not None and _overwriting.get() and S.is_contiguous() and not S.requires_grad:
-        last = S
-    else:
-        last = v.new_empty(_state_shape(k, v))
-    _launch_forward(q, k, v, beta, S, rule, o, last, None)
-    return o, last
+        return _Rule.apply(rule, q, k, v, beta, S)
+    over = S is not None and _overwriting.get() and S.is_contiguous() and not S.requires_grad
+    return _forward(q, k, v, beta, S, rule, 0, S if over else None)[:2]
 
 
 def native_delta_rule(

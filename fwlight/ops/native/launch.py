@@ -21,7 +21,9 @@ def can_run(x: Tensor) -> bool:
 
 def dense(x: Tensor) -> Tensor:
     """Return x with a contiguous last dimension, as it is if it has one."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+    if x.is_contiguous() or x.stride(-1) == 1 or x.shape[-1] == 1:
+        return x
+    return x.contiguous()
 
 
 def empty_like(x: Tensor, *last: int | torch.SymInt) -> Tensor:

@@ -204,12 +204,14 @@ FW_INLINE void scale_panel(const T* b, const T* from, T* to) {
   }
 }
 
-// Row i of a matrix from column v on, with zeros right of the diagonal, and on it if STRICT.
+// Row i of a matrix from column v on, with `others` right of the diagonal, and on it if STRICT.
 template <class T, bool STRICT>
-FW_INLINE typename Simd<T>::vec lower(typename Simd<T>::vec x, Index i, int v) {
+FW_INLINE typename Simd<T>::vec lower(
+    typename Simd<T>::vec x, Index i, int v,
+    typename Simd<T>::vec others = typename Simd<T>::vec{}) {
   typename Simd<T>::vec column;
   FW_UNROLL for (int l = 0; l < Simd<T>::width; ++l) column[l] = T(v + l);
-  return (STRICT ? column < T(i) : column <= T(i)) ? x : typename Simd<T>::vec{};
+  return (STRICT ? column < T(i) : column <= T(i)) ? x : others;
 }
 
 template <class T>
