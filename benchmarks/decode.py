@@ -3,7 +3,9 @@
 The rules' state has a constant size; here it is read and written after contexts of 16 and of 65,536
 tokens, beside SDPA over a cache of that many keys and values (appending to the cache is not
 counted). 8 heads, batch 1. All take turns in one process. Each step goes on from the last one's
-state, and writes over it as in `fwlight.models.generate`.
+state, and writes over it as in `fwlight.models.generate`. Beside each time stands the rate of the
+bytes that a step must read and write, states and caches, as a part of that of a large copy: what is
+small enough stays in the processor's caches, which are faster.
 """
 
 import argparse
@@ -16,6 +18,7 @@ from benchmarks.measuring import (
     add_common,
     begin,
     conditions,
+    limits,
     markdown,
     measure,
     quantiles,
@@ -57,13 +60,20 @@ def steps(d_key: int, d_value: int) -> dict[str, Work]:
     return found
 
 
+def bytes_moved(name: str, context: int, d_key: int, d_value: int) -> int:
+    """Return what a step reads and writes of the state, or reads of the cache."""
+    numbers = 2 * context * d_value if name == "SDPA" else 2 * d_key * d_value
+    return 4 * HEADS * numbers
+
+
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decode", description=__doc__)
     add_common(parser, seconds=5.0)
     options = parser.parse_args()
     clock = begin(options)
-    print(conditions())
+    rates = limits()
+    print(f"{conditions()}; {rates}")
     rows: list[list[object]] = []
     for d_key, d_value in SIZES:
         with torch.no_grad(), overwriting_states():
@@ -74,12 +84,25 @@ def main() -> None:
             low, middle, high = (x * 1e6 for x in quantiles(found))
             ratio = middle / first / 1e6
             half = f"{low:.3g}-{high:.3g}"
-            lines.append([name, f"{middle:.4g}", half, len(found), f"{ratio:.2f}"])
-            rows.append([d_key, d_value, name, low, middle, high, len(found), ratio])
-        header = ["", "us", "middle half", "n", "x delta, after 16"]
+            kind, context = name.split(", after ")
+            moved = bytes_moved(kind, int(context.replace(",", "")), d_key, d_value)
+            share = moved / middle * 1e6 / rates.copied
+            lines.append([name, f"{middle:.4g}", half, len(found), f"{ratio:.2f}", f"{share:.0%}"])
+            rows.append([d_key, d_value, name, low, middle, high, len(found), ratio, share])
+        header = ["", "us", "middle half", "n", "x delta, after 16", "of the copy rate"]
         print(f"\n### K {d_key}, V {d_value}\n\n{markdown(header, lines)}", flush=True)
     if options.csv is not None:
-        header = ["d_key", "d_value", "name", "q1_us", "median_us", "q3_us", "n", "ratio"]
+        header = [
+            "d_key",
+            "d_value",
+            "name",
+            "q1_us",
+            "median_us",
+            "q3_us",
+            "n",
+            "ratio",
+            "of_copy",
+        ]
         write_csv(options.csv, header, rows)
 
 

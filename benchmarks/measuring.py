@@ -91,6 +91,26 @@ def copy_rate(seconds: float = 1.0) -> float:
     return 2 * source.nbytes / quantiles(times).median
 
 
+class Limits(NamedTuple):
+    """What the machine can do at best, a second."""
+
+    operations: float
+    """Floating-point operations of a large matrix product."""
+    copied: float
+    """Bytes read and written by a large copy."""
+
+    def __str__(self) -> str:
+        return (
+            f"matrix product {self.operations / 1e9:.0f} GFLOP/s, copy {self.copied / 1e9:.1f} GB/s"
+        )
+
+
+def limits(seconds: float = 2.0) -> Limits:
+    """Measure the machine's rates, for about `seconds` each."""
+    times = measure({"product": matrix_product()}, seconds)["product"]
+    return Limits(matrix_operations() / quantiles(times).median, copy_rate(seconds))
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return a table."""
     lines = [header, ["---"] * len(header), *rows]

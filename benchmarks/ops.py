@@ -7,7 +7,8 @@ turns, and of a large copy, and the part of the first that a rule reaches, count
 of the chunkwise algorithm with chunks of 16. Freed memory is kept, as in training.
 
 Peers: SDPA (softmax attention, q and k of the size of v), transformers'
-`torch_chunk_gated_delta_rule` if installed (the extra `bench`), and the causal product of
+`torch_chunk_gated_delta_rule` if installed (the extra `bench`), fla's `delta_rule_chunkwise` in
+torch's operators if fla-core and einops are (Triton is not needed), and the causal product of
 pytorch-fast-transformers, of whose source distribution pip is asked for (the package does not
 install without CUDA) unless `--fast-transformers` names its one CPU source; it is compiled with its
 own flags, or left out with a line that says why.
@@ -45,6 +46,7 @@ from benchmarks.measuring import (
 from fwlight.ops import delta_rule, sum_rule
 
 PACKAGE = "pytorch-fast-transformers"
+FLA_CHUNK = 32  # its default
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ class Shape:
 
 
 SHAPES = {
+    "one": Shape(4, 8, 1, 32, 16),
+    "four": Shape(4, 8, 4, 32, 16),
+    "chunk": Shape(4, 8, 16, 32, 16),
     "small": Shape(4, 8, 256, 32, 16),
     "medium": Shape(2, 8, 1024, 128, 64),
     "long": Shape(2, 8, 4096, 128, 64),
@@ -111,6 +116,10 @@ def contenders(rule: str, shape: Shape, product: Any, *, longest: int = 4096) ->
         found["SDPA"] = _softmax(shape, v, d_o)
     if rule == "delta" and shape.tokens <= 4096 and importlib.util.find_spec("transformers"):
         found["transformers"] = _transformers(q, k, v, beta, d_o)
+    if rule == "delta" and shape.tokens <= 1024 and shape.tokens % FLA_CHUNK == 0:
+        naive = fla_chunkwise()
+        if naive is not None:
+            found["fla naive"] = _fla(naive, q, k, v, beta, d_o)
     if rule == "sum" and product is not None:
         found["fast-transformers"] = _fast_transformers(product, q, k, v, d_o)
     return found
@@ -139,6 +148,32 @@ def _transformers(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, d_o: Tensor) ->
     return call
 
 
+def fla_chunkwise() -> Any:
+    """Return fla's rule in torch's operators, without the package around it, which wants Triton."""
+    package = importlib.util.find_spec("fla")
+    if package is None or importlib.util.find_spec("einops") is None:
+        return None
+    folder = next(iter(package.submodule_search_locations or []))
+    return _load("fla_naive", Path(folder) / "ops/delta_rule/naive.py").delta_rule_chunkwise
+
+
+def _fla(naive: Any, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, d_o: Tensor) -> Work:
+    def call() -> object:
+        o, _ = naive(q, k, v, beta, chunk_size=FLA_CHUNK)
+        return torch.autograd.grad(o, (q, k, v, beta), d_o)
+
+    return call
+
+
+def _load(name: str, path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no module")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def _fast_transformers(product: Any, q: Tensor, k: Tensor, v: Tensor, d_o: Tensor) -> Work:
     q, k, v = (x.detach() for x in (q, k, v))
 
@@ -165,12 +200,7 @@ def build_fast_transformers(source: Path | None) -> Any:
         command += [*(f"-I{path}" for path in includes), str(source), "-o", str(target)]
         command += [f"-L{lib}", "-ltorch", "-ltorch_cpu", "-ltorch_python", "-lc10"]
         subprocess.run(command, check=True, capture_output=True)
-        spec = importlib.util.spec_from_file_location(name, target)
-        if spec is None or spec.loader is None:
-            raise ImportError(f"{target} is no module")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        return _load(name, target)
 
 
 def download(folder: Path) -> Path:

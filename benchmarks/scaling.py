@@ -3,7 +3,8 @@
 Forward and backward of the delta rule at B 1, H 8, K 128, V 64, and of SDPA with heads of 64, for T
 from 1,024 to 16,384. Times are medians of turns in one process. Peak memory, above that of the
 arguments, is taken in a process of its own for every point, which returns freed memory at once.
-Exponents p of T^p are fitted to the logarithms by least squares.
+Exponents p of T^p are fitted to the logarithms by least squares. The part of the rate of a large
+matrix product that a rule reaches is counted as in `benchmarks.ops`.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from benchmarks.measuring import (
     add_common,
     begin,
     conditions,
+    limits,
     markdown,
     measure,
     quantiles,
@@ -100,7 +102,8 @@ def main() -> None:
         print(peak(options.peak[0], int(options.peak[1])))
         return
     clock = begin(options)
-    print(conditions(), flush=True)
+    rates = limits()
+    print(f"{conditions()}; {rates}", flush=True)
     works = {
         f"{name} {t}": contenders("delta", shape(t), None, longest=LENGTHS[-1])[name]
         for t in LENGTHS
@@ -120,16 +123,21 @@ def main() -> None:
             # q, k, v, o and the gradients of all four.
             part = memory / (4 * 2 * SHAPE["heads"] * t * 2 * (SHAPE["keys"] + SHAPE["values"]))
             lines.append([name, t, f"{middle * 1e3:.3g}", f"{low * 1e3:.3g}-{high * 1e3:.3g}"])
+            share = None
+            if name != "SDPA":
+                share = shape(t).operations(delta=True) / middle / rates.operations
             lines[-1] += [f"{memory / 1e6:.0f}", f"{part:.2f}"]
-            rows.append([name, t, low, middle, high, memory, part])
+            lines[-1].append("" if share is None else f"{share:.0%}")
+            rows.append([name, t, low, middle, high, memory, part, share])
     header = ["", "T", "ms", "middle half", "peak MB", "x of q, k, v, o and gradients"]
+    header.append("of the matrix rate")
     print(f"\n{markdown(header, lines)}\n")
     for name, points in found.items():
         lengths, values = list(points), list(points.values())
         powers = [exponent(lengths, [float(x[part]) for x in values]) for part in (0, 1)]
         print(f"{name}: time T^{powers[0]:.2f}, memory T^{powers[1]:.2f}")
     if options.csv is not None:
-        header = ["name", "tokens", "q1", "median", "q3", "peak_bytes", "of_arguments"]
+        header = ["name", "tokens", "q1", "median", "q3", "peak_bytes", "of_arguments", "of_matrix"]
         write_csv(options.csv, header, rows)
     if options.plot is not None:
         draw(found, options.plot)

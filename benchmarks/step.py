@@ -6,7 +6,8 @@ Beside it stands the same step without compiled kernels: the chunkwise form and 
 on the same weights and batches; the losses of the two are compared over `--steps` steps without
 dropout, whose compiled form drops other numbers; `--losses` compares them in float64 too, and tells
 what another order of sums alone changes. All take turns in one process, each with weights of its
-own. Shares are of the self times of operators in the profiler.
+own. Shares are of the self times of operators in the profiler; what the matrix products reach is
+their operations over their share of the time, as a part of the rate of a large one.
 """
 
 import argparse
@@ -20,12 +21,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.profiler import profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import (
     Clock,
     add_common,
     begin,
     conditions,
+    limits,
     markdown,
     measure,
     quantiles,
@@ -42,7 +45,10 @@ TASKS = {
     # Multi30k's network and optimiser, on text that is at hand.
     "translation": ["experiment=translation_multi30k", "task.data=cldr"],
 }
-MODELS = ("delta_dpfp", "delta_linear", "sum_dpfp", "linear", "softmax")
+MODELS = (
+    *("delta_dpfp", "delta_linear", "delta_performer", "deltanet", "fwm"),
+    *("sum_dpfp", "linear", "performer", "softmax"),
+)
 PARTS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
     "update rule": ("_Rule", "native_rule", "native_read", "ChunkDelta", "ChunkSum", "attention"),
@@ -116,6 +122,15 @@ def shares(step: Callable[[], object]) -> dict[str, float]:
     return {part: time / total for part, time in times.items()}
 
 
+def matrix_operations(step: Callable[[], object]) -> int:
+    """Return the floating-point operations that the matrix products of a step make."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    found = counter.get_flop_counts()["Global"]
+    names = [name.removeprefix("aten::") for name in PARTS["matrix products"]]
+    return sum(n for op, n in found.items() if str(op).split(".")[-1] in names)
+
+
 def loss_difference(
     arguments: list[str], steps: int, *, double: bool = False, turned: bool = False
 ) -> float:
@@ -159,8 +174,10 @@ def compare_losses(tasks: list[str], models: list[str], steps: int) -> None:
         print(f"| {task} | {model} | {' | '.join(found)} |", flush=True)
 
 
-def compare(task: str, model: str, steps: int, seconds: float, clock: Clock) -> list[object]:
-    """Return the numbers of one task with one model."""
+def compare(
+    task: str, model: str, steps: int, seconds: float, clock: Clock, rate: float
+) -> list[object]:
+    """Return the numbers of one task with one model; `rate` is that of a large matrix product."""
     arguments = [*TASKS[task], f"model={model}"]
     worst = loss_difference(arguments, steps)
     ours, plain = Step(arguments, 50), Step(arguments, 50)
@@ -168,8 +185,10 @@ def compare(task: str, model: str, steps: int, seconds: float, clock: Clock) -> 
     times = measure({"ours": ours, "before": before}, seconds, clock=clock)
     mine = quantiles(times["ours"])
     ratio = quantiles(times["before"]).median / mine.median
-    rate = ours.tokens() / mine.median
-    return [task, model, *mine, rate, ratio, worst, *shares(ours).values()]
+    parts = shares(ours)
+    reached = matrix_operations(ours) / (parts["matrix products"] * mine.median) / rate
+    speed = ours.tokens() / mine.median
+    return [task, model, *mine, speed, ratio, worst, reached, *parts.values()]
 
 
 def main() -> None:
@@ -182,18 +201,21 @@ def main() -> None:
     add_common(parser, seconds=10.0)
     options = parser.parse_args()
     clock = begin(options)
-    print(f"{conditions()}\n", flush=True)
+    rates = limits()
+    print(f"{conditions()}; {rates}\n", flush=True)
     if options.losses:
         compare_losses(options.tasks, options.models, options.steps)
         return
     header = ["task", "model", "q1", "median", "q3", "targets_per_second", "x_before"]
-    header += ["loss_difference", *PARTS, "rest"]
+    header += ["loss_difference", "of_matrix", *PARTS, "rest"]
     rows = []
     for task in options.tasks:
         for model in options.models:
             if task == "retrieval" and model == "softmax":
                 continue  # has no state to read
-            rows.append(compare(task, model, options.steps, options.seconds, clock))
+            rows.append(
+                compare(task, model, options.steps, options.seconds, clock, rates.operations)
+            )
             print(" ".join(f"{x:.4g}" if isinstance(x, float) else str(x) for x in rows[-1]))
     lines = []
     for row in rows:
@@ -208,6 +230,7 @@ def main() -> None:
         "targets/s",
         "x without kernels",
         "loss differs",
+        "products, of the matrix rate",
     ]
     print(f"\n{markdown([*titles, *PARTS, 'rest'], lines)}")
     if options.csv is not None:
