@@ -111,6 +111,18 @@ def limits(seconds: float = 2.0) -> Limits:
     return Limits(matrix_operations() / quantiles(times).median, copy_rate(seconds))
 
 
+def resident(field: str) -> int:
+    """Return bytes that Linux counts for this process: VmRSS, resident now, or VmHWM, its peak."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in status if line.startswith(f"{field}:"))
+    return 1024 * int(line.split()[1])
+
+
+def forget_peak() -> None:
+    """Set the peak of resident memory back to what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return a table."""
     lines = [header, ["---"] * len(header), *rows]

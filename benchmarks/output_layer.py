@@ -15,11 +15,11 @@ import argparse
 import statistics
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.measuring import forget_peak, resident
 from fwlight.attention import KeyValueMemory, MultiHeadAttention
 from fwlight.models import DecoderLM
 
@@ -57,17 +57,10 @@ def step(model: DecoderLM, hidden: Tensor, targets: Tensor) -> tuple[float, int]
     """Return the seconds and the bytes at peak of one forward and backward pass."""
     model.zero_grad()
     hidden.grad = None
-    Path("/proc/self/clear_refs").write_text("5")
+    forget_peak()
     before, start = resident("VmRSS"), time.perf_counter()
     model.nll(hidden, targets).mean().backward()
     return time.perf_counter() - start, resident("VmHWM") - before
-
-
-def resident(name: str) -> int:
-    """Return bytes that the kernel counts for this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith(name))
-    return 1024 * int(line.split()[1])
 
 
 def main() -> None:

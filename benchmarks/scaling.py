@@ -21,10 +21,12 @@ from benchmarks.measuring import (
     add_common,
     begin,
     conditions,
+    forget_peak,
     limits,
     markdown,
     measure,
     quantiles,
+    resident,
     write_csv,
 )
 from benchmarks.ops import Shape, contenders
@@ -43,17 +45,11 @@ def peak(name: str, tokens: int) -> int:
     """Return the bytes at peak of forward + backward above what was there before."""
     work = contenders("delta", shape(tokens), None, longest=LENGTHS[-1])[name]
     contenders("delta", shape(16), None)[name]()  # builds and warms up
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _resident("VmRSS")
+    forget_peak()
+    before = resident("VmRSS")
     kept = work()
     assert kept is not None
-    return _resident("VmHWM") - before
-
-
-def _resident(field: str) -> int:
-    status = Path("/proc/self/status").read_text().splitlines()
-    (line,) = (line for line in status if line.startswith(f"{field}:"))
-    return 1024 * int(line.split()[1])
+    return resident("VmHWM") - before
 
 
 def _peak_in_a_process(name: str, tokens: int, threads: int) -> int:
