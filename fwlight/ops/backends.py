@@ -45,7 +45,7 @@ def run_rule(
     dtype = torch.float32
     all_float32 = True
     for x in (q, k, v, beta, initial_state):
-        if x is not None and x.dtype != dtype:
+        if x is not None and x.dtype is not dtype:
             dtype = torch.promote_types(dtype, x.dtype)
             all_float32 = False
     name = _choose(backends, backend, k, v, dtype)

@@ -29,6 +29,13 @@ class Arguments {
     const Index b = number(), h = number(), t = number();
     return {data, b, h, t};
   }
+  // The same with the last stride, which is 1.
+  template <class T>
+  Sequence<T> vectors() {
+    const Sequence<T> found = sequence<T>();
+    number();
+    return found;
+  }
 
  private:
   const Index* p_;

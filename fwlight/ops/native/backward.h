@@ -33,8 +33,8 @@ FW_INLINE void solve_upper(const T* bGt, const T* b, T* R, T* dV) {
 }
 
 inline Index backward_scratch(const Shape& s, Index every) {
-  return (every + 1) * s.keys_pad * s.values_pad + 3 * CHUNK * s.keys_pad + 5 * BLOCK +
-         5 * CHUNK * s.values_pad + CHUNK;
+  return (every + 1) * s.keys_pad * s.values_pad + (every + 2) * CHUNK * s.keys_pad + 5 * BLOCK +
+         (2 * every + 3) * CHUNK * s.values_pad + every * CHUNK;
 }
 
 // All matrices are in panels.
@@ -46,8 +46,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
   T* dSt = scratch;              // [Vp, Kp]
   T* group = dSt + KV;           // St of the chunks of a group after its first, [every, Vp, Kp]
   T* Q = group + a.every * KV;   // [C, Kp]
-  T* K = Q + C * Kp;
-  T* KT = K + C * Kp;            // [Kp, C]
+  T* KT = Q + C * Kp;            // [Kp, C]
   T* H = KT + C * Kp;            // [C, C]
   T* Ht = H + BLOCK;
   T* P = Ht + BLOCK;
@@ -55,26 +54,29 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
   T* R = dP + BLOCK;            // [C, Vp]: dR
   T* dO = R + C * Vp;
   T* dV = dO + C * Vp;
-  T* Xt = dV + C * Vp;           // [Vp, C]
-  T* Ut = Xt + C * Vp;
-  T* dUt = Ut + C * Vp;          // [PAD, C]
-  T* b = dUt + BLOCK;
+  T* dUt = dV + C * Vp;          // [PAD, C]
+  T* Ks = dUt + BLOCK;           // of every chunk of a group, [every, C, Kp]
+  T* Uts = Ks + a.every * C * Kp;     // [every, Vp, C]
+  T* Xts = Uts + a.every * C * Vp;    // the same
+  T* bs = Xts + a.every * C * Vp;     // [every, C]
 
   // Keys of chunk n, and what it wrote.
   const auto load_writes = [&](Index n) {
-    const Index t = n * C, rows = s.rows(n);
-    to_panels(a.k + t * a.k_ld, a.k_ld, rows, s.keys, K, C);
+    const Index t = n * C, rows = s.rows(n), at = n % a.every;
+    T* b = bs + at * C;
+    to_panels(a.k + t * a.k_ld, a.k_ld, rows, s.keys, Ks + at * C * Kp, C);
     load_beta(a.beta ? a.beta + t * a.beta_ld : nullptr, a.beta_ld, rows, b);
     const T* X = a.errors + n * a.errors_step;
     if constexpr (!DELTA) {
       to_panels(a.v + t * a.v_ld, a.v_ld, rows, s.values, dV, C);
-      transpose_panels(dV, Xt, C, Vp);
-      X = Xt;
+      transpose_panels(dV, Xts + at * C * Vp, C, Vp);
+      X = Xts + at * C * Vp;
     }
     for (Index v = 0; v < Vp * C; v += C) {
-      for (int i = 0; i < C; i += W) store(Ut + v + i, load(b + i) * load(X + v + i));
+      for (int i = 0; i < C; i += W) {
+        store(Uts + at * C * Vp + v + i, load(b + i) * load(X + v + i));
+      }
     }
-    return X;
   };
 
   if (a.d_last) {
@@ -107,6 +109,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
       const T* before = n == first ? saved : group + (n - first - 1) * KV;
       const Index before_rows = n == first ? a.state_rows : Vp;
       T* after = group + (n - first) * KV;
+      const T *K = Ks + (n - first) * C * Kp, *Ut = Uts + (n - first) * C * Vp;
       for_panels<T>(Kp, FW_PANELS {
         for_rows<T>(panels, Vp, FW_BLOCK {
           if (a.d_initial || n > 0) {
@@ -126,7 +129,10 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
       const Index t = n * C, rows = s.rows(n);
       // Then dS' is zero, or S is and nobody asks for dS.
       const bool ends = !a.d_last && n == s.chunks() - 1, begins = !a.d_initial && n == 0;
-      const T* X = load_writes(n);
+      if (n == last) load_writes(n);
+      const T *K = Ks + (n - first) * C * Kp, *Ut = Uts + (n - first) * C * Vp;
+      const T *b = bs + (n - first) * C;
+      const T* X = DELTA ? a.errors + n * a.errors_step : Xts + (n - first) * C * Vp;
       transpose_panels(K, KT, C, Kp);
       if (reads) {
         to_panels(a.q + t * a.q_ld, a.q_ld, rows, s.keys, Q, C);

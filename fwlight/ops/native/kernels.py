@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from fwlight.ops.chunks import apply, refuse_second_derivative
-from fwlight.ops.native.launch import CHUNK, LIBRARY, dense, empty_like, launch, sequence
+from fwlight.ops.native.launch import (
+    CHUNK,
+    LIBRARY,
+    dense,
+    empty_like,
+    launch,
+    sequence,
+    transforms_active,
+)
 
 # As in simd.h and arguments.h.
 PAD = 16
@@ -22,6 +30,9 @@ RULES = {"sum": 0, "delta": 1, "fwm": 2}
 
 STATES_AT_HAND = 1 << 18
 """Bytes of recomputed states that the backward pass may keep in the processor's second cache."""
+
+_NOTHING = 0, 0, 0, 0, 0
+"""Address and strides of no tensor."""
 
 LAYOUT = 2
 """Of what is kept for the backward pass; to be counted up with every change. An argument of the
@@ -106,11 +117,11 @@ def _forward(
         k.dtype,
         *numbers,
         torch.get_num_threads(),
-        *sequence(q),
-        *sequence(k),
-        *sequence(v),
+        *(_NOTHING if q is None else (q.data_ptr(), *q.stride())),
+        *(k.data_ptr(), *k.stride()),
+        *(v.data_ptr(), *v.stride()),
         *sequence(beta),
-        *sequence(o),
+        *(_NOTHING if o is None else (o.data_ptr(), *o.stride())),
         0 if state is None else state.data_ptr(),
         last.data_ptr(),
         0 if kept is None else kept.data_ptr(),
@@ -149,14 +160,14 @@ def _backward(
         k.dtype,
         *numbers,
         torch.get_num_threads(),
-        *sequence(q),
-        *sequence(k),
-        *sequence(v),
+        *(_NOTHING if q is None else (q.data_ptr(), *q.stride())),
+        *(k.data_ptr(), *k.stride()),
+        *(v.data_ptr(), *v.stride()),
         *sequence(beta),
-        *sequence(d_o),
-        *sequence(dq),
-        *sequence(dk),
-        *sequence(dv),
+        *(_NOTHING if d_o is None else (d_o.data_ptr(), *d_o.stride())),
+        *(_NOTHING if dq is None else (dq.data_ptr(), *dq.stride())),
+        *(dk.data_ptr(), *dk.stride()),
+        *(dv.data_ptr(), *dv.stride()),
         *sequence(dbeta),
         0 if d_state is None else d_state.data_ptr(),
         0 if d_initial is None else d_initial.data_ptr(),
@@ -222,6 +233,11 @@ class _Rule(Function):
         return None, dq, dk, dv, dbeta, d_initial if started else None
 
 
+# Without what `Function.apply` does first for torch.func, which takes microseconds also where that is
+# not at work; where it is, `Function.apply` says that it cannot be.
+_apply: Any = super(Function, _Rule).apply
+
+
 @contextmanager
 def overwriting_states() -> Generator[None]:
     """Let the compiled kernels write the next state over `initial_state`, where it is contiguous.
@@ -283,7 +299,8 @@ def _run(
         o, last, _ = _OP(q, k, v, beta, S, rule, 0)
         return None if q is None else o, last
     if torch.is_grad_enabled() and _requires_grad(q, k, v, beta, S):
-        return _Rule.apply(rule, q, k, v, beta, S)
+        apply_rule = _Rule.apply if transforms_active() else _apply
+        return apply_rule(rule, q, k, v, beta, S)
     over = S is not None and _overwriting.get() and S.is_contiguous() and not S.requires_grad
     return _forward(q, k, v, beta, S, rule, 0, S if over else None)[:2]
 

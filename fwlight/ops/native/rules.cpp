@@ -36,8 +36,8 @@ struct Forward {
   T *initial, *last, *all_kept;
 
   explicit Forward(Arguments a)
-      : s(a), q(a.sequence<T>()), k(a.sequence<T>()), v(a.sequence<T>()), beta(a.sequence<T>()),
-        o(a.sequence<T>()), initial(a.pointer<T>()), last(a.pointer<T>()),
+      : s(a), q(a.vectors<T>()), k(a.vectors<T>()), v(a.vectors<T>()), beta(a.sequence<T>()),
+        o(a.vectors<T>()), initial(a.pointer<T>()), last(a.pointer<T>()),
         all_kept(a.pointer<T>()) {}
 
   ForwardHead<T> head(Index n, Index part) const {
@@ -98,8 +98,8 @@ struct Backward {
   T *d_last, *d_initial, *all_kept;
 
   explicit Backward(Arguments a)
-      : s(a), q(a.sequence<T>()), k(a.sequence<T>()), v(a.sequence<T>()), beta(a.sequence<T>()),
-        d_o(a.sequence<T>()), dq(a.sequence<T>()), dk(a.sequence<T>()), dv(a.sequence<T>()),
+      : s(a), q(a.vectors<T>()), k(a.vectors<T>()), v(a.vectors<T>()), beta(a.sequence<T>()),
+        d_o(a.vectors<T>()), dq(a.vectors<T>()), dk(a.vectors<T>()), dv(a.vectors<T>()),
         dbeta(a.sequence<T>()), d_last(a.pointer<T>()), d_initial(a.pointer<T>()),
         all_kept(a.pointer<T>()) {}
 
