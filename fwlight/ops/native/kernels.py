@@ -233,8 +233,8 @@ class _Rule(Function):
         return None, dq, dk, dv, dbeta, d_initial if started else None
 
 
-# Without what `Function.apply` does first for torch.func, which takes microseconds also where that is
-# not at work; where it is, `Function.apply` says that it cannot be.
+# Without what `Function.apply` does first for torch.func, which takes microseconds also where that
+# is not at work; where it is, `Function.apply` says that it cannot be.
 _apply: Any = super(Function, _Rule).apply
 
 
