@@ -1,7 +1,7 @@
 """One decoding step of one layer: `python -m benchmarks.decode`.
 
-The rules' state has a constant size; here it is read and written after contexts of 16 and of 65,536
-tokens, beside SDPA over a cache of that many keys and values (appending to the cache is not
+The rules' state has a constant size; here it is read and written after contexts of 16, 8,192 and
+65,536 tokens, beside SDPA over a cache of that many keys and values (appending to the cache is not
 counted). 8 heads, batch 1. All take turns in one process. Each step goes on from the last one's
 state, and writes over it as in `fwlight.models.generate`. Beside each time stands the rate of the
 bytes that a step must read and write, states and caches, as a part of that of a large copy: what is
@@ -72,7 +72,7 @@ def main() -> None:
     add_common(parser, seconds=5.0)
     options = parser.parse_args()
     clock = begin(options)
-    rates = limits()
+    rates = limits(options.seconds, clock=clock)
     print(f"{conditions()}; {rates}")
     rows: list[list[object]] = []
     for d_key, d_value in SIZES:

@@ -12,12 +12,12 @@ Needs about 12 GB with all three.
 import argparse
 import statistics
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.output_layer import BATCH, LENGTH, VOCAB, resident
+from benchmarks.measuring import forget_peak, resident
+from benchmarks.output_layer import BATCH, LENGTH, VOCAB
 from cli.building import build
 from cli.composition import compose_config
 from fwlight.models import DecoderLM
@@ -38,7 +38,7 @@ def step(
     network: DecoderLM, optimizer: torch.optim.Optimizer, tokens: Tensor
 ) -> tuple[float, int, float]:
     """Return the seconds, the bytes at peak and the loss of one update."""
-    Path("/proc/self/clear_refs").write_text("5")
+    forget_peak()
     before, start = resident("VmRSS"), time.perf_counter()
     hidden, _ = network.features(tokens[:, :-1])
     loss = network.nll(hidden, tokens[:, 1:]).mean()

@@ -83,11 +83,11 @@ def matrix_operations() -> int:
     return 2 * MATRIX**3
 
 
-def copy_rate(seconds: float = 1.0) -> float:
+def copy_rate(seconds: float, *, clock: Clock = time.perf_counter) -> float:
     """Return bytes read and written a second in copying a quarter of a gigabyte."""
     source = torch.ones(COPIED)
     target = torch.empty_like(source)
-    times = measure({"copy": lambda: target.copy_(source)}, seconds)["copy"]
+    times = measure({"copy": lambda: target.copy_(source)}, seconds, clock=clock)["copy"]
     return 2 * source.nbytes / quantiles(times).median
 
 
@@ -105,10 +105,12 @@ class Limits(NamedTuple):
         )
 
 
-def limits(seconds: float = 2.0) -> Limits:
-    """Measure the machine's rates, for about `seconds` each."""
-    times = measure({"product": matrix_product()}, seconds)["product"]
-    return Limits(matrix_operations() / quantiles(times).median, copy_rate(seconds))
+def limits(seconds: float, *, clock: Clock) -> Limits:
+    """Measure the machine's rates, for about `seconds` each, two at most."""
+    seconds = min(seconds, 2.0)
+    times = measure({"product": matrix_product()}, seconds, clock=clock)["product"]
+    rate = matrix_operations() / quantiles(times).median
+    return Limits(rate, copy_rate(seconds, clock=clock))
 
 
 def resident(field: str) -> int:

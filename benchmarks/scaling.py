@@ -98,7 +98,7 @@ def main() -> None:
         print(peak(options.peak[0], int(options.peak[1])))
         return
     clock = begin(options)
-    rates = limits()
+    rates = limits(options.seconds, clock=clock)
     print(f"{conditions()}; {rates}", flush=True)
     works = {
         f"{name} {t}": contenders("delta", shape(t), None, longest=LENGTHS[-1])[name]
@@ -116,8 +116,9 @@ def main() -> None:
             low, middle, high = quantiles(times[f"{name} {t}"])
             memory = _peak_in_a_process(name, t, torch.get_num_threads())
             found.setdefault(name, {})[t] = middle, memory
-            # q, k, v, o and the gradients of all four.
-            part = memory / (4 * 2 * SHAPE["heads"] * t * 2 * (SHAPE["keys"] + SHAPE["values"]))
+            # q, k, v, o and the gradients of all four; SDPA's queries and keys are as its values.
+            keys = SHAPE["values"] if name == "SDPA" else SHAPE["keys"]
+            part = memory / (4 * 2 * SHAPE["heads"] * t * 2 * (keys + SHAPE["values"]))
             lines.append([name, t, f"{middle * 1e3:.3g}", f"{low * 1e3:.3g}-{high * 1e3:.3g}"])
             share = None
             if name != "SDPA":

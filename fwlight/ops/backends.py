@@ -18,10 +18,9 @@ from fwlight.ops import fla, native
 Backend = Callable[..., tuple[Tensor | None, Tensor]]
 
 RECURRENT_MAX_LENGTH = 3
-"""Longest sequence that "auto" runs token by token rather than by "chunk": on a CPU, forward alone
-and with backward, the delta rule's two forms are equally fast at 2 to 4 tokens and the sum rule's
-at 4 to 5. "native" is faster than both at every length (`python -m benchmarks.ops --shapes one four
-chunk`)."""
+"""Longest sequence that "auto" runs token by token, not by "chunk". On a CPU the two forms of
+the delta rule are equally fast at 2 to 4 tokens, of the sum rule at 4 to 5; "native" is faster than
+both at every length (`python -m benchmarks.ops --shapes one four chunk`)."""
 
 
 def run_rule(
@@ -49,7 +48,7 @@ def run_rule(
             dtype = torch.promote_types(dtype, x.dtype)
             all_float32 = False
     name = _choose(backends, backend, k, v, dtype)
-    if name == "native" and all_float32 and k.shape[2]:
+    if name == "native" and all_float32 and k.numel():
         return backends[name](q, k, v, beta, initial_state)  # decoding takes microseconds
     state = initial_state
     if state is not None:
@@ -114,8 +113,10 @@ def _check_shapes(
         _refuse("q", q, k, v, shape)
     if beta is not None and beta.shape != tokens:
         _refuse("beta", beta, k, v, tokens)
-    if state is not None and state.shape != (of_state := (*shape[:2], shape[3], of_v[3])):
-        _refuse("initial_state", state, k, v, of_state)
+    if state is not None:
+        of_state = *shape[:2], shape[3], of_v[3]
+        if state.shape != of_state:
+            _refuse("initial_state", state, k, v, of_state)
 
 
 def _refuse(name: str, x: Tensor, k: Tensor, v: Tensor, shape: tuple[int, ...]) -> NoReturn:

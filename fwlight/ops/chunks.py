@@ -1,6 +1,6 @@
-"""Cutting sequences into chunks, for the chunkwise parallel forms.
+"""Cutting sequences into chunks, for the chunkwise forms.
 
-There, shapes are `[G, N, C, D]`: G = batch times heads, N chunks of C tokens.
+What `split` returns is `[G, N, C, D]`: G = batch times heads, N chunks of C tokens.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -20,7 +20,7 @@ slower; 64 keeps half as many states for the backward pass and suits tensor core
 
 
 def chunk_length(t: int, chunk_size: int) -> int:
-    """Return the length up to `chunk_size` at which equal chunks leave the least padding."""
+    """Return the length up to `chunk_size` of chunks of which the last is hardly shorter."""
     return math.ceil(t / math.ceil(t / chunk_size))
 
 

@@ -140,8 +140,8 @@ def _inverse(K: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def _load(x: Tensor, c: int, n: int) -> Tensor:
     """Return chunk n of `[B, H, T, D]`; the last may be shorter.
 
-    It is a view where x is contiguous. Products read views as fast as they are, but those written
-    in place go through copies: what is accumulated is stored when it is complete.
+    It is a view where x is contiguous. Products read views without copies, but write into them by
+    way of copies: what is summed up is stored when it is complete.
     """
     return x[:, :, n * c : (n + 1) * c].flatten(0, 1)
 

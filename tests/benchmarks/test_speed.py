@@ -1,4 +1,4 @@
-"""The speed benchmarks, at sizes that take no time: what they run, print and write."""
+"""The speed benchmarks, at small sizes: what they run, print and write."""
 
 import csv
 import sys
@@ -57,9 +57,17 @@ def test_quantiles_are_the_middle_half():
 
 
 def test_operations_are_those_of_the_chunkwise_algorithm():
-    # A token of a head with K = V = 1: 20 and 16 (8 + 6), without the delta rule 14 and 16 (4 + 4).
-    assert ops.Shape(1, 1, 1, 1, 1).operations(delta=True) == 20 + 16 * 14
-    assert ops.Shape(2, 3, 5, 1, 1).operations(delta=False) == 30 * (14 + 16 * 8)
+    k, v, c = 32, 64, 16
+    # Of a token: products with states, which take 2 K V, and, half of them, those within a chunk.
+    with_states = {True: 3 + 6 + 1, False: 2 + 4 + 1}  # forward, backward, states again
+    with_keys = {True: 2 + 2 + 4, False: 1 + 1 + 2}  # G and P, twice; gradients of them
+    with_values = {True: 2 + 4, False: 1 + 2}
+    for delta in (True, False):
+        wanted = 2 * k * v * with_states[delta] + c * (
+            k * with_keys[delta] + v * with_values[delta]
+        )
+        assert ops.Shape(1, 1, 1, k, v).operations(delta) == wanted
+        assert ops.Shape(2, 3, 5, k, v).operations(delta) == 30 * wanted
 
 
 def test_contenders_compute_the_same_gradients(monkeypatch):
@@ -83,6 +91,7 @@ def test_fla_is_read_without_its_package(monkeypatch, tmp_path):
         "    return delta_rule(q, k, v, beta)\n"
     )
     (tmp_path / "einops.py").write_text("")
+    monkeypatch.delitem(sys.modules, "fla", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(ops, "_transformers", lambda *arguments: lambda: None)
     found = ops.contenders("delta", SMALL, None)
@@ -105,6 +114,7 @@ def test_ops_writes_table_numbers_and_plot(monkeypatch, tmp_path, capsys):
     rows = rows_of(table)
     assert len(rows) == 8
     assert all(float(row["median"]) > 0 for row in rows)
+    assert [row["share"] != "" for row in rows] == [True, True, False, False] * 2
     assert plot.stat().st_size > 1000
 
 
@@ -113,6 +123,7 @@ def test_decode_reports_every_context(monkeypatch, tmp_path, capsys):
     run(monkeypatch, decode, "--csv", tmp_path / "decode.csv")
     rows = rows_of(tmp_path / "decode.csv")
     assert len(rows) == 2 * 2 * 3
+    assert all(float(row["of_copy"]) > 0 for row in rows)
     assert "| SDPA, after 1,024 |" in capsys.readouterr().out
     assert decode.bytes_moved("delta", 1024, 128, 64) == 4 * 8 * 2 * 128 * 64
     assert decode.bytes_moved("SDPA", 1024, 128, 64) == 4 * 8 * 2 * 1024 * 64
@@ -128,7 +139,8 @@ def test_scaling_fits_exponents_and_measures_peaks(monkeypatch, tmp_path, capsys
     assert [int(row["tokens"]) for row in rows] == [64, 128]
     # At least the four gradients and o.
     for row in rows:
-        assert float(row["peak_bytes"]) >= 4 * 8 * int(row["tokens"]) * (3 * 64 + 2 * 128)
+        assert float(row["peak_bytes"]) >= 4 * 8 * int(row["tokens"]) * (2 * 64 + 2 * 128)
+        assert float(row["of_matrix"]) > 0
     assert plot.stat().st_size > 1000
 
 
@@ -143,9 +155,15 @@ def test_step_compares_with_and_without_kernels(monkeypatch, tmp_path, capsys):
     (row,) = rows_of(table)
     assert float(row["loss_difference"]) < 1e-5
     assert float(row["targets_per_second"]) > 0
+    assert float(row["of_matrix"]) > 0
     assert sum(float(row[part]) for part in [*step.PARTS, "rest"]) == pytest.approx(1.0)
     run(monkeypatch, step, *arguments[:4], "--steps", "2", "--losses")
     assert "| retrieval | delta_linear |" in capsys.readouterr().out
+
+
+def test_matrix_operations_of_a_step_are_counted():
+    a, b = torch.ones(2, 3), torch.ones(3, 4)
+    assert step.matrix_operations(lambda: (a @ b).sum() + a.sum()) == 2 * 2 * 3 * 4
 
 
 def test_output_layer_compares_time_and_memory(monkeypatch, capsys):

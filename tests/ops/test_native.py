@@ -117,6 +117,7 @@ def test_a_change_of_source_compiler_flags_or_cpu_is_another_file_of_the_cache(
         name,
         build._file_name(["c++", "-O1"], "12 AVX2", "float"),
         build._file_name(["c++"], "13 AVX2", "float"),
+        build._file_name(["c++"], "12 AVX512", "float"),
         build._file_name(["c++"], "12 AVX2", "double"),
     ]
     monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-g"))
@@ -152,7 +153,7 @@ from fwlight.ops import delta_rule, fwm_rule, sum_rule
 from tests.ops.discovery import assert_near, make_inputs, weighted_sum
 
 for rule in (delta_rule, fwm_rule, sum_rule):
-    for t, d_key, d_value in ((3, 5, 70), (70, 40, 20), (70, 5, 7)):
+    for t, d_key, d_value in ((3, 5, 70), (70, 40, 20), (70, 5, 7), (300, 40, 20)):
         inputs = make_inputs(t, d_key=d_key, d_value=d_value)
         inputs = [x.detach().float().requires_grad_() for x in inputs]
         results = []

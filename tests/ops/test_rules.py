@@ -32,7 +32,7 @@ def expected_results(rule: str, t: int, carried: bool) -> tuple[list[Tensor], li
 
 
 @each_case
-@pytest.mark.parametrize("t", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize("t", [1, 63, 64, 65, 200, 300])
 @pytest.mark.parametrize("carried", [False, True], ids=["empty", "carried"])
 def test_rule_equals_the_loop_in_values_and_gradients(rule, backend, t, carried):
     inputs = make_inputs(t)

@@ -29,7 +29,7 @@ class Arguments {
     const Index b = number(), h = number(), t = number();
     return {data, b, h, t};
   }
-  // The same with the last stride, which is 1.
+  // The same where the last stride, which is not needed, is told too.
   template <class T>
   Sequence<T> vectors() {
     const Sequence<T> found = sequence<T>();

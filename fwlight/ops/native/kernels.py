@@ -32,11 +32,12 @@ STATES_AT_HAND = 1 << 18
 """Bytes of recomputed states that the backward pass may keep in the processor's second cache."""
 
 _NOTHING = 0, 0, 0, 0, 0
-"""Address and strides of no tensor."""
+"""Address and strides of no tensor. Those of the others are written out: a function that returned
+them would take as long again, up to nine times a call."""
 
 LAYOUT = 2
-"""Of what is kept for the backward pass; to be counted up with every change. An argument of the
-operator, as torch looks programs that it compiled earlier up by those."""
+"""Version of the layout of what is kept for the backward pass, to be counted up with every change.
+An argument of the operator, so that programs that torch compiled and cached are not used again."""
 
 _overwriting = ContextVar("overwriting", default=False)
 
@@ -80,8 +81,8 @@ def _numbers_kept(shape: tuple[Any, ...], values: Any, itemsize: int, rule: str)
     return b * h * (groups * keys * values + chunks * CHUNK * per_token)
 
 
-# With small heads, Python takes as long on the way to a kernel as the kernel does, which drives its
-# code and data out of the caches: what depends on sizes alone is computed once.
+# Python's share of a call is large with small heads, and larger than it looks alone, as kernels
+# drive its code and data out of the caches: what depends on sizes alone is computed once.
 @functools.lru_cache(maxsize=4096)
 def _sizes(
     k: torch.Size, v: torch.Size, itemsize: int, rule: str
@@ -118,8 +119,10 @@ def _forward(
         *numbers,
         torch.get_num_threads(),
         *(_NOTHING if q is None else (q.data_ptr(), *q.stride())),
-        *(k.data_ptr(), *k.stride()),
-        *(v.data_ptr(), *v.stride()),
+        k.data_ptr(),
+        *k.stride(),
+        v.data_ptr(),
+        *v.stride(),
         *sequence(beta),
         *(_NOTHING if o is None else (o.data_ptr(), *o.stride())),
         0 if state is None else state.data_ptr(),
@@ -161,13 +164,17 @@ def _backward(
         *numbers,
         torch.get_num_threads(),
         *(_NOTHING if q is None else (q.data_ptr(), *q.stride())),
-        *(k.data_ptr(), *k.stride()),
-        *(v.data_ptr(), *v.stride()),
+        k.data_ptr(),
+        *k.stride(),
+        v.data_ptr(),
+        *v.stride(),
         *sequence(beta),
         *(_NOTHING if d_o is None else (d_o.data_ptr(), *d_o.stride())),
         *(_NOTHING if dq is None else (dq.data_ptr(), *dq.stride())),
-        *(dk.data_ptr(), *dk.stride()),
-        *(dv.data_ptr(), *dv.stride()),
+        dk.data_ptr(),
+        *dk.stride(),
+        dv.data_ptr(),
+        *dv.stride(),
         *sequence(dbeta),
         0 if d_state is None else d_state.data_ptr(),
         0 if d_initial is None else d_initial.data_ptr(),
@@ -235,7 +242,7 @@ class _Rule(Function):
 
 # Without what `Function.apply` does first for torch.func, which takes microseconds also where that
 # is not at work; where it is, `Function.apply` says that it cannot be.
-_apply: Any = super(Function, _Rule).apply
+_apply: Any = super(Function, _Rule).apply  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextmanager

