@@ -31,9 +31,10 @@ SIZES = ((128, 64), (32, 16))
 HEADS = 8
 
 
-def steps(d_key: int, d_value: int) -> dict[str, Work]:
-    """What to time, by name."""
-    found: dict[str, Work] = {}
+def steps(d_key: int, d_value: int) -> dict[str, tuple[Work, int]]:
+    """What to time, by name, and the bytes of state or cache that it reads and writes."""
+    found: dict[str, tuple[Work, int]] = {}
+    state = 2 * 4 * HEADS * d_key * d_value  # read and written
     q = normalize(torch.randn(1, HEADS, 1, d_key), dim=-1)
     v, beta = torch.randn(1, HEADS, 1, d_value), torch.rand(1, HEADS, 1)
     for context in CONTEXTS:
@@ -54,16 +55,10 @@ def steps(d_key: int, d_value: int) -> dict[str, Work]:
         def softmax(keys: torch.Tensor = keys, past: torch.Tensor = past) -> object:
             return scaled_dot_product_attention(v, keys, past)
 
-        found[f"delta, after {context:,}"] = delta
-        found[f"sum, after {context:,}"] = plain
-        found[f"SDPA, after {context:,}"] = softmax
+        found[f"delta, after {context:,}"] = delta, state
+        found[f"sum, after {context:,}"] = plain, state
+        found[f"SDPA, after {context:,}"] = softmax, keys.nbytes + past.nbytes
     return found
-
-
-def bytes_moved(name: str, context: int, d_key: int, d_value: int) -> int:
-    """Return what a step reads and writes of the state, or reads of the cache."""
-    numbers = 2 * context * d_value if name == "SDPA" else 2 * d_key * d_value
-    return 4 * HEADS * numbers
 
 
 def main() -> None:
@@ -77,16 +72,16 @@ def main() -> None:
     rows: list[list[object]] = []
     for d_key, d_value in SIZES:
         with torch.no_grad(), overwriting_states():
-            times = measure(steps(d_key, d_value), options.seconds, clock=clock)
+            contenders = steps(d_key, d_value)
+            works = {name: work for name, (work, _) in contenders.items()}
+            times = measure(works, options.seconds, clock=clock)
         first = quantiles(times[f"delta, after {CONTEXTS[0]}"]).median
         lines = []
         for name, found in times.items():
             low, middle, high = (x * 1e6 for x in quantiles(found))
             ratio = middle / first / 1e6
             half = f"{low:.3g}-{high:.3g}"
-            kind, context = name.split(", after ")
-            moved = bytes_moved(kind, int(context.replace(",", "")), d_key, d_value)
-            share = moved / middle * 1e6 / rates.copied
+            share = contenders[name][1] / middle * 1e6 / rates.copied
             lines.append([name, f"{middle:.4g}", half, len(found), f"{ratio:.2f}", f"{share:.0%}"])
             rows.append([d_key, d_value, name, low, middle, high, len(found), ratio, share])
         header = ["", "us", "middle half", "n", "x delta, after 16", "of the copy rate"]

@@ -125,8 +125,9 @@ def test_decode_reports_every_context(monkeypatch, tmp_path, capsys):
     assert len(rows) == 2 * 2 * 3
     assert all(float(row["of_copy"]) > 0 for row in rows)
     assert "| SDPA, after 1,024 |" in capsys.readouterr().out
-    assert decode.bytes_moved("delta", 1024, 128, 64) == 4 * 8 * 2 * 128 * 64
-    assert decode.bytes_moved("SDPA", 1024, 128, 64) == 4 * 8 * 2 * 1024 * 64
+    moved = {name: count for name, (_, count) in decode.steps(128, 64).items()}
+    assert moved["delta, after 1,024"] == 4 * 8 * 2 * 128 * 64
+    assert moved["SDPA, after 1,024"] == 4 * 8 * 2 * 1024 * 64
 
 
 def test_scaling_fits_exponents_and_measures_peaks(monkeypatch, tmp_path, capsys):

@@ -4,10 +4,12 @@ import importlib
 import inspect
 import pkgutil
 
+import pytest
 import torch
 from torch import Tensor
 
 import fwlight.ops
+from fwlight.ops.native.build import build_obstacle
 from tests.reference import reference_memory
 
 RULES = {
@@ -22,6 +24,9 @@ def backends(rule: str) -> list[str]:
     names = list(importlib.import_module(f"fwlight.ops.{rule}").BACKENDS)
     return [*(name for name in names if name != "fla"), *(["auto"] if len(names) > 1 else [])]
 
+
+_OBSTACLE = build_obstacle(torch.float32)
+needs_compiler = pytest.mark.skipif(_OBSTACLE is not None, reason=str(_OBSTACLE))
 
 CASES = [(rule, backend) for rule in RULES for backend in backends(rule)]
 KERNELS = [(rule, backend) for rule, backend in CASES if backend != "auto"]

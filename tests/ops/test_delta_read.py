@@ -4,15 +4,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from fwlight.ops import delta_read_weights, native
-from tests.ops.discovery import assert_near, make_inputs, reference, weighted_sum
+from fwlight.ops import delta_read_weights
+from tests.ops.discovery import (
+    assert_near,
+    make_inputs,
+    needs_compiler,
+    reference,
+    weighted_sum,
+)
 
 BACKENDS = ["auto", "native", "recurrent", "chunk"]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
-needs_compiler = pytest.mark.skipif(
-    native.obstacle(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.float64) is not None,
-    reason="there is no C++ compiler",
-)
 
 
 def make_read(t: int, **sizes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -49,15 +49,15 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
   T* KT = Q + C * Kp;            // [Kp, C]
   T* H = KT + C * Kp;            // [C, C]
   T* Ht = H + BLOCK;
-  T* P = Ht + BLOCK;
-  T* dP = P + BLOCK;
+  T* lowerP = Ht + BLOCK;
+  T* dP = lowerP + BLOCK;
   T* R = dP + BLOCK;            // [C, Vp]: dR
   T* dO = R + C * Vp;
   T* dV = dO + C * Vp;
   T* dUt = dV + C * Vp;          // [PAD, C]
   T* Ks = dUt + BLOCK;           // of every chunk of a group, [every, C, Kp]
   T* Uts = Ks + a.every * C * Kp;     // [every, Vp, C]
-  T* Xts = Uts + a.every * C * Vp;    // the same
+  T* Xts = Uts + a.every * C * Vp;    // the same, under the sum rule alone
   T* bs = Xts + a.every * C * Vp;     // [every, C]
 
   // Keys of chunk n, and what it wrote.
@@ -148,10 +148,12 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
         }
       }
       const T* products = a.products + n * a.products_step;
-      if (reads) {
+      const T* P = products;
+      if (DELTA && reads) {  // without what stands above the diagonal
+        P = lowerP;
         for (Index i = 0; i < C; ++i) {
           for (int v = 0; v < PAD; v += W) {
-            store(P + i * PAD + v, lower<T, false>(load(products + i * PAD + v), i, v));
+            store(lowerP + i * PAD + v, lower<T, false>(load(products + i * PAD + v), i, v));
           }
         }
       }

@@ -1,0 +1,174 @@
+"""The native back end: compiling and caching it, doing without it, and other instruction sets."""
+
+import os
+import platform
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fwlight.ops.native import build
+from tests.ops.discovery import needs_compiler
+
+ROOT = Path(__file__).resolve().parents[2]
+
+USE = """
+import warnings, torch
+warnings.simplefilter("always")
+from fwlight.ops import delta_rule
+x = torch.ones(1, 1, 20, 4)
+o, _ = delta_rule(x, x / 2, x, x[..., 0], backend="{backend}")
+expected, _ = delta_rule(x, x / 2, x, x[..., 0], backend="recurrent")
+assert torch.allclose(o, expected), (o, expected)
+"""
+
+
+def start(backend: str = "native", **environment: str) -> subprocess.Popen[str]:
+    """A process that uses the back end, told nothing of this one's environment but PATH."""
+    settings = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.Popen(
+        [sys.executable, "-c", USE.format(backend=backend)],
+        env=settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, out
+    return out
+
+
+def quick_compiler(folder: Path) -> str:
+    """The compiler, without the optimisation that takes its time; counts its calls in `log`."""
+    path = folder / "compiler"
+    compiler, _ = build._compiler()
+    path.write_text(f'#!/bin/sh\necho "$@" >> {folder}/log\nexec {" ".join(compiler)} "$@" -O1\n')
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+def times_compiled(folder: Path) -> int:
+    return (folder / "log").read_text().count("rules.cpp")
+
+
+@needs_compiler
+def test_processes_that_build_at_once_both_succeed_and_a_later_one_finds_it(tmp_path):
+    cache = tmp_path / "cache"
+    environment = {"CXX": quick_compiler(tmp_path), "FWLIGHT_CACHE": str(cache)}
+    outputs = [finish(process) for process in [start(**environment), start(**environment)]]
+    assert outputs == ["", ""]
+    assert 1 <= times_compiled(tmp_path) <= 2
+    (library,) = cache.iterdir()
+    (tmp_path / "log").unlink()
+    assert finish(start(**environment)) == ""
+    assert times_compiled(tmp_path) == 0
+    library.write_bytes(b"damaged")
+    assert finish(start(**environment)) == ""
+    assert times_compiled(tmp_path) == 1
+    assert library.stat().st_size > 1000
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", ["file", "read-only", "no home"])
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, kind):
+    place = tmp_path / "cache"
+    environment = {"CXX": quick_compiler(tmp_path), "FWLIGHT_CACHE": str(place)}
+    if kind == "file":
+        place.write_text("")
+    elif kind == "read-only":
+        # A folder of the kernel's: not even root can write there.
+        environment["FWLIGHT_CACHE"] = "/proc/self"
+    else:
+        del environment["FWLIGHT_CACHE"]
+    assert finish(start(**environment)) == ""
+    assert times_compiled(tmp_path) == 1
+
+
+@needs_compiler
+def test_a_read_only_cache_is_read(tmp_path):
+    cache = tmp_path / "cache"
+    environment = {"CXX": quick_compiler(tmp_path), "FWLIGHT_CACHE": str(cache)}
+    finish(start(**environment))
+    (tmp_path / "log").unlink()
+    cache.chmod(0o500)
+    assert finish(start(**environment)) == ""
+    assert times_compiled(tmp_path) == 0
+    cache.chmod(0o700)
+
+
+def test_a_change_of_source_compiler_flags_or_cpu_is_another_file_of_the_cache(
+    monkeypatch, tmp_path
+):
+    name = build._file_name(["c++"], "12 AVX2", "float")
+    assert build._file_name(["c++"], "12 AVX2", "float") == name
+    names = [
+        name,
+        build._file_name(["c++", "-O1"], "12 AVX2", "float"),
+        build._file_name(["c++"], "13 AVX2", "float"),
+        build._file_name(["c++"], "12 AVX512", "float"),
+        build._file_name(["c++"], "12 AVX2", "double"),
+    ]
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-g"))
+    names.append(build._file_name(["c++"], "12 AVX2", "float"))
+    for path in [*build.SOURCE.glob("*.h"), *build.SOURCE.glob("*.cpp")]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(build, "SOURCE", tmp_path)
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes() + b"//")
+        names.append(build._file_name(["c++"], "12 AVX2", "float"))
+    assert len(names) > 15
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("backend", ["native", "auto"])
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"PATH": ""}, "c++, g++ or clang++ are not on the PATH"),
+        ({"CXX": "no-such-compiler"}, "CXX='no-such-compiler' does not work"),
+        ({"CXX": "false"}, "CXX='false' does not work"),
+    ],
+)
+def test_without_a_compiler_one_line_says_that_chunk_is_used(backend, environment, reason):
+    out = finish(start(backend, **environment))
+    assert out.count("RuntimeWarning") == 1
+    assert f"backend='native' cannot run here (there is no C++ compiler: {reason})" in out
+
+
+GRADIENTS = """
+import torch
+from fwlight.ops import delta_rule, fwm_rule, sum_rule
+from tests.ops.discovery import assert_near, make_inputs, weighted_sum
+
+for rule in (delta_rule, fwm_rule, sum_rule):
+    for t, d_key, d_value in ((3, 5, 70), (70, 40, 20), (70, 5, 7), (300, 40, 20)):
+        inputs = make_inputs(t, d_key=d_key, d_value=d_value)
+        inputs = [x.detach().float().requires_grad_() for x in inputs]
+        results = []
+        for backend in ("native", "recurrent"):
+            outputs = rule(*inputs[:4], initial_state=inputs[4], backend=backend)
+            gradients = torch.autograd.grad(weighted_sum(*outputs), inputs)
+            with torch.no_grad():
+                results.append([*outputs, *gradients, *rule(*inputs[:4], backend=backend)])
+        for actual, wanted in zip(*results, strict=True):
+            assert_near(actual, wanted, 5e-6)
+"""
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names instruction sets of x86")
+@pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx"])
+def test_narrower_vectors_give_the_same_numbers(tmp_path, without):
+    compiler, _ = build._compiler()
+    environment = {"CXX": f"{' '.join(compiler)} {without}", "FWLIGHT_CACHE": str(tmp_path)}
+    command = [sys.executable, "-W", "error", "-c", GRADIENTS]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
