@@ -63,6 +63,11 @@ def step(model: DecoderLM, hidden: Tensor, targets: Tensor) -> tuple[float, int]
     return time.perf_counter() - start, resident("VmHWM") - before
 
 
+def ratio(a: float, b: float) -> str:
+    """Return a / b, if b was seen: a small step fits memory that is resident already."""
+    return f"{a / b:.2f}" if b else "-"
+
+
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.output_layer", description=__doc__)
@@ -88,8 +93,8 @@ def main() -> None:
         for output, rows in found.items()
     }
     for output, (seconds, peak) in medians.items():
-        ratios = f"{seconds / medians['adaptive'][0]:.2f} | {peak / medians['adaptive'][1]:.2f}"
-        print(f"| {output} | {seconds:.3f} | {peak / 1e6:.0f} | {ratios} |")
+        slower, larger = ratio(seconds, medians["adaptive"][0]), ratio(peak, medians["adaptive"][1])
+        print(f"| {output} | {seconds:.3f} | {peak / 1e6:.0f} | {slower} | {larger} |")
 
 
 if __name__ == "__main__":

@@ -174,5 +174,18 @@ def test_output_layer_compares_time_and_memory(monkeypatch, capsys):
     output_layer.main()
     out = capsys.readouterr().out
     assert "2048 targets" in out
-    assert "| adaptive |" in out
-    assert "| dense |" in out
+    adaptive, dense = out.splitlines()[-2:]
+    assert adaptive.startswith("| adaptive |")
+    assert dense.startswith("| dense |")
+
+
+def test_output_layer_has_no_ratio_to_a_peak_that_was_not_seen(monkeypatch, capsys):
+    peaks = iter([0, 57_000_000])
+    monkeypatch.setattr(output_layer, "build", lambda output: torch.nn.Module())
+    monkeypatch.setattr(output_layer, "step", lambda *_: (0.5, next(peaks)))
+    monkeypatch.setattr(sys, "argv", ["output_layer", "--steps", "1"])
+    output_layer.main()
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "| adaptive | 0.500 | 0 | 1.00 | - |",
+        "| dense | 0.500 | 57 | 1.00 | - |",
+    ]
