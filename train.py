@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cli.composition import Composition, compose_config
 from cli.early import check_files
@@ -190,6 +190,15 @@ def conclude(code: int, line: str | None) -> int:
     return code
 
 
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code."""
+    if "fwlight.run" in sys.modules:
+        from fwlight import run
+
+        run.leave(code)
+    sys.exit(code)
+
+
 def exit_code_and_line(error: BaseException) -> tuple[int, str]:
     """Explain an exception; without importing torch for a mistake found before it was."""
     if isinstance(error, FwlightError):
@@ -200,4 +209,4 @@ def exit_code_and_line(error: BaseException) -> tuple[int, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

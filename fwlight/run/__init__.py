@@ -17,7 +17,7 @@ from fwlight.run.errors import exit_code_and_line
 from fwlight.run.folder import RunFolder
 from fwlight.run.loggers import build_loggers
 from fwlight.run.output import lasting_output
-from fwlight.run.ranks import conclude, end_ranks, strategy
+from fwlight.run.ranks import conclude, end_ranks, leave, strategy
 from fwlight.run.rng import RandomState
 from fwlight.run.signals import StopOnSignal, listening
 from fwlight.run.translating import read_lines, translate
@@ -35,6 +35,7 @@ __all__ = [
     "generate",
     "keep_freed_memory",
     "lasting_output",
+    "leave",
     "listening",
     "load_checkpoint",
     "plugins",

@@ -5,6 +5,7 @@ the first process ends the rest and tells the earliest. Processes of another lau
 srun) are that launcher's to end.
 """
 
+import atexit
 import contextlib
 import ctypes
 import json
@@ -19,8 +20,9 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
@@ -101,6 +103,21 @@ def conclude(code: int, line: str | None) -> tuple[int, str | None]:
     _ranks.clear()
     shutil.rmtree(os.environ.pop(_ERRORS, ""), ignore_errors=True)
     return result
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code, one of several without Python's own last steps.
+
+    A thread of gloo may hold the last reference to a tensor. Freeing it takes Python; while that
+    ends the process aborts (pytorch/pytorch issue 190489).
+    """
+    if not torch.distributed.is_initialized():
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def end_ranks() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import cli.building
-from train import main
+from train import leave, main
 
 COMMON = (
     *("size.dropout=0", "size.d_ff=32", "trainer.max_steps=4", "trainer.log_every_n_steps=1"),
@@ -65,3 +65,4 @@ def run(folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     run(Path(sys.argv[1]))
+    leave(0)
