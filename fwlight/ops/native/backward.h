@@ -112,12 +112,11 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
       const T *K = Ks + (n - first) * C * Kp, *Ut = Uts + (n - first) * C * Vp;
       for_panels<T>(Kp, FW_PANELS {
         for_rows<T>(panels, Vp, FW_BLOCK {
-          if (a.d_initial || n > 0) {
-            block.read(before + j * before_rows + i * PAD, PAD, before_rows * PAD);
-          } else {
-            block.zero();
-          }
+          block.zero();
           block.template add<true>(Ut + i * PAD, 0, K + j * C, BLOCK, C);
+          if (a.d_initial || n > 0) {
+            block.plus(before + j * before_rows + i * PAD, PAD, before_rows * PAD);
+          }
           block.write(after + j * Vp + i * PAD, PAD, Vp * PAD);
           prefetch.step();
         });
@@ -162,7 +161,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
         for_rows<T>(Panels<1>{}, PAD, FW_BLOCK {
           block.zero();
           if (reads) block.template add<false>(dO + v * C + i, 0, P, 0, C);
-          if (!ends) block.template add<true>(dSt + (v + i) * PAD, Vp * PAD, KT, 0, Kp);
+          if (!ends) block.template add_in_parts<true>(dSt + (v + i) * PAD, Vp * PAD, KT, 0, Kp);
           block.write(dUt + i * PAD, PAD, 0);
         });
         transpose_block(dUt, R + v * C);
@@ -220,10 +219,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
         for_rows<T>(panels, C, FW_BLOCK {
           block.zero();
           if (!ends) block.template add<false>(Ut + i, BLOCK, dSj, step, Vp);
-          if (reads) {
-            const Index k = i / 4 * 4;
-            block.template add<false>(dP + k * PAD + i, 0, Qj + k * PAD, BLOCK, C - k);
-          }
+          if (reads) block.template add<false>(dP + i * PAD + i, 0, Qj + i * PAD, BLOCK, C - i);
           if constexpr (DELTA) {
             if (!begins) block.template add<true, -1>(dV + i * PAD, BLOCK, Sj, S_step, Vp);
             block.template add<false>(H + i, 0, Kj, BLOCK, C);
@@ -233,9 +229,10 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
         if (begins || (!reads && !DELTA)) return;
         for_rows<T>(panels, Vp, FW_BLOCK {
           const Index at = i / PAD * BLOCK + i % PAD;
-          block.read(dSj + i * PAD, PAD, step);
+          block.zero();
           if (reads) block.template add<false>(dO + at, 0, Qj, BLOCK, C);
           if constexpr (DELTA) block.template add<false, -1>(dV + at, 0, Kj, BLOCK, C);
+          block.plus(dSj + i * PAD, PAD, step);
           block.write(dSj + i * PAD, PAD, step);
           prefetch.step();
         });

@@ -121,7 +121,7 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
         if (!empty) {
           for_rows<T>(panels, C, FW_BLOCK {
             block.read(Xj + i * PAD, PAD, BLOCK);
-            block.template add<true, -1>(K + i * PAD, BLOCK, Sj, Kp * PAD, Kp);
+            block.template add_in_parts<true, -1>(K + i * PAD, BLOCK, Sj, Kp * PAD, Kp);
             block.write(Xj + i * PAD, PAD, BLOCK);
           });
         }
@@ -141,8 +141,9 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
         });
       }
       for_rows<T>(panels, Kp, FW_BLOCK {
-        block.read(Sj + i * PAD, PAD, Kp * PAD);
+        block.zero();
         block.template add<false>(K + i / PAD * BLOCK + i % PAD, 0, Uj, BLOCK, C);
+        block.plus(Sj + i * PAD, PAD, Kp * PAD);
         block.write(Sj + i * PAD, PAD, Kp * PAD);
         prefetch.step();
       });

@@ -35,16 +35,30 @@ struct Block {
   FW_INLINE void write(T* to, Index ld, Index step) {
     each([&](vec& x, int m, int p, int v) FW_ALWAYS { store(to + m * ld + p * step + v, x); });
   }
-  // Add a(m, k) B[k, :], or subtract it, for `depth` values of k, up to the next four. B's panels
-  // are `b_step` apart. a(m, k) is found at A[k PAD + m], or with ROWS_OF at A[m PAD + k], where
-  // the next panel of A comes after `a_step` numbers.
+  FW_INLINE void plus(const T* from, Index ld, Index step) {
+    each([&](vec& x, int m, int p, int v) FW_ALWAYS { x += load(from + m * ld + p * step + v); });
+  }
+  // Add a(m, k) B[k, :], or subtract it, for `depth` values of k. B's panels are `b_step` apart.
+  // a(m, k) is found at A[k PAD + m], or with ROWS_OF at A[m PAD + k], where the next panel of A
+  // comes after `a_step` numbers.
   template <bool ROWS_OF, int SIGN = 1>
   FW_INLINE void add(const T* A, Index a_step, const T* B, Index b_step, Index depth) {
     for (; depth > 0; depth -= PAD, A += a_step, B += BLOCK) {
       const Index n = std::min<Index>(depth, PAD);
-      for (Index k = 0; k < n; k += 4) {
-        FW_UNROLL for (int l = 0; l < 4; ++l) add_one<ROWS_OF, SIGN>(A, B, b_step, k + l);
-      }
+      for (Index k = 0; k < n; ++k) add_one<ROWS_OF, SIGN>(A, B, b_step, k);
+    }
+  }
+  // The same in parts with sums of their own: of rounding errors, a long chain adds up the more
+  // the longer it is, most of all where large numbers cancel.
+  template <bool ROWS_OF, int SIGN = 1>
+  FW_INLINE void add_in_parts(const T* A, Index a_step, const T* B, Index b_step, Index depth) {
+    constexpr Index PART = 2 * PAD;
+    T before[ROWS * PANELS * PAD];
+    for (; depth > 0; depth -= PART, A += 2 * a_step, B += 2 * BLOCK) {
+      write(before, PAD, ROWS * PAD);
+      zero();
+      add<ROWS_OF, SIGN>(A, a_step, B, b_step, std::min(depth, PART));
+      plus(before, PAD, ROWS * PAD);
     }
   }
   template <bool ROWS_OF, int SIGN>
