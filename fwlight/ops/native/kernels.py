@@ -31,6 +31,7 @@ RULES = {"sum": 0, "delta": 1, "fwm": 2}
 STATES_AT_HAND = 1 << 18
 """Bytes of recomputed states that the backward pass may keep in the processor's second cache."""
 
+_DENSE = torch.contiguous_format
 _NOTHING = 0, 0, 0, 0, 0
 """Address and strides of no tensor. Those of the others are written out: a function that returned
 them would take as long again, up to nine times a call."""
@@ -85,11 +86,17 @@ def _numbers_kept(shape: tuple[Any, ...], values: Any, itemsize: int, rule: str)
 # drive its code and data out of the caches: what depends on sizes alone is computed once.
 @functools.lru_cache(maxsize=4096)
 def _sizes(
-    k: torch.Size, v: torch.Size, itemsize: int, rule: str
-) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """Return the numbers that every kernel is told first, S_T's shape, and how many are kept."""
+    k: torch.Size, v: torch.Size, dtype: torch.dtype, rule: str
+) -> tuple[tuple[int, ...], Tensor, Tensor]:
+    """Return the numbers that every kernel is told first, and shapes of S_T and of what is kept.
+
+    As tensors that hold one number each: `torch.empty_like` allocates everything else too, and the
+    code of another function would have to be fetched.
+    """
+    itemsize, number = dtype.itemsize, torch.empty((), dtype=dtype, device="cpu")
     numbers = *k, v[3], _chunks_per_state(k[3], v[3], itemsize), RULES[rule]
-    return numbers, (k[0], k[1], k[3], v[3]), _numbers_kept(k, v[3], itemsize, rule)
+    kept = number.expand(_numbers_kept(k, v[3], itemsize, rule))
+    return numbers, number.expand(k[0], k[1], k[3], v[3]), kept
 
 
 def _forward(
@@ -108,11 +115,11 @@ def _forward(
     if state is not None:
         state = state.contiguous()
     k, v = dense(k), dense(v)
-    numbers, state_shape, kept_numbers = _sizes(k.shape, v.shape, k.itemsize, rule)
+    numbers, like_state, like_kept = _sizes(k.shape, v.shape, k.dtype, rule)
     o = None if q is None else empty_like(v)
     if last is None:
-        last = v.new_empty(state_shape)
-    kept = v.new_empty(kept_numbers) if keep else None
+        last = torch.empty_like(like_state, memory_format=_DENSE)
+    kept = torch.empty_like(like_kept, memory_format=_DENSE) if keep else None
     no_memory = launch(
         "fwlight_forward",
         k.dtype,
@@ -154,10 +161,10 @@ def _backward(
     if d_state is not None:
         d_state = d_state.contiguous()
     k, v = dense(k), dense(v)
-    numbers, state_shape, _ = _sizes(k.shape, v.shape, k.itemsize, rule)
+    numbers, like_state, _ = _sizes(k.shape, v.shape, k.dtype, rule)
     dk, dv = empty_like(k), empty_like(v)
     dbeta = None if beta is None else empty_like(beta)
-    d_initial = v.new_empty(state_shape) if started else None
+    d_initial = torch.empty_like(like_state, memory_format=_DENSE) if started else None
     no_memory = launch(
         "fwlight_backward",
         k.dtype,
