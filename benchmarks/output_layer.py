@@ -65,7 +65,7 @@ def step(model: DecoderLM, hidden: Tensor, targets: Tensor) -> tuple[float, int]
 
 def ratio(a: float, b: float) -> str:
     """Return a / b, if b was seen: a small step fits memory that is resident already."""
-    return f"{a / b:.2f}" if b else "-"
+    return f"{a / b:.2f}" if b > 0 else "-"
 
 
 def main() -> None:

@@ -27,6 +27,8 @@ from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
+from fwlight.errors import StorageError
+
 _ERRORS, _PARENT = "FWLIGHT_ERRORS", "FWLIGHT_FIRST_PROCESS"
 _GRACE = 10.0
 """Seconds for a process to come to its end by itself once another has failed."""
@@ -106,17 +108,20 @@ def conclude(code: int, line: str | None) -> tuple[int, str | None]:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process with an exit code, one of several without Python's own last steps.
+    """End this process with an exit code.
 
-    A thread of gloo may hold the last reference to a tensor. Freeing it takes Python; while that
-    ends the process aborts (pytorch/pytorch issue 190489).
+    Where it is one of several, the exit handlers run, but Python does not take itself apart: a
+    thread of gloo may hold the last reference to a tensor, and frees it by way of Python, which
+    aborts the process at that stage (pytorch/pytorch issue 190489).
     """
-    if not torch.distributed.is_initialized():
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         sys.exit(code)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
+        try:
             stream.flush()
+        except (OSError, ValueError):  # full, or closed
+            code = code or StorageError.exit_code
     os._exit(code)
 
 

@@ -59,7 +59,8 @@ def run(folder: Path) -> None:
             given[word.partition("=")[0]] = word
         code = main(list(given.values()))
         if code:
-            raise SystemExit(f"{name}: {code}")
+            print(f"{name}: {code}", file=sys.stderr)
+            leave(code)
 
 
 if __name__ == "__main__":

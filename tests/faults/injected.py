@@ -6,7 +6,6 @@ FAULT='{"kind": "kill", "step": 13, "rank": 1}' python tests/faults/injected.py 
 import json
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -130,4 +129,4 @@ else:
     run.run_callbacks = run_callbacks
 
 if __name__ == "__main__":
-    sys.exit(train.main())
+    train.leave(train.main())

@@ -148,15 +148,16 @@ from tests.ops.discovery import assert_near, make_inputs, weighted_sum
 for rule in (delta_rule, fwm_rule, sum_rule):
     for t, d_key, d_value in ((3, 5, 70), (70, 40, 20), (70, 5, 7), (300, 40, 20)):
         inputs = make_inputs(t, d_key=d_key, d_value=d_value)
-        inputs = [x.detach().float().requires_grad_() for x in inputs]
-        results = []
-        for backend in ("native", "recurrent"):
-            outputs = rule(*inputs[:4], initial_state=inputs[4], backend=backend)
-            gradients = torch.autograd.grad(weighted_sum(*outputs), inputs)
-            with torch.no_grad():
-                results.append([*outputs, *gradients, *rule(*inputs[:4], backend=backend)])
-        for actual, wanted in zip(*results, strict=True):
-            assert_near(actual, wanted, 5e-6)
+        for dtype, tolerance in ((torch.float32, 5e-6), (torch.float64, 1e-12)):
+            arguments = [x.detach().to(dtype).requires_grad_() for x in inputs]
+            results = []
+            for backend in ("native", "recurrent"):
+                outputs = rule(*arguments[:4], initial_state=arguments[4], backend=backend)
+                gradients = torch.autograd.grad(weighted_sum(*outputs), arguments)
+                with torch.no_grad():
+                    results.append([*outputs, *gradients, *rule(*arguments[:4], backend=backend)])
+            for actual, wanted in zip(*results, strict=True):
+                assert_near(actual, wanted, tolerance)
 """
 
 

@@ -205,4 +205,4 @@ def rows(run_dir) -> dict[tuple[int, str], str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run.leave(main(sys.argv[1:]))

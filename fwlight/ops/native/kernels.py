@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from fwlight.ops.chunks import apply, refuse_second_derivative
+from fwlight.ops.native.build import REALS
 from fwlight.ops.native.launch import (
     CHUNK,
     LIBRARY,
@@ -31,7 +32,8 @@ RULES = {"sum": 0, "delta": 1, "fwm": 2}
 STATES_AT_HAND = 1 << 18
 """Bytes of recomputed states that the backward pass may keep in the processor's second cache."""
 
-_DENSE = torch.contiguous_format
+_CONTIGUOUS = torch.contiguous_format
+_ONE = {dtype: torch.empty((), dtype=dtype, device="cpu") for dtype in REALS}
 _NOTHING = 0, 0, 0, 0, 0
 """Address and strides of no tensor. Those of the others are written out: a function that returned
 them would take as long again, up to nine times a call."""
@@ -90,10 +92,10 @@ def _sizes(
 ) -> tuple[tuple[int, ...], Tensor, Tensor]:
     """Return the numbers that every kernel is told first, and shapes of S_T and of what is kept.
 
-    As tensors that hold one number each: `torch.empty_like` allocates everything else too, and the
-    code of another function would have to be fetched.
+    As tensors that hold one number each, for `torch.empty_like`: it allocates most of the results
+    too, and the code of another function would have to be fetched.
     """
-    itemsize, number = dtype.itemsize, torch.empty((), dtype=dtype, device="cpu")
+    itemsize, number = dtype.itemsize, _ONE[dtype]
     numbers = *k, v[3], _chunks_per_state(k[3], v[3], itemsize), RULES[rule]
     kept = number.expand(_numbers_kept(k, v[3], itemsize, rule))
     return numbers, number.expand(k[0], k[1], k[3], v[3]), kept
@@ -118,8 +120,8 @@ def _forward(
     numbers, like_state, like_kept = _sizes(k.shape, v.shape, k.dtype, rule)
     o = None if q is None else empty_like(v)
     if last is None:
-        last = torch.empty_like(like_state, memory_format=_DENSE)
-    kept = torch.empty_like(like_kept, memory_format=_DENSE) if keep else None
+        last = torch.empty_like(like_state, memory_format=_CONTIGUOUS)
+    kept = torch.empty_like(like_kept, memory_format=_CONTIGUOUS) if keep else None
     no_memory = launch(
         "fwlight_forward",
         k.dtype,
@@ -164,7 +166,7 @@ def _backward(
     numbers, like_state, _ = _sizes(k.shape, v.shape, k.dtype, rule)
     dk, dv = empty_like(k), empty_like(v)
     dbeta = None if beta is None else empty_like(beta)
-    d_initial = torch.empty_like(like_state, memory_format=_DENSE) if started else None
+    d_initial = torch.empty_like(like_state, memory_format=_CONTIGUOUS) if started else None
     no_memory = launch(
         "fwlight_backward",
         k.dtype,

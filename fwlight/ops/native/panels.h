@@ -35,6 +35,8 @@ struct Block {
   FW_INLINE void write(T* to, Index ld, Index step) {
     each([&](vec& x, int m, int p, int v) FW_ALWAYS { store(to + m * ld + p * step + v, x); });
   }
+  // Add what `read` reads. To sums that begin at zero, and last: then a state is rounded once for a
+  // chunk, not for every token of it.
   FW_INLINE void plus(const T* from, Index ld, Index step) {
     each([&](vec& x, int m, int p, int v) FW_ALWAYS { x += load(from + m * ld + p * step + v); });
   }
@@ -48,8 +50,8 @@ struct Block {
       for (Index k = 0; k < n; ++k) add_one<ROWS_OF, SIGN>(A, B, b_step, k);
     }
   }
-  // The same in parts with sums of their own: of rounding errors, a long chain adds up the more
-  // the longer it is, most of all where large numbers cancel.
+  // The same in parts with sums of their own: the longer a chain, the more rounding errors add up,
+  // most of all where large numbers cancel. `before` is memory, as all registers are taken.
   template <bool ROWS_OF, int SIGN = 1>
   FW_INLINE void add_in_parts(const T* A, Index a_step, const T* B, Index b_step, Index depth) {
     constexpr Index PART = 2 * PAD;
