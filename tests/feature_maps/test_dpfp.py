@@ -8,10 +8,7 @@ import torch
 
 from fwlight.feature_maps import DPFPFeatureMap
 from fwlight.ops import native
-
-needs_compiler = pytest.mark.skipif(
-    not native.can_run(torch.ones(1)), reason="there is no C++ compiler"
-)
+from tests.ops.discovery import needs_compiler
 
 
 def results(
