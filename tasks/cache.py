@@ -4,8 +4,8 @@
     ids = read_array(folder / "train.npy")
 
 A folder has its name when it is complete and not before: it is filled under another name, put on
-the disk and renamed. A lock keeps processes from making the same folder twice; it is the system's,
-so it goes with its process, and the next builder removes what a killed one left.
+the disk and renamed. A lock keeps processes from making the same folder twice (`tasks.locks`), and
+the next builder removes what a killed one left.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fwlight.cache import cache_folder
 from fwlight.errors import StorageError
+from tasks.locks import locked, partial_path, remove_left_over
 
-_SIZES, _PARTIAL = "sizes.json", ".partial"
+_SIZES = "sizes.json"
 if TYPE_CHECKING:  # files are checked before torch is imported
     from torch import Tensor
 
@@ -53,17 +53,19 @@ def cached_folder(name: str, *, key: str, build: Build) -> Path:
     if root is None:
         return _temporary(name, build)
     target = root / f"{name}-{key}"
+    remove_left_over(root)
     if _whole(target):
         return target
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = (root / f".{target.name}.lock").open("a")
-        if not os.access(root, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        print(f"warning: the cache {root} cannot be written ({error.strerror})", file=sys.stderr)
-        return _temporary(name, build)
-    with lock, locked(lock):
+    with contextlib.ExitStack() as stack:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            if not os.access(root, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            stack.enter_context(locked(target))
+        except OSError as error:
+            reason = error.strerror or error
+            print(f"warning: the cache {root} cannot be written ({reason})", file=sys.stderr)
+            return _temporary(name, build)
         if not _whole(target):  # another process may have been faster
             _fill(target, build)
     return target
@@ -129,21 +131,9 @@ class ArrayWriter:
             self._file.close()
 
 
-@contextlib.contextmanager
-def locked(file: IO[Any]) -> Iterator[None]:
-    """Hold the system's lock on an open file, waiting for it."""
-    fcntl.flock(file, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        fcntl.flock(file, fcntl.LOCK_UN)
-
-
 def _fill(target: Path, build: Build) -> None:
-    """Make `target` at once and whole; the caller holds its lock."""
-    for left_over in target.parent.glob(f".{target.name}.*{_PARTIAL}"):
-        shutil.rmtree(left_over, ignore_errors=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}{_PARTIAL}")
+    """Make `target` at once and whole; the caller holds its lock, where there are locks."""
+    partial = partial_path(target)
     try:
         partial.mkdir()
         build(partial)
@@ -152,9 +142,7 @@ def _fill(target: Path, build: Build) -> None:
         (partial / _SIZES).write_text(json.dumps(sizes), encoding="utf-8")
         for path in (*partial.rglob("*"), partial):
             _synchronise(path)
-        shutil.rmtree(target, ignore_errors=True)  # a damaged one
-        partial.rename(target)
-        _synchronise(target.parent)
+        _put(partial, target)
     except OSError as error:
         if isinstance(error, StorageError):
             raise
@@ -166,8 +154,22 @@ def _fill(target: Path, build: Build) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _put(partial: Path, target: Path) -> None:
+    """Rename `partial`, unless another process has put its own there, where no lock kept it out."""
+    if not _whole(target):
+        shutil.rmtree(target, ignore_errors=True)  # a damaged one
+    try:
+        partial.rename(target)
+    except OSError:
+        if not _whole(target):
+            raise
+    _synchronise(target.parent)
+
+
 def _whole(folder: Path) -> bool:
     """Say whether all files are there with the sizes they were written with."""
+    if not (folder / _SIZES).is_file():
+        return False
     try:
         sizes = json.loads((folder / _SIZES).read_text(encoding="utf-8"))
         return all((folder / name).stat().st_size == size for name, size in sizes.items())

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from fwlight.cache import cache_folder
 from fwlight.errors import StorageError
-from tasks.cache import locked
+from tasks.locks import locked, partial_path, remove_left_over
 
 ATTEMPTS = 4
 """How often a file is tried for, over all its addresses."""
@@ -87,11 +87,12 @@ def fetch(download: Download, *, folder: Path, manual: str) -> Path:
         StorageError: it cannot be had, cannot be written, or its hash is another.
     """
     target = folder / download.name
-    if target.is_file():
+    remove_left_over(folder)
+    if target.is_file() and _expected(target, download):
         return _verified(target, download)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f".{download.name}.lock").open("a") as lock, locked(lock):
+        with locked(target):
             if not target.is_file():
                 _download(download, target, manual)
             return _verified(target, download)
@@ -105,19 +106,24 @@ def fetch(download: Download, *, folder: Path, manual: str) -> Path:
 
 
 def hash_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        StorageError: it is no file but a pipe, say, which can be read once or never ends.
+    """
+    if not path.is_file():
+        raise StorageError(f"{path} is no file")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _verified(target: Path, download: Download) -> Path:
     """Return `target` if it is what is pinned or was recorded; record it if nothing is known."""
-    record = target.with_name(f"{target.name}.sha256")
-    found, expected = hash_of(target), download.sha256 or _recorded(record)
+    found, expected = hash_of(target), _expected(target, download)
     if expected is None:
-        temporary = record.with_name(f".{record.name}.{os.getpid()}.partial")
+        temporary = partial_path(target)
         temporary.write_text(f"{found}  {target.name}\n", encoding="utf-8")
-        temporary.replace(record)
+        temporary.replace(_record_of(target))
     elif found != expected:
         raise StorageError(
             f"{target} has the SHA-256 {found[:12]}..., not {expected[:12]}...: it is damaged or "
@@ -126,7 +132,15 @@ def _verified(target: Path, download: Download) -> Path:
     return target
 
 
-def _recorded(record: Path) -> str | None:
+def _record_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.sha256")
+
+
+def _expected(target: Path, download: Download) -> str | None:
+    """Return the hash that is pinned or was recorded, None if there is none."""
+    record = _record_of(target)
+    if download.sha256 or not record.is_file():
+        return download.sha256
     try:
         return record.read_text(encoding="utf-8").split()[0]
     except (OSError, IndexError, UnicodeError):
@@ -135,8 +149,8 @@ def _recorded(record: Path) -> str | None:
 
 def _download(download: Download, target: Path, manual: str) -> None:
     """Make `target`, in a bounded number of attempts."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    expected = download.sha256 or _recorded(target.with_name(f"{target.name}.sha256"))
+    partial = partial_path(target)
+    expected = _expected(target, download)
     transfer, urls, reason = _Transfer(partial), list(download.urls), ""
     try:
         for attempt in range(ATTEMPTS):

@@ -54,8 +54,9 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "tasks.bpe": ({"fwlight.types"}, {"tokenizers"}),
     "tasks.cldr": ({"fwlight.types"}, {"babel"}),
     "tasks.translation": ({"fwlight.types", "tasks"}, {"lightning", "numpy", "tokenizers"}),
-    "tasks.cache": ({"fwlight.cache", "fwlight.errors"}, {"numpy", "torch"}),
-    "tasks.downloads": ({"fwlight.cache", "fwlight.errors", "tasks.cache"}, {"tqdm"}),
+    "tasks.cache": ({"fwlight.cache", "fwlight.errors", "tasks.locks"}, {"numpy", "torch"}),
+    "tasks.downloads": ({"fwlight.cache", "fwlight.errors", "tasks.locks"}, {"tqdm"}),
+    "tasks.locks": ({"fwlight.errors"}, set()),
     "tasks.encoding": ({"tasks"}, {"numpy", "torch"}),
     "tasks.archives": ({"fwlight.types", "tasks.cache", "tasks.downloads"}, set()),
     "callbacks": (

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -9,7 +11,9 @@ import pytest
 import torch
 
 from fwlight.errors import StorageError
+from tasks import locks
 from tasks.cache import ArrayWriter, cached_folder, read_array
+from tasks.locks import locked
 
 pytestmark = pytest.mark.fault(25)
 
@@ -147,6 +151,105 @@ def test_killed_half_way_the_next_builds_and_cleans(tmp_path, cache):
     folder = cached_folder("words", key="k", build=_write)
     assert read_array(folder / "a.npy").tolist() == [1, 2, 3]
     assert not _partial(cache)
+
+
+def test_left_over_of_another_key_goes_unless_it_is_being_made(cache):
+    for name in (".words-old.1234.partial", ".text-k.0123abcd.partial"):
+        (cache / name).mkdir(parents=True)
+    with locked(cache / "text-k"):
+        cached_folder("words", key="k", build=_write)
+        assert _partial(cache) == [cache / ".text-k.0123abcd.partial"]
+    cached_folder("words", key="k", build=_write)
+    assert not _partial(cache)
+
+
+def test_file_system_without_locks_is_one_warning(cache, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    locks._tell_of_no_locks.cache_clear()
+
+    def build(folder):  # another process has the same idea
+        cached_folder("words", key="k", build=_write)
+        _write(folder)
+
+    for _ in range(2):
+        folder = cached_folder("words", key="k", build=build)
+        assert folder == cache / "words-k"
+        assert read_array(folder / "a.npy").tolist() == [1, 2, 3]
+    assert not _partial(cache)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "warning: the file system of the cache has no locks (No locks available)"
+    )
+
+
+def test_stopped_builder_is_named_and_not_waited_for_for_ever(tmp_path, cache, monkeypatch, capsys):
+    started = tmp_path / "started"
+    process = _start(_build_for_ever, started)
+    while not started.exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        monkeypatch.setattr(locks, "TOLD_AFTER", 0.2)
+        monkeypatch.setattr(locks, "PATIENCE", 0.5)
+        folder = cached_folder("words", key="k", build=_write)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    assert cache not in folder.parents
+    assert read_array(folder / "a.npy").tolist() == [1, 2, 3]
+    told, warning = capsys.readouterr().err.splitlines()
+    assert told == f"waiting for process {process.pid}, which makes {cache / 'words-k'}"
+    assert f"process {process.pid}, which has written nothing for 0.5 s" in warning
+
+
+class _Clock:
+    """Time that passes while somebody sleeps, and what else happens meanwhile."""
+
+    def __init__(self, meanwhile):
+        self.now, self.meanwhile = 0.0, meanwhile
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+        self.meanwhile(self.now)
+
+
+def test_builder_that_goes_on_writing_is_waited_for(tmp_path, monkeypatch):
+    def write(now):
+        with (tmp_path / ".words.1234.partial").open("a") as file:
+            file.write("x" * (now < 900))
+
+    clock = _Clock(write)
+    monkeypatch.setattr(locks, "time", clock)
+    with (
+        locked(tmp_path / "words"),
+        pytest.raises(StorageError, match=f"process {os.getpid()}"),
+        locked(tmp_path / "words"),
+    ):
+        pass
+    assert 900 + locks.PATIENCE - 1 < clock.now < 900 + locks.PATIENCE + 1
+
+
+@pytest.mark.parametrize("name", [".words-k.lock", "words-k/sizes.json"])
+def test_pipe_in_the_cache_is_not_waited_for(cache, name):
+    (cache / "words-k").mkdir(parents=True)
+    os.mkfifo(cache / name)
+    folder = cached_folder("words", key="k", build=_write)
+    assert read_array(folder / "a.npy").tolist() == [1, 2, 3]
+
+
+def test_link_in_place_of_a_lock_is_not_followed(cache, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    cache.mkdir()
+    (cache / ".words-k.lock").symlink_to(tmp_path / "mine")
+    cached_folder("words", key="k", build=_write)
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_cache_that_cannot_be_written_is_read(cache, monkeypatch, capsys):

@@ -2,6 +2,8 @@
 
 import hashlib
 import multiprocessing
+import os
+import signal
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +14,7 @@ import pytest
 from fwlight.errors import StorageError
 from tasks import downloads
 from tasks.downloads import Download, data_folder, fetch
+from tasks.locks import locked
 
 pytestmark = pytest.mark.fault(24)
 
@@ -198,6 +201,45 @@ def test_two_processes_at_once_download_once(server, tmp_path):
         process.join(30)
     assert [process.exitcode for process in processes] == [0, 0]
     assert len(server.ranges) == 1
+
+
+def _wait_for(condition):
+    while not condition():
+        time.sleep(0.01)
+
+
+def test_what_a_killed_download_left_goes(server, tmp_path):
+    server.script = ["cut", "stall", "fine"]
+    process = multiprocessing.get_context("fork").Process(target=_fetch, args=(server, tmp_path))
+    process.start()
+    _wait_for(lambda: len(server.ranges) == 2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert [name for name in _files(tmp_path) if name.endswith(".partial")]
+    (tmp_path / "words.txt").write_bytes(CONTENT)  # by hand
+    _fetch(server, tmp_path)
+    assert _files(tmp_path) == {"words.txt"}
+
+
+def test_what_a_running_download_has_stays(server, tmp_path):
+    partial = tmp_path / ".others.txt.1234.partial"
+    partial.touch()
+    with locked(tmp_path / "others.txt"):
+        _fetch(server, tmp_path)
+        assert partial.exists()
+    _fetch(server, tmp_path)
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize("name", ["words.txt", "words.txt.sha256", ".words.txt.lock"])
+def test_pipe_in_place_of_a_file_is_not_waited_for(server, tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    if name == ".words.txt.lock":
+        with pytest.raises(StorageError, match="is no file but a pipe or device; delete it"):
+            _fetch(server, tmp_path, sha256=None)
+    else:
+        assert _fetch(server, tmp_path, sha256=None).read_bytes() == CONTENT
+        assert (tmp_path / "words.txt.sha256").read_text() == f"{SHA256}  words.txt\n"
 
 
 def test_folder_that_cannot_be_written_is_one_line(server):
