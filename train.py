@@ -16,7 +16,7 @@ from cli.stored import before_checkpoint
 from cli.sweep import expand, run_sweep
 from cli.usage import usage
 from fwlight import __version__
-from fwlight.errors import FwlightError, StorageError
+from fwlight.errors import FwlightError, StorageError, one_line, printable
 
 
 def train(composition: Composition, arguments: Sequence[str] = ()) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def write(path: str | Path, text: str) -> None:
 def warn(messages: Sequence[str]) -> None:
     """Print warnings, once per run."""
     for message in messages if first_process() else ():
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {one_line(message)}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -169,12 +169,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if output is not None and first_process():
                 write(output, text + "\n")
             elif "text" in result:
-                print(text)
+                print(printable(text) if sys.stdout.isatty() else text)
     except SystemExit:
         raise
     except BaseException as error:
         if os.environ.get("FWLIGHT_DEBUG") == "1":
-            traceback.print_exc()
+            print(printable(traceback.format_exc()), end="", file=sys.stderr)
         return conclude(*exit_code_and_line(error))
     return conclude(0, None)
 
@@ -202,7 +202,7 @@ def leave(code: int) -> NoReturn:
 def exit_code_and_line(error: BaseException) -> tuple[int, str]:
     """Explain an exception; without importing torch for a mistake found before it was."""
     if isinstance(error, FwlightError):
-        return error.exit_code, f"error: {' '.join(str(error).split())}"
+        return error.exit_code, f"error: {one_line(error)}"
     from fwlight.run import errors
 
     return errors.exit_code_and_line(error)

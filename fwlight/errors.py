@@ -1,5 +1,7 @@
 """Errors that end a run with one line for the user and a meaningful exit code."""
 
+_HARMLESS = "\n\t\u200c\u200d"  # the last two join letters in some scripts
+
 
 class FwlightError(Exception):
     """A failure whose message is one line: what, where and the remedy."""
@@ -35,3 +37,20 @@ class StorageError(FwlightError, OSError):
     """A disk or folder cannot be read or written."""
 
     exit_code = 5
+
+
+def printable(text: str) -> str:
+    r"""Return text for a terminal: what is no visible character is written out, as \x1b.
+
+    Names of files, words of texts and what a server says are others': they must not move the
+    cursor, paint over a line or turn its direction.
+    """
+    return "".join(
+        letter if letter.isprintable() or letter in _HARMLESS else ascii(letter)[1:-1]
+        for letter in text
+    )
+
+
+def one_line(text: object) -> str:
+    """Return a message as one line of visible characters."""
+    return printable(" ".join(str(text).split()))

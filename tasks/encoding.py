@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fwlight.errors import one_line
 from tasks.cache import ArrayWriter, cached_folder, read_array
 from tasks.corpora import SPLITS, Corpus, Words
 from tasks.downloads import hash_of
@@ -66,7 +67,8 @@ def encode(corpus: Corpus, *, min_count: int, max_vocab_size: int | None) -> Enc
         key.update(hash_of(file).encode())
 
     def build(folder: Path) -> None:
-        print(f"encoding {', '.join(map(str, corpus.files))}, once", file=sys.stderr, flush=True)
+        files = one_line(", ".join(map(str, corpus.files)))
+        print(f"encoding {files}, once", file=sys.stderr, flush=True)
         _build(corpus, folder, **limits)
 
     folder = cached_folder("text", key=key.hexdigest()[:24], build=build)

@@ -57,7 +57,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "tasks.cache": ({"fwlight.cache", "fwlight.errors", "tasks.locks"}, {"numpy", "torch"}),
     "tasks.downloads": ({"fwlight.cache", "fwlight.errors", "tasks.locks"}, {"tqdm"}),
     "tasks.locks": ({"fwlight.errors"}, set()),
-    "tasks.encoding": ({"tasks"}, {"numpy", "torch"}),
+    "tasks.encoding": ({"fwlight.errors", "tasks"}, {"numpy", "torch"}),
     "tasks.archives": ({"fwlight.types", "tasks.cache", "tasks.downloads"}, set()),
     "callbacks": (
         {"fwlight.diagnostics", "fwlight.models", "fwlight.training"},

@@ -7,7 +7,7 @@ from types import TracebackType
 from lightning import Callback
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from fwlight.errors import FwlightError
+from fwlight.errors import FwlightError, one_line
 from fwlight.run.signals import Stopped
 
 INTERRUPTED, UNEXPECTED = 130, 1
@@ -77,4 +77,4 @@ def _first_of(
 
 
 def _line(message: str) -> str:
-    return "error: " + " ".join(message.split())
+    return f"error: {one_line(message)}"

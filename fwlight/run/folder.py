@@ -7,7 +7,7 @@ import weakref
 from pathlib import Path
 from typing import IO, Any
 
-from fwlight.errors import CheckpointError, ConfigError, StorageError
+from fwlight.errors import CheckpointError, ConfigError, StorageError, one_line
 from fwlight.run.checkpoint_io import newest_whole, step_of
 from fwlight.run.files import remove_partial_files
 
@@ -154,4 +154,4 @@ class RunFolder:
 
 
 def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    print(f"warning: {one_line(message)}", file=sys.stderr, flush=True)

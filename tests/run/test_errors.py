@@ -2,10 +2,12 @@
 
 import pickle
 import signal
+import sys
 
 import pytest
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+import train
 from fwlight.errors import (
     CheckpointError,
     ConfigError,
@@ -53,3 +55,33 @@ def test_unexpected_exception_says_how_to_see_more():
     line = exit_code_and_line(KeyError("size"))[1]
     assert "KeyError" in line
     assert "FWLIGHT_DEBUG=1" in line
+
+
+FOREIGN = "a\x1b[2J\x07b\x9b31m\u202ec\r\udcffd\x00"
+"""What clears a terminal, rings, colours, turns the line, and is no UTF-8."""
+
+
+@pytest.mark.parametrize("kind", [DataError, OSError, RuntimeError])
+@pytest.mark.parametrize("explain", [exit_code_and_line, train.exit_code_and_line])
+def test_what_others_wrote_does_nothing_in_a_terminal(kind, explain):
+    _, line = explain(kind(f"{FOREIGN}: Kutúzov 中"))
+    assert line.isprintable()
+    assert r"a\x1b[2J\x07b\x9b31m\u202ec \udcffd\x00: Kutúzov 中" in line
+
+
+def test_name_of_a_file_does_nothing_in_a_terminal(tmp_path, capsys):
+    assert train.main(["task.data=text", f"task.path={tmp_path}/a\x1b[2J"]) == 2
+    line = capsys.readouterr().err.removesuffix("\n")
+    assert line.isprintable()
+    assert r"a\x1b[2J does not exist" in line
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_written_text_does_nothing_in_a_terminal(monkeypatch, capsys, terminal):
+    text = "a\x1b[2J b\n\tc \u0645\u200c\u0646"
+    monkeypatch.setattr(train, "train", lambda *_: {"text": text})
+    monkeypatch.setattr(train, "check_files", lambda *_: None)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    assert train.main([]) == 0
+    shown = capsys.readouterr().out.removesuffix("\n")
+    assert shown == (text.replace("\x1b", r"\x1b") if terminal else text)
