@@ -11,33 +11,20 @@ format of `sha256sum`, and what is found there later is held to it.
 """
 
 import hashlib
-import http.client
 import os
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
-
-from tqdm import tqdm
 
 from fwlight.cache import cache_folder
 from fwlight.errors import StorageError
 from tasks.locks import locked, partial_path, remove_left_over
+from tasks.transfers import BrokenError, Transfer
 
 ATTEMPTS = 4
 """How often a file is tried for, over all its addresses."""
-TIMEOUT = 30.0
-"""Seconds without a byte after which a transfer counts as broken."""
 PAUSE = 1.0
 """Seconds before the second attempt, doubled before each further one."""
-
-_CHUNK = 1 << 18
-_FOR_NOW = (408, 425, 429)  # answers that a later attempt may change, as those from 500
 
 
 @dataclass(frozen=True)
@@ -50,14 +37,6 @@ class Download:
     """Where it is, http or https; tried in turn."""
     sha256: str | None = None
     """What it must be, in hexadecimal; None: what it was at the first download."""
-
-
-class _BrokenError(Exception):
-    """An attempt failed; `final` where the same address will not do better."""
-
-    def __init__(self, reason: str, *, final: bool = False) -> None:
-        super().__init__(reason)
-        self.final = final
 
 
 def data_folder(name: str) -> Path:
@@ -151,7 +130,8 @@ def _download(download: Download, target: Path, manual: str) -> None:
     """Make `target`, in a bounded number of attempts."""
     partial = partial_path(target)
     expected = _expected(target, download)
-    transfer, urls, reason = _Transfer(partial), list(download.urls), ""
+    transfer = Transfer(partial, name=target.name, needs_length=expected is None)
+    urls, reason = list(download.urls), ""
     try:
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -161,10 +141,10 @@ def _download(download: Download, target: Path, manual: str) -> None:
                 transfer.run(url)
                 if expected is not None and (found := hash_of(partial)) != expected:
                     transfer.restart()
-                    raise _BrokenError(f"its SHA-256 is {found[:12]}..., not {expected[:12]}...")
+                    raise BrokenError(f"its SHA-256 is {found[:12]}..., not {expected[:12]}...")
                 _put(partial, target)
                 return
-            except _BrokenError as error:
+            except BrokenError as error:
                 reason = f"{url}: {error}"
                 if error.final:
                     urls.remove(url)
@@ -179,89 +159,3 @@ def _put(partial: Path, target: Path) -> None:
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(target)
-
-
-class _Transfer:
-    """A file that grows over several attempts."""
-
-    def __init__(self, partial: Path) -> None:
-        self._partial = partial
-        self._have, self._validator = 0, ""
-
-    def restart(self) -> None:
-        """Forget what is there."""
-        self._partial.unlink(missing_ok=True)
-        self._have, self._validator = 0, ""
-
-    def run(self, url: str) -> None:
-        """Get what is missing; returns when the file is complete.
-
-        Raises:
-            _BrokenError: it is not.
-        """
-        if urlsplit(url).scheme not in ("http", "https"):
-            raise _BrokenError("only http and https addresses are read", final=True)
-        if not self._validator:
-            self.restart()
-        headers = {"User-Agent": "fwlight"}
-        if self._have:
-            # Only the same file is continued; of a changed one the server sends the whole.
-            headers |= {"Range": f"bytes={self._have}-", "If-Range": self._validator}
-        request = urllib.request.Request(url, headers=headers)
-        with _network():
-            response = urllib.request.urlopen(request, timeout=TIMEOUT)
-        with response:
-            self._receive(response)
-
-    def _receive(self, response: Any) -> None:
-        start = f"bytes {self._have}-"
-        if response.status != 206 or not response.headers.get("Content-Range", "").startswith(
-            start
-        ):
-            if response.status == 206:
-                raise _BrokenError("the server continued at another place")
-            self.restart()
-        tag = response.headers.get("ETag", "")
-        self._validator = "" if tag.startswith("W/") else tag  # a weak one promises less
-        length = response.headers.get("Content-Length")
-        total = None if length is None else self._have + int(length)
-        name = self._partial.name.split(".partial")[0].lstrip(".").rpartition(".")[0]
-        with (
-            self._partial.open("ab") as file,
-            tqdm(
-                total=total,
-                initial=self._have,
-                desc=name,
-                unit="B",
-                unit_scale=True,
-                disable=None,  # without a terminal
-            ) as bar,
-        ):
-            while chunk := _read(response):
-                file.write(chunk)
-                self._have += len(chunk)
-                bar.update(len(chunk))
-        if total is not None and self._have != total:
-            raise _BrokenError(f"cut short after {self._have:,} of {total:,} bytes")
-
-
-def _read(response: Any) -> bytes:
-    with _network():
-        return response.read(_CHUNK)
-
-
-@contextmanager
-def _network() -> Iterator[None]:
-    """Turn what goes wrong on the network into `_BrokenError`."""
-    try:
-        yield
-    except urllib.error.HTTPError as error:
-        final = 400 <= error.code < 500 and error.code not in _FOR_NOW
-        raise _BrokenError(f"HTTP {error.code} {error.reason}", final=final) from error
-    except TimeoutError as error:
-        raise _BrokenError(f"nothing came for {TIMEOUT:g} s") from error
-    except urllib.error.URLError as error:
-        reason = error.reason
-        raise _BrokenError(str(getattr(reason, "strerror", None) or reason)) from error
-    except (http.client.HTTPException, OSError, ValueError) as error:
-        raise _BrokenError(str(error) or type(error).__name__) from error

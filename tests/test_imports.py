@@ -55,7 +55,11 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "tasks.cldr": ({"fwlight.types"}, {"babel"}),
     "tasks.translation": ({"fwlight.types", "tasks"}, {"lightning", "numpy", "tokenizers"}),
     "tasks.cache": ({"fwlight.cache", "fwlight.errors", "tasks.locks"}, {"numpy", "torch"}),
-    "tasks.downloads": ({"fwlight.cache", "fwlight.errors", "tasks.locks"}, {"tqdm"}),
+    "tasks.downloads": (
+        {"fwlight.cache", "fwlight.errors", "tasks.locks", "tasks.transfers"},
+        set(),
+    ),
+    "tasks.transfers": ({"fwlight.errors"}, {"tqdm"}),
     "tasks.locks": ({"fwlight.errors"}, set()),
     "tasks.encoding": ({"fwlight.errors", "tasks"}, {"numpy", "torch"}),
     "tasks.archives": ({"fwlight.types", "tasks.cache", "tasks.downloads"}, set()),

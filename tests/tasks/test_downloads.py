@@ -1,5 +1,6 @@
 """Downloads from a server on this machine that fails in the usual ways."""
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fwlight.errors import StorageError
-from tasks import downloads
+from tasks import downloads, transfers
 from tasks.downloads import Download, data_folder, fetch
 from tasks.locks import locked
 
@@ -44,6 +45,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.ranges.append(wanted)
         if behaviour.isdigit():
             return self.send_error(int(behaviour))
+        if behaviour in _LIES:
+            with contextlib.suppress(OSError):  # nobody listens any more
+                _LIES[behaviour](self)
+            return None
         body = CONTENT[::-1] if behaviour == "other" else CONTENT
         start = 0
         if wanted and self.headers["If-Range"] == self.server.tag:
@@ -63,8 +68,65 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         self.wfile.write(body[start:])
 
+    def answer(self, status, **headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+
+    def continue_other(self, *, tag='"one"', total=1_024_000, start=None):
+        """Go on without a look at If-Range."""
+        start = int(self.headers["Range"][6:-1]) if start is None else start
+        self.answer(206, ETag=tag, Content_Range=f"bytes {start}-{total - 1}/{total}")
+        self.wfile.write(CONTENT[::-1][start:] + bytes(max(0, total - len(CONTENT))))
+
+    def for_ever(self, piece, *, pause=0.0):
+        while True:
+            self.wfile.write(piece)
+            time.sleep(pause)
+
     def log_message(self, *_):
         pass
+
+
+def _drip_head(handler):
+    handler.wfile.write(b"HTTP/1.0 200 Fine\r\nX: ")
+    handler.for_ever(b"x", pause=0.02)
+
+
+def _drip(handler):
+    handler.answer(200, Content_Length=len(CONTENT))
+    handler.for_ever(b"x", pause=0.02)
+
+
+def _endless(handler):
+    handler.answer(200)
+    handler.for_ever(bytes(1 << 16))
+
+
+def _endless_page(handler):
+    handler.answer(302, Location="/file")
+    handler.for_ever(bytes(1 << 16))
+
+
+_LIES = {
+    "another tag": lambda handler: handler.continue_other(tag='"two"'),
+    "no tag": lambda handler: handler.continue_other(tag=""),
+    "another total": lambda handler: handler.continue_other(total=len(CONTENT) + 1),
+    "another place": lambda handler: handler.continue_other(start=7),
+    "length abc": lambda handler: handler.answer(200, Content_Length="abc"),
+    "length -1": lambda handler: handler.answer(200, Content_Length="-1"),
+    "length 9e9": lambda handler: handler.answer(200, Content_Length="9" * 5000),
+    "huge": lambda handler: handler.answer(200, Content_Length=1 << 50),
+    "to ftp": lambda handler: handler.answer(302, Location="ftp://127.0.0.1/x"),
+    "to file": lambda handler: handler.answer(301, Location="file:///etc/passwd"),
+    "in circles": lambda handler: handler.answer(302, Location=f"{handler.path}"),
+    "no content": lambda handler: handler.answer(204),
+    "drip": _drip,
+    "drip in the head": _drip_head,
+    "endless": _endless,
+    "endless page": _endless_page,
+}
 
 
 @pytest.fixture
@@ -79,7 +141,7 @@ def server():
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(downloads, "PAUSE", 0.0)
-    monkeypatch.setattr(downloads, "TIMEOUT", 0.5)
+    monkeypatch.setattr(transfers, "TIMEOUT", 0.5)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -103,6 +165,8 @@ def _files(folder) -> set[str]:
         ["503", "429", "fine"],
         ["other", "fine"],
         ["cut", "other", "fine"],
+        ["length abc", "fine"],
+        ["endless page", "fine"],
     ],
     ids="-".join,
 )
@@ -121,6 +185,29 @@ def test_cut_transfer_is_continued_where_the_server_says_it_is_the_same(server, 
     assert server.ranges == [None, f"bytes={len(CONTENT) // 2}-"]
 
 
+@pytest.mark.parametrize("sha256", [SHA256, None], ids=["pinned", "unknown"])
+@pytest.mark.parametrize("lie", ["another tag", "no tag", "another total", "another place", "416"])
+def test_other_file_is_not_continued_nor_its_hash_recorded(server, tmp_path, lie, sha256):
+    server.script = ["cut", lie, "fine"]
+    assert _fetch(server, tmp_path, sha256=sha256).read_bytes() == CONTENT
+    assert server.ranges == [None, f"bytes={len(CONTENT) // 2}-", None]
+    if sha256 is None:
+        assert (tmp_path / "words.txt.sha256").read_text().startswith(SHA256)
+
+
+def test_file_of_another_address_is_not_continued(server, tmp_path):
+    server.script = ["cut", "fine"]
+    _fetch(server, tmp_path, urls=(server.url("one"), server.url("two")), sha256=None)
+    assert server.ranges == [None, None]
+
+
+def test_file_that_may_be_cut_unnoticed_is_not_recorded(server, tmp_path):
+    server.script = ["endless"]
+    with pytest.raises(StorageError, match="does not say how long"):
+        _fetch(server, tmp_path, sha256=None)
+    assert not _files(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("script", "requests", "reason"),
     [
@@ -130,10 +217,27 @@ def test_cut_transfer_is_continued_where_the_server_says_it_is_the_same(server, 
         (["cut"], 4, "cut short after"),
         (["other"], 4, "its SHA-256 is "),
         (["stall"], 4, "nothing came for 0.5 s"),
+        (["length abc"], 4, "a length of abc"),
+        (["length -1"], 4, "a length of -1"),
+        (["length 9e9"], 4, "a length of 999"),
+        (["huge"], 1, "over 4,294,967,296"),
+        (["endless"], 1, "goes on after 4,000,000 bytes"),
+        (["drip"], 4, "are too few"),
+        (["drip in the head"], 4, "are too few"),
+        (["to ftp"], 1, "neither http nor https"),
+        (["to file"], 1, "not allowed"),
+        (["in circles"], 5, "HTTP 302"),
+        (["no content"], 1, "HTTP 204"),
     ],
 )
-def test_lasting_failure_is_one_line_and_no_file(server, tmp_path, script, requests, reason):
+def test_lasting_failure_is_one_line_and_no_file(
+    server, tmp_path, script, requests, reason, monkeypatch
+):
     server.script, server.tag = script, ""
+    if script == ["endless"]:
+        monkeypatch.setattr(transfers, "MAX_BYTES", 4_000_000)
+    if script[0].startswith("drip"):
+        monkeypatch.setattr(transfers, "PERIOD", 0.3)
     with pytest.raises(StorageError) as caught:
         _fetch(server, tmp_path)
     line = str(caught.value)
@@ -141,6 +245,7 @@ def test_lasting_failure_is_one_line_and_no_file(server, tmp_path, script, reque
     assert "words.txt cannot be downloaded" in line
     assert line.endswith("put words.txt there yourself")
     assert "\n" not in line
+    assert len(line) < 500
     assert caught.value.exit_code == 5
     assert len(server.ranges) == requests
     assert not _files(tmp_path)
