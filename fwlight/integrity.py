@@ -61,8 +61,10 @@ def digest_path(path: Path) -> Path:
 
 def read_digests(path: Path) -> list[str]:
     """Return the digests that are written beside a checkpoint."""
+    beside = digest_path(path)
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        return re.findall(r"^([0-9a-f]{64})\b", digest_path(path).read_text(), re.MULTILINE)
+        if beside.is_file():  # a pipe would be waited for
+            return re.findall(r"^([0-9a-f]{64})\b", beside.read_text(), re.MULTILINE)
     return []
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fwlight.types import DataError
+from tasks.pipes import copied
 
 _CHUNK_BYTES = 1 << 20
 
@@ -22,10 +23,10 @@ class Piece(NamedTuple):
 
 
 def existing_file(path: str | Path) -> Path:
-    """The path itself, once it is known to be a file.
+    """The path itself, once it is known to be a file; of a pipe a copy, see `tasks.pipes`.
 
     Raises:
-        DataError: nothing is there, or it is a folder.
+        DataError: nothing is there, or it is a folder or device.
     """
     path = Path(path).expanduser()
     try:
@@ -33,6 +34,10 @@ def existing_file(path: str | Path) -> Path:
             raise DataError(f"{path} is a folder, a text file is needed")
         if not path.exists():
             raise DataError(f"{path} does not exist")
+        if path.is_fifo():
+            return copied(path)
+        if not path.is_file():
+            raise DataError(f"{path} is a device or socket, a text file is needed")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     return path

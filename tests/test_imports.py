@@ -60,6 +60,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         set(),
     ),
     "tasks.transfers": ({"fwlight.errors"}, {"tqdm"}),
+    "tasks.pipes": ({"fwlight.errors"}, set()),
     "tasks.locks": ({"fwlight.errors"}, set()),
     "tasks.encoding": ({"fwlight.errors", "tasks"}, {"numpy", "torch"}),
     "tasks.archives": ({"fwlight.types", "tasks.cache", "tasks.downloads"}, set()),

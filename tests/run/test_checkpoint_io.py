@@ -131,6 +131,12 @@ def test_checkpoint_copied_without_its_digest_survives_a_killed_write(saved, mon
     assert load_checkpoint(saved)["global_step"] == 1
 
 
+def test_pipe_in_place_of_the_digest_is_not_waited_for(saved):
+    digest_path(saved).unlink()
+    os.mkfifo(digest_path(saved))
+    assert load_checkpoint(saved)["global_step"] == 1
+
+
 def test_full_disk_keeps_the_old_checkpoint_and_removes_the_temporary_file(saved):
     def write_with_a_full_disk():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

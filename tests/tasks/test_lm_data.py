@@ -1,7 +1,11 @@
+import os
+import threading
+
 import pytest
 import torch
 
 from fwlight.types import DataError
+from tasks.corpora import check_task
 from tasks.lm import LanguageModelingDataModule
 
 TRAIN = "the cat sat .\n\nthe dog sat .\nthe end\n"
@@ -190,6 +194,24 @@ def test_empty_files_are_named(wiki, split, content):
     path.write_text(content)
     with pytest.raises(DataError, match=f"{path} holds no words"):
         _data(data="wikitext", path=wiki)
+
+
+def test_open_pipe_is_read_as_the_file_is(tmp_path):
+    """As of `task.path=<(zcat text.gz)` in a shell."""
+    text = "".join(f"word{i % 7} and{i % 5}\n" for i in range(20_000))
+    (tmp_path / "text.txt").write_text(text)
+    reader, writer = os.pipe()
+    with open(writer, "w") as file:
+        thread = threading.Thread(target=lambda: (file.write(text), file.close()), daemon=True)
+        thread.start()
+        task = dict.fromkeys(("train", "valid", "test")) | {"path": f"/dev/fd/{reader}"}
+        check_task({"data": "text", **task})
+        found = _data(data="text", **task)
+        thread.join()
+    os.close(reader)
+    whole = _data(data="text", path=tmp_path / "text.txt")
+    assert found.fingerprint == whole.fingerprint
+    assert found.vocabulary.words == whole.vocabulary.words
 
 
 def test_too_small_a_file_to_split_is_named(tmp_path):

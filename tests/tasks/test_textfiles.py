@@ -1,9 +1,12 @@
+import gzip
+import os
+import threading
 import tracemalloc
 
 import pytest
 
 from fwlight.types import DataError
-from tasks import textfiles
+from tasks import pipes, textfiles
 from tasks.textfiles import existing_file, read_pieces
 
 
@@ -81,3 +84,34 @@ def test_missing_file_and_folder_are_named(tmp_path):
         existing_file(tmp_path)
     with pytest.raises(DataError, match="cannot be read: File name too long"):
         existing_file(tmp_path / ("x" * 3000))
+
+
+def _into(pipe, content):
+    thread = threading.Thread(target=pipe.write_bytes, args=(content,), daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("name", ["text", "text.gz"])
+def test_pipe_is_read_once_and_then_as_often_as_needed(tmp_path, name):
+    pipe, content = tmp_path / name, b"one two\n" * 100_000
+    os.mkfifo(pipe)
+    writer = _into(pipe, gzip.compress(content) if name == "text.gz" else content)
+    file = existing_file(pipe)
+    writer.join()
+    assert file.is_file()
+    assert existing_file(pipe) == file
+    for _ in range(2):
+        assert sum(len(piece.text) + 1 for piece in read_pieces(file)) == len(content)
+
+
+def test_pipe_that_nobody_writes_to_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipes, "WRITER_SECONDS", 0.2)
+    os.mkfifo(tmp_path / "text")
+    with pytest.raises(DataError, match=r"text is a pipe that nobody writes to"):
+        existing_file(tmp_path / "text")
+
+
+def test_device_is_named():
+    with pytest.raises(DataError, match="/dev/null is a device or socket"):
+        existing_file("/dev/null")
