@@ -9,7 +9,7 @@ from typing import Any
 from fwlight.types import DataError
 from tasks.public_texts import PATTERNS, files_of
 from tasks.stdlib_prose import prose_splits
-from tasks.textfiles import existing_file, read_pieces
+from tasks.textfiles import existing_file, read_pieces, text_size
 from tasks.tokenizer import EOS, tokenize
 
 SPLITS = ("train", "valid", "test")
@@ -50,8 +50,8 @@ def open_corpus(
     - `wikitext`: any token files of that kind in the folder `path`, each of them replaced by
       `train`, `valid` or `test` where given.
     - `text`: the UTF-8 files `train`, `valid` and `test`, or the one file `path`, of which the
-      lines starting in the first 90 % of the bytes are for training and 5 % each for the others;
-      `<eos>` ends every line, blank ones too.
+      lines starting in the first 90 % of the (unpacked) bytes are for training and 5 % each for
+      the others; `<eos>` ends every line, blank ones too.
 
     Raises:
         DataError: an unknown source, missing or superfluous paths, or a file that is not there.
@@ -120,7 +120,7 @@ def _text(path: str | Path | None, given: dict[str, str | Path | None]) -> Corpu
     files = {split: name for split, name in given.items() if name}
     if path and not files:
         file = existing_file(path)
-        size = file.stat().st_size
+        size = text_size(file)
         edges = (0, int(size * _TRAIN_SHARE), int(size * (_TRAIN_SHARE + _VALID_SHARE)), size)
         parts: dict[str, Words] = {
             split: partial(_file, file, tokenize, first=edges[i], end=edges[i + 1])
@@ -153,12 +153,20 @@ def _file(
     end: int | None = None,
 ) -> Iterator[list[str]]:
     """Words of the lines that start at byte `first` or later and before byte `end`."""
-    empty = True
+    empty, lines, begun = True, 0, 0
     for piece in read_pieces(path):
+        lines += piece.ends_line
         if piece.line_start >= first and (end is None or piece.line_start < end):
             words = cut_words(piece.text)
             empty = empty and not words
+            begun += piece.ends_line
             yield [*words, EOS] if piece.ends_line else words
     if empty:
         where = "" if end is None else f" in bytes {first} to {end}, the part for one of the splits"
-        raise DataError(f"{path} holds no words{where}; give more text")
+        reason = "; give more text"
+        if lines and not begun:
+            reason = (
+                f": it is split between lines, and none of its {lines} begins there; give it "
+                "shorter lines, or three files as task.train, task.valid and task.test"
+            )
+        raise DataError(f"{path} holds no words{where}{reason}")

@@ -22,10 +22,11 @@ from fwlight.errors import one_line
 from tasks.cache import ArrayWriter, cached_folder, read_array
 from tasks.corpora import SPLITS, Corpus, Words
 from tasks.downloads import hash_of
+from tasks.textfiles import text_size
 from tasks.vocabulary import Vocabulary
 
 CACHED_FROM = 16 << 20
-"""Bytes of all files from which on encoded text is kept; less is encoded in a second or two."""
+"""Bytes of text from which on it is kept encoded; less is encoded in a second or two."""
 _CHUNK = 1 << 20
 _FORMAT = 1  # to be raised when the same text is encoded otherwise
 
@@ -53,7 +54,7 @@ def encode(corpus: Corpus, *, min_count: int, max_vocab_size: int | None) -> Enc
         StorageError: there is no place for the cache.
     """
     limits = {"min_count": min_count, "max_vocab_size": max_vocab_size}
-    if sum(file.stat().st_size for file in corpus.files) < CACHED_FROM:
+    if sum(map(text_size, corpus.files)) < CACHED_FROM:
         numbering = _Numbering()
         train = _joined(list(_numbered(corpus.splits["train"], numbering)))
         vocabulary = numbering.vocabulary(**limits)

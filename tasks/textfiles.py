@@ -1,11 +1,13 @@
 """UTF-8 text files read line by line in bounded memory, with errors that name file and line."""
 
 import codecs
+import contextlib
+import functools
 import gzip
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from fwlight.types import DataError
 from tasks.pipes import copied
@@ -19,7 +21,7 @@ class Piece(NamedTuple):
     text: str
     ends_line: bool
     line_start: int
-    """Offset in bytes of the line's first byte in the file."""
+    """Offset in bytes of the line's first byte in the file, of a .gz file unpacked."""
 
 
 def existing_file(path: str | Path) -> Path:
@@ -43,36 +45,76 @@ def existing_file(path: str | Path) -> Path:
     return path
 
 
+def text_size(path: Path) -> int:
+    """Bytes of a text, which of a .gz file are those that it unpacks to: it is read once for that.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    status = path.stat()
+    if path.suffix != ".gz":
+        return status.st_size
+    return _unpacked_size(path, status.st_size, status.st_mtime_ns)
+
+
 def read_pieces(path: Path) -> Iterator[Piece]:
     """The lines of a UTF-8 file without their ends; a line over 1 MiB comes in several pieces.
 
     A file whose name ends in .gz is unpacked on the way.
 
     A byte order mark at the start is dropped; a line feed with or without a carriage return before
-    it ends a line.
+    it ends a line. Where carriage returns come first, and no line feed in the same MiB, they do.
 
     Raises:
         DataError: invalid UTF-8, a NUL byte, a single word of over 1 MiB (each names file and
             line), or the file cannot be read.
     """
+    with _opened(path) as file:
+        yield from _pieces(path, _lines(file))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield from _pieces(path, file.readline)
+            yield file  # pyright: ignore[reportReturnType]
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is no whole .gz file: {error}") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _pieces(path: Path, readline: Callable[[int], bytes]) -> Iterator[Piece]:
+@functools.lru_cache(maxsize=8)
+def _unpacked_size(path: Path, *_state: int) -> int:
+    with _opened(path) as file:
+        return sum(map(len, iter(lambda: file.read(_CHUNK_BYTES), b"")))
+
+
+def _lines(file: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
+    """Yield lines with their ends, and True; of a long one parts, the last of them with True."""
+    by_returns: bool | None = None
+    while chunk := file.readline(_CHUNK_BYTES):
+        if chunk.endswith(b"\r"):  # and perhaps a line feed
+            chunk += file.readline(1)
+        if by_returns is None and (b"\r" in chunk or chunk.endswith(b"\n")):
+            by_returns = not chunk.endswith(b"\n")
+        if by_returns:
+            for line in chunk.splitlines(keepends=True):
+                yield line, line.endswith((b"\r", b"\n"))
+        else:
+            yield chunk, chunk.endswith(b"\n")
+
+
+def _pieces(path: Path, lines: Iterator[tuple[bytes, bool]]) -> Iterator[Piece]:
     offset = line_start = 0
     line, carried, unfinished = 1, b"", False
-    while chunk := readline(_CHUNK_BYTES):
+    for chunk, ended in lines:
         raw = carried + (chunk if offset else chunk.removeprefix(codecs.BOM_UTF8))
         offset += len(chunk)
-        # A short chunk without a line end is the end of the file.
-        unfinished = len(chunk) == _CHUNK_BYTES and not chunk.endswith(b"\n")
-        carried = b""
+        carried, unfinished = b"", not ended
+        if unfinished and len(raw) < _CHUNK_BYTES:  # the file's last line, most often
+            carried = raw
+            continue
         if unfinished:
             cut = max(raw.rfind(b" "), raw.rfind(b"\t"), raw.rfind(b"\r")) + 1
             if cut == 0:

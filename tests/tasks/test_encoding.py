@@ -1,5 +1,6 @@
 """Encoding in memory and into the cache, and the public texts, from a server on this machine."""
 
+import gzip
 import hashlib
 import io
 import threading
@@ -93,6 +94,27 @@ def test_other_text_or_limits_are_encoded_anew(wiki, monkeypatch):
     path = wiki / "wiki.valid.tokens"
     path.write_text(path.read_text().replace("w", "v"))
     assert not torch.equal(_setup(path=wiki).streams["valid"], first.streams["valid"])
+
+
+def test_packed_text_is_split_counted_and_cached_as_the_plain_one(tmp_path, monkeypatch, cache):
+    file = tmp_path / "book.txt"
+    file.write_text("\n".join(f"line {i} says word{i % 97} once more" for i in range(3000)))
+    packed = tmp_path / "book.gz"
+    packed.write_bytes(gzip.compress(file.read_bytes()))
+    monkeypatch.setattr(encoding, "CACHED_FROM", file.stat().st_size)
+    read = [_setup(data="text", path=path, min_count=1) for path in (file, packed)]
+    assert _equal(*read)
+    assert read[0].fingerprint == read[1].fingerprint
+    assert len([folder for folder in cache.iterdir() if folder.is_dir()]) == 2
+
+
+def test_packed_book_is_split_as_the_plain_one(shared_dir, tmp_path):
+    file = shared_dir / "data" / "war_and_peace.txt"
+    packed = tmp_path / "w.gz"
+    packed.write_bytes(gzip.compress(file.read_bytes(), 1))
+    plain, unpacked = (_setup(data="text", path=path) for path in (file, packed))
+    assert _equal(plain, unpacked)
+    assert sum(map(len, unpacked.streams.values())) > 600_000
 
 
 def test_failed_encoding_leaves_no_cache(wiki, monkeypatch, cache):

@@ -221,6 +221,31 @@ def test_too_small_a_file_to_split_is_named(tmp_path):
         _data(data="text", path=path)
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("word " * 1000, "split between lines, and none of its 1 begins there"),
+        ("word " * 1000 + "\nend\n", "split between lines, and none of its 2 begins there"),
+        ("word\n" * 1000 + "\n" * 300, "; give more text"),
+    ],
+)
+def test_why_a_part_of_a_text_holds_no_words_is_told(tmp_path, text, reason):
+    path = tmp_path / "text.txt"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"text\.txt holds no words in bytes") as caught:
+        _data(data="text", path=path)
+    assert reason in str(caught.value)
+
+
+def test_text_whose_lines_returns_end_is_that_of_line_feeds(tmp_path):
+    text = "".join(f"line {i} of a text.\n" for i in range(200))
+    fingerprints = set()
+    for end in ("\n", "\r\n", "\r"):
+        (tmp_path / "text.txt").write_bytes(text.replace("\n", end).encode())
+        fingerprints.add(_data(data="text", path=tmp_path / "text.txt").fingerprint)
+    assert len(fingerprints) == 1
+
+
 def test_bad_bytes_are_named_with_file_and_line(wiki):
     path = wiki / "wiki.valid.tokens"
     path.write_bytes(b"good\nb\xffd\n")

@@ -7,7 +7,7 @@ import pytest
 
 from fwlight.types import DataError
 from tasks import pipes, textfiles
-from tasks.textfiles import existing_file, read_pieces
+from tasks.textfiles import existing_file, read_pieces, text_size
 
 
 def _write(tmp_path, content: bytes):
@@ -16,7 +16,7 @@ def _write(tmp_path, content: bytes):
     return path
 
 
-@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("last", [b"", b"end"])
 def test_lines_come_without_marks_and_ends(tmp_path, end, mark, last):
@@ -31,6 +31,36 @@ def test_line_start_is_the_byte_offset(tmp_path):
     content = b"\xef\xbb\xbfone\r\n\ntwo\nthree"
     starts = [piece.line_start for piece in read_pieces(_write(tmp_path, content))]
     assert starts == [0, content.index(b"\ntwo"), content.index(b"two"), content.index(b"three")]
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n"])
+@pytest.mark.parametrize("chunk", range(4, 12))
+def test_lines_that_returns_end_are_those_of_line_feeds(tmp_path, monkeypatch, chunk, end):
+    monkeypatch.setattr(textfiles, "_CHUNK_BYTES", chunk)
+    text = "aé bc d e f\n\nx y z \nab\ncd ef g"
+    pieces = list(read_pieces(_write(tmp_path, text.replace("\n", end).encode())))
+    joined = "".join(piece.text + "\n" * piece.ends_line for piece in pieces)
+    assert joined == text + "\n"
+    assert sorted({piece.line_start for piece in pieces}) == [
+        len("\n".join(text.split("\n")[:i]).replace("\n", end).encode()) + len(end) * (i > 0)
+        for i in range(5)
+    ]
+
+
+def test_a_return_within_a_line_of_line_feeds_ends_none(tmp_path):
+    pieces = list(read_pieces(_write(tmp_path, b"one\rtwo\nthree\n")))
+    assert [piece.text for piece in pieces] == ["one\rtwo", "three"]
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_size_of_a_packed_text_is_that_of_the_text(tmp_path, members):
+    text = b"some words\n" * 1000
+    plain, packed = _write(tmp_path, text * members), tmp_path / "text.txt.gz"
+    packed.write_bytes(gzip.compress(text) * members)
+    assert text_size(packed) == text_size(plain) == members * len(text)
+    packed.write_bytes(gzip.compress(text)[:-9])
+    with pytest.raises(DataError, match=r"is no whole \.gz file"):
+        text_size(packed)
 
 
 @pytest.mark.parametrize("tail", ["", "\nnext\n"])
