@@ -165,11 +165,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_files(composition.config)
             result = train(composition, arguments)
             output = result.get("output") or composition.config["output"]
-            text = result.get("text") or json.dumps(result, indent=2)
+            text = result["text"] if "text" in result else json.dumps(result, indent=2) + "\n"
             if output is not None and first_process():
-                write(output, text + "\n")
+                write(output, text)
             elif "text" in result:
-                print(printable(text) if sys.stdout.isatty() else text)
+                print(printable(text) if sys.stdout.isatty() else text, end="")
     except SystemExit:
         raise
     except BaseException as error:

@@ -104,11 +104,28 @@ def test_translate_reads_a_file_or_standard_input(trained, tmp_path, monkeypatch
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     assert main(["action=translate", ckpt, "translate.batch_size=1"]) == 0
     assert capsys.readouterr().out.split("\n") == lines
+    source.write_bytes(text.replace("\r", "").replace("\n", "\r").encode())
+    assert main(["action=translate", ckpt, f"input={source}"]) == 0
+    assert capsys.readouterr().out.split("\n") == lines
     source.write_bytes(b"ok\nd\xffg\n")
     assert main(["action=translate", ckpt, f"input={source}"]) == 2
     assert "byte 0xff in line 2 is not valid UTF-8" in capsys.readouterr().err
     assert main(["action=translate", ckpt, f"input={tmp_path / 'none'}"]) == 2
     assert "cannot be read: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "\n", "\n\n", " \n", "\n \r\n\n", "\ufeff\n"])
+def test_as_many_lines_come_out_as_go_in_also_where_none_has_words(
+    trained, tmp_path, monkeypatch, capsys, text
+) -> None:
+    ckpt = f"ckpt={trained / 'checkpoints' / 'last.ckpt'}"
+    output = tmp_path / "out.txt"
+    for more in ([], [f"output={output}"]):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        capsys.readouterr()
+        assert main(["action=translate", ckpt, *more]) == 0
+        written = output.read_text() if more else capsys.readouterr().out
+        assert written == "\n" * text.count("\n")
 
 
 def test_test_action_repeats_the_scores(trained, capsys) -> None:

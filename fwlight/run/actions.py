@@ -114,7 +114,7 @@ def generate(
         seed: The same seed gives the same text.
 
     Returns:
-        Prompt and continuation as text.
+        Prompt and continuation as text, and a line end.
     """
     if not hasattr(data, "encode"):
         raise ConfigError("action=generate continues a text; the task of this checkpoint has none")
@@ -131,7 +131,7 @@ def generate(
         top_p=top_p,
         generator=torch.Generator(module.device).manual_seed(seed),
     )
-    return data.decode(tokens[0].tolist())
+    return data.decode(tokens[0].tolist()) + "\n"
 
 
 def summarise(trainer: Trainer, module: TrainingModule, *, tested: str) -> dict[str, Any]:

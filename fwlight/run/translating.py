@@ -33,6 +33,8 @@ def read_lines(path: str | None) -> list[str]:
         raise DataError(
             f"{name}: byte 0x{raw[error.start]:02x} in line {line} is not valid UTF-8"
         ) from error
+    if "\n" not in text:  # as in tasks.textfiles, which this package does not import
+        text = text.replace("\r", "\n")
     # Not splitlines(), which also cuts at other characters and so loses the count of sentences.
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
 
@@ -59,7 +61,7 @@ def translate(
         batch_size: Sentences at a time.
 
     Returns:
-        As many lines.
+        As many lines, each with its end.
     """
     if not isinstance(module, TranslationModule):
         raise ConfigError("action=translate needs a checkpoint of task=translation")
@@ -80,4 +82,4 @@ def translate(
             for i, translation in zip(rows, ids, strict=True):
                 found[i] = data.decode(translation)
             bar.update(len(rows))
-    return "\n".join(found)
+    return "".join(f"{line}\n" for line in found)
