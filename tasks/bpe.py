@@ -7,7 +7,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from fwlight.types import DataError
 
-PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
+SPECIAL = PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = range(4)
 """Of every vocabulary, in this order."""
 
@@ -17,6 +17,8 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
 
     Words are cut at spaces and around every punctuation mark and digit, so that numbers are spelt.
     Where a space was, a piece begins with U+2581: texts come back as they were, with single spaces.
+    What looks like a special entry (`<s>`) is text. Where the texts have more different characters
+    than the vocabulary has room for, the rarest become `<unk>`.
 
     Args:
         texts: Sentences of both languages.
@@ -39,14 +41,14 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[PAD, BOS, EOS, UNK],
-        limit_alphabet=1000,
+        special_tokens=list(SPECIAL),
+        limit_alphabet=vocab_size - len(SPECIAL),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() <= UNK_ID + 1:
         raise DataError("the training data holds no text to learn a vocabulary from")
-    return tokenizer
+    return _reading_text(tokenizer)
 
 
 def load_bpe(text: str) -> Tokenizer:
@@ -60,8 +62,14 @@ def load_bpe(text: str) -> Tokenizer:
         known = json.loads(text)["model"]["vocab"]
     except Exception as error:  # the library raises plain Exception
         raise DataError(f"the stored vocabulary cannot be read: {error}") from error
-    if [known.get(token) for token in (PAD, BOS, EOS, UNK)] != [PAD_ID, BOS_ID, EOS_ID, UNK_ID]:
+    if [known.get(token) for token in SPECIAL] != [PAD_ID, BOS_ID, EOS_ID, UNK_ID]:
         raise DataError("the stored vocabulary lacks <pad>, <s>, </s> and <unk>")
+    return _reading_text(tokenizer)
+
+
+def _reading_text(tokenizer: Tokenizer) -> Tokenizer:
+    """Let no text become a special entry; the library does not store this."""
+    tokenizer.encode_special_tokens = True
     return tokenizer
 
 

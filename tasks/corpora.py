@@ -10,7 +10,7 @@ from fwlight.types import DataError
 from tasks.public_texts import PATTERNS, files_of
 from tasks.stdlib_prose import prose_splits
 from tasks.textfiles import existing_file, read_pieces, text_size
-from tasks.tokenizer import EOS, tokenize
+from tasks.tokenizer import EOS, split_tokens, tokenize
 
 SPLITS = ("train", "valid", "test")
 DOWNLOADED = ("wikitext103", "wikitext2", "ptb")
@@ -40,40 +40,49 @@ def open_corpus(
     train: str | Path | None = None,
     valid: str | Path | None = None,
     test: str | Path | None = None,
+    only: str | None = None,
 ) -> Corpus:
-    """Return the three splits of a source; what has to be downloaded is, once.
+    """Return the three splits of a source, or `only` one; what has to be downloaded is, once.
 
     - `stdlib`: the running Python's own prose, see `tasks.stdlib_prose`; takes no path.
     - `wikitext103`, `wikitext2`, `ptb`: downloaded, or as distributed in the folder `path`:
-      `wiki.{train,valid,test}.tokens`, `ptb.{train,valid,test}.txt`; `line.split()` and `<eos>` on
-      every line, blank ones too.
+      `wiki.{train,valid,test}.tokens`, `ptb.{train,valid,test}.txt`; words between spaces, and
+      `<eos>` on every line, blank ones too.
     - `wikitext`: any token files of that kind in the folder `path`, each of them replaced by
       `train`, `valid` or `test` where given.
     - `text`: the UTF-8 files `train`, `valid` and `test`, or the one file `path`, of which the
       lines starting in the first 90 % of the (unpacked) bytes are for training and 5 % each for
       the others; `<eos>` ends every line, blank ones too.
 
+    The `only` split of any source may be a file of its own (`valid`, `test`), its words cut as
+    those of the source are.
+
     Raises:
         DataError: an unknown source, missing or superfluous paths, or a file that is not there.
         StorageError: a download fails.
     """
     given = {"train": train, "valid": valid, "test": test}
+    wanted = SPLITS if only is None else (only,)
+    if data not in SOURCES:
+        raise DataError(f"task.data={data} is unknown; choose one of {', '.join(SOURCES)}")
+    if only is not None and (name := given[only]):
+        file = existing_file(name)
+        cut = split_tokens if data in PATTERNS else tokenize
+        return Corpus(data, {only: partial(_file, file, cut)}, (file,))
     if data == "stdlib":
         if path or any(given.values()):
             raise DataError("task.data=stdlib reads no files; give task.data=text or wikitext too")
-        return Corpus(data, {split: partial(_stdlib, split) for split in SPLITS})
+        return Corpus(data, {split: partial(_stdlib, split) for split in wanted})
     if data in PATTERNS:
         if needs_network(data, {"path": path, **given}):
             files = files_of(data)
         else:
-            files = {split: _token_file(data, split, path, given[split]) for split in SPLITS}
+            files = {split: _token_file(data, split, path, given[split]) for split in wanted}
         splits: dict[str, Words] = {
-            split: partial(_file, files[split], str.split) for split in SPLITS
+            split: partial(_file, files[split], split_tokens) for split in wanted
         }
-        return Corpus("tokens", splits, tuple(files.values()))
-    if data == "text":
-        return _text(path, given)
-    raise DataError(f"task.data={data} is unknown; choose one of {', '.join(SOURCES)}")
+        return Corpus("tokens", splits, tuple(files[split] for split in wanted))
+    return _text(path, given)
 
 
 def needs_network(data: str, paths: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Where the articles of WikiText begin."""
+"""Where the articles of WikiText begin, and lines of any text."""
 
 import torch
 from torch import Tensor
@@ -31,3 +31,23 @@ def document_starts(stream: Tensor, vocabulary: Vocabulary) -> Tensor:
     inner = (stream[firsts + 1] == sign) | (stream[ends - 2] == sign)
     starts[firsts[outer & ~inner]] = True
     return starts
+
+
+def line_beginnings(
+    stream: Tensor, vocabulary: Vocabulary, *, n: int, n_words: int
+) -> list[list[int]]:
+    """Return the first ids of `n` lines, spread over the text; of lines with known words, if any.
+
+    Args:
+        stream: Token ids `[n]`, `<eos>` ending every line.
+        vocabulary: Of the stream.
+        n: How many; where the text has fewer lines some come twice.
+        n_words: Ids of each.
+    """
+    ids = stream.tolist()
+    starts = [0, *(place + 1 for place, id in enumerate(ids) if id == vocabulary.eos_id)]
+    lines = [ids[start : start + n_words] for start in starts]
+    special = {vocabulary.eos_id, vocabulary.unk_id}
+    whole = [line for line in lines if len(line) == n_words and special.isdisjoint(line)]
+    whole = whole or [ids[:n_words]]
+    return [whole[len(whole) * number // n] for number in range(n)]

@@ -28,7 +28,7 @@ from tasks.vocabulary import Vocabulary
 CACHED_FROM = 16 << 20
 """Bytes of text from which on it is kept encoded; less is encoded in a second or two."""
 _CHUNK = 1 << 20
-_FORMAT = 1  # to be raised when the same text is encoded otherwise
+_FORMAT = 2  # to be raised when the same text is encoded otherwise
 
 
 class Encoded(NamedTuple):
@@ -76,6 +76,16 @@ def encode(corpus: Corpus, *, min_count: int, max_vocab_size: int | None) -> Enc
     words = (folder / "words.txt").read_text(encoding="utf-8").split("\n")
     streams = {split: read_array(folder / f"{split}.npy") for split in SPLITS}
     return Encoded(Vocabulary(words), streams, (folder / "fingerprint.txt").read_text())
+
+
+def encode_split(words: Words, vocabulary: Vocabulary) -> Tensor:
+    """Return the ids `[n]` of one split's words, int32, in a vocabulary that is there already."""
+    return torch.from_numpy(_joined(list(_ids(words, vocabulary))))
+
+
+def stream_hash(stream: Tensor) -> str:
+    """Return the SHA-256 of one split's ids."""
+    return hashlib.sha256(stream.numpy().astype("<i4").tobytes()).hexdigest()
 
 
 class _Numbering(dict[str, int]):

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
 import lightning
@@ -10,13 +11,13 @@ from torch import Tensor
 
 from fwlight.types import DataError
 from tasks.contexts import CarriedLanes, SlidingWindows
-from tasks.corpora import SPLITS, needs_network, open_corpus
-from tasks.documents import WITH_DOCUMENTS, document_starts
-from tasks.encoding import encode
+from tasks.corpora import SPLITS, open_corpus
+from tasks.documents import WITH_DOCUMENTS, document_starts, line_beginnings
+from tasks.encoding import encode, encode_split, stream_hash
 from tasks.lanes import EvalLanes, TrainLanes
-from tasks.position import refuse_other_data
+from tasks.position import SCORES, refuse_other_data, whose
 from tasks.ranks import epoch_limit, ranks
-from tasks.tokenizer import EOS, detokenize, tokenize
+from tasks.tokenizer import EOS, detokenize, split_tokens, tokenize
 from tasks.vocabulary import Vocabulary
 
 _DEFAULT_MIN_COUNT = {"stdlib": 3, "text": 3}  # the files of others hold <unk> already
@@ -31,9 +32,10 @@ EvalLoader = EvalLanes | SlidingWindows | CarriedLanes
 class LanguageModelingDataModule(lightning.LightningDataModule):
     """Text as contiguous batch lanes of word ids; the vocabulary is the training split's.
 
-    A checkpoint keeps the vocabulary and a fingerprint of the encoded text; one that was written
-    on other data is refused. The vocabulary of a checkpoint alone is enough to encode a prompt and
-    decode an answer, without `setup`.
+    A checkpoint keeps the vocabulary and a fingerprint of the encoded text; to go on training one
+    that was written on other data is refused. The vocabulary of a checkpoint alone is enough to
+    encode a prompt and decode an answer, without `setup`, and to test it on any text: the file of
+    `test_split` may then be another, whatever the source, and the others need not be there.
 
     Args:
         data: `stdlib`, `wikitext103`, `wikitext2`, `ptb`, `wikitext` or `text`; see
@@ -60,7 +62,7 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
             can be forked; changes no result.
 
     Raises:
-        DataError: a size below 1, an unknown source or option, or text that cannot be used.
+        DataError: a size below 1 or an unknown option. What is wrong with the text `setup` says.
     """
 
     def __init__(
@@ -109,10 +111,7 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
                 f"task.reset=document needs to know where documents begin, which task.data={data} "
                 f"does not say; choose one of {', '.join(WITH_DOCUMENTS)}"
             )
-        self._paths = {"path": path, "train": train, "valid": valid, "test": test}
-        # What is downloaded is needed by `setup` only; a mistake in a path is told at once.
-        downloaded = needs_network(data, self._paths)
-        self._corpus = None if downloaded else open_corpus(data, **self._paths)
+        self._paths: dict[str, Any] = {"path": path, "train": train, "valid": valid, "test": test}
         self.data = data
         self.batch_size, self.eval_batch_size, self.seq_len = batch_size, eval_batch_size, seq_len
         self._min_count = _DEFAULT_MIN_COUNT.get(data, 1) if min_count is None else min_count
@@ -121,26 +120,32 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         self.eval, self.eval_stride, self.test_split = eval, eval_stride, test_split
         self._vocabulary: Vocabulary | None = None
         self._fingerprint: str | None = None
+        self._split_hashes: dict[str, str] = {}
         self.streams: dict[str, Tensor] = {}
         """Token ids of each split, int32; filled by `setup`."""
+        self.tested_text = ""
+        """Which text a checkpoint is tested on; known once it is."""
 
     # Lightning's hooks
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, count and encode the text, or map it from the cache; once, whatever the stage.
+        """Read, count and encode the text, or map it from the cache; once.
+
+        To test a checkpoint that was loaded before, only the tested split is read.
 
         Raises:
             DataError: the text cannot be used, or is not what the loaded checkpoint saw.
         """
-        if self.streams:
-            return
-        if self._corpus is None:
-            self._corpus = open_corpus(self.data, **self._paths)
-        encoded = encode(
-            self._corpus, min_count=self._min_count, max_vocab_size=self._max_vocab_size
-        )
-        self._adopt(encoded.vocabulary, encoded.fingerprint, stored=False)
-        self.streams = encoded.streams
+        if stage in SCORES and self._vocabulary is not None:
+            if self.test_split not in self.streams:
+                self._read_tested(self._vocabulary)
+        elif len(self.streams) < len(SPLITS):
+            corpus = open_corpus(self.data, **self._paths)
+            limits = {"min_count": self._min_count, "max_vocab_size": self._max_vocab_size}
+            encoded = encode(corpus, **limits)
+            self._adopt(encoded.vocabulary, encoded.fingerprint, stored=False)
+            self.streams = encoded.streams
+            self._split_hashes = {s: stream_hash(self.streams[s]) for s in SPLITS[1:]}
 
     def train_dataloader(self) -> TrainLanes:
         """This rank's lanes of the training split."""
@@ -170,6 +175,7 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
             "vocabulary": list(self.vocabulary.words),
             "vocab_hash": self.vocabulary.hash,
             "fingerprint": self.fingerprint,
+            "split_hashes": dict(self._split_hashes),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -180,6 +186,8 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         """
         refuse_other_data(state_dict, {"data": self.data})
         self._adopt(Vocabulary(state_dict["vocabulary"]), state_dict["fingerprint"], stored=True)
+        if not self._split_hashes:  # checkpoints of earlier versions have none
+            self._split_hashes = dict(state_dict.get("split_hashes", {}))
 
     # What the rest of a run asks of the data
 
@@ -208,18 +216,41 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         Words of token files are separated by spaces; where a prompt is not written that way, its
         unknown words are cut as prose.
         """
-        text = text.replace("\n", f" {EOS} ")
-        if self.data in ("stdlib", "text"):
-            return self.vocabulary.encode(tokenize(text))
-        known = self.vocabulary.ids
-        words = [[word] if word in known else tokenize(word) for word in text.split()]
-        return self.vocabulary.encode(chain.from_iterable(words))
+        first, *rest = map(self._words, text.split("\n"))
+        return self.vocabulary.encode([*first, *chain.from_iterable([EOS, *line] for line in rest)])
 
     def decode(self, ids: Iterable[int]) -> str:
         """Readable text of ids; `<eos>` becomes a line break."""
         return detokenize(self.vocabulary.decode(ids))
 
+    def prompts(self, n: int, *, n_words: int = 3) -> list[list[int]]:
+        """Ids of the beginnings of `n` lines of the validation split, spread over it."""
+        return line_beginnings(self.streams["valid"], self.vocabulary, n=n, n_words=n_words)
+
     # Parts
+
+    def _read_tested(self, vocabulary: Vocabulary) -> None:
+        """Read the split that is tested, in the checkpoint's vocabulary."""
+        split = self.test_split
+        try:
+            corpus = open_corpus(self.data, **self._paths, only=split)
+        except DataError as error:
+            raise DataError(f"{error}; task.{split}=FILE gives another text to run on") from error
+        self.streams[split] = stream = encode_split(corpus.splits[split], vocabulary)
+        name = ", ".join(map(str, corpus.files)) or f"the library of Python {python_version()}"
+        unknown = (stream == vocabulary.unk_id).double().mean()
+        self.tested_text = (
+            f"{name}, {split} split, {len(stream):,} tokens, {unknown:.2%} of them <unk>; "
+            f"{whose(self._split_hashes.get(split), stream_hash(stream))}"
+        )
+
+    def _words(self, line: str) -> list[str]:
+        """Words of a line of a prompt."""
+        if self.data in ("stdlib", "text"):
+            return tokenize(line)
+        known = self.vocabulary.ids
+        words = [[word] if word in known else tokenize(word) for word in split_tokens(line)]
+        return list(chain.from_iterable(words))
 
     def _adopt(self, vocabulary: Vocabulary, fingerprint: str, *, stored: bool) -> None:
         """Take over vocabulary and fingerprint; if the other side is there already, compare.

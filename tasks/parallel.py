@@ -32,6 +32,8 @@ class Split:
     """One call is one pass; where that is allowed, one side of a pair may be ""."""
     key: str
     """A hash of all that the pairs depend on."""
+    name: str = ""
+    """Of its files, if it is read from some."""
 
 
 def open_pairs(
@@ -43,8 +45,9 @@ def open_pairs(
     given: dict[str, str | Path | None],
     drop_blank: bool = False,
     seed: int,
+    only: str | None = None,
 ) -> dict[str, Split]:
-    """Return the three splits of a source; what is to be downloaded is.
+    """Return the three splits of a source, or `only` one; what is to be downloaded is.
 
     - `cldr`: see `tasks.cldr`.
     - `multi30k`: captions of photographs (Elliott et al. 2016), English and German, task 1:
@@ -63,25 +66,29 @@ def open_pairs(
         given: For each split the files' name without the language, for `files`.
         drop_blank: Of `files`: whether pairs may have a blank side, for the reader to leave out.
         seed: Of what is drawn.
+        only: This split; of any source it may be two files that `given` names, as of `files`.
 
     Raises:
         DataError: A file is missing or cannot be used.
         StorageError: Something cannot be downloaded.
     """
     languages = (source_lang, target_lang)
+    wanted = SPLITS if only is None else (only,)
+    if only is not None and given[only]:
+        return {only: _files(_both(f"{given[only]}", languages), allow_blank=drop_blank)}
     if data == "cldr":
         key = f"cldr 1 {languages} {seed} babel {version('babel')}"
         hashed = hashlib.sha256(key.encode()).hexdigest()
         phrases = partial(phrase_pairs, *languages, seed=seed)
         return {
-            split: Split(partial(_phrases, phrases, split), f"{split} {hashed}") for split in SPLITS
+            split: Split(partial(_phrases, phrases, split), f"{split} {hashed}") for split in wanted
         }
     if data == "files":
-        files = {split: _both(f"{given[split]}", languages) for split in SPLITS}
-        return {split: _files(files[split], allow_blank=drop_blank) for split in SPLITS}
+        files = {split: _both(f"{given[split]}", languages) for split in wanted}
+        return {split: _files(files[split], allow_blank=drop_blank) for split in wanted}
     if data == "multi30k":
-        return {split: _files(_multi30k(split, languages, path)) for split in SPLITS}
-    return _wmt14(languages)
+        return {split: _files(_multi30k(split, languages, path)) for split in wanted}
+    return {split: found for split, found in _wmt14(languages).items() if split in wanted}
 
 
 def check_source(
@@ -191,7 +198,9 @@ def _phrases(phrases: Callable[[], dict[str, list]], split: str) -> Pairs:
 
 def _files(files: tuple[Path, Path], *, allow_blank: bool = False) -> Split:
     key = f"{' '.join(hash_of(file) for file in files)} {allow_blank}"
-    return Split(partial(line_pairs, *files, allow_blank=allow_blank), key)
+    return Split(
+        partial(line_pairs, *files, allow_blank=allow_blank), key, ", ".join(map(str, files))
+    )
 
 
 def _both(name: str, languages: tuple[str, str]) -> tuple[Path, Path]:

@@ -11,6 +11,9 @@ from fwlight.types import DataError
 
 Batch = TypeVar("Batch")
 
+SCORES = ("test", "diagnose")
+"""Stages that run a checkpoint on a text, of which only the vocabulary must be its own."""
+
 
 def refuse_other_data(
     stored: Mapping[str, Any], now: Mapping[str, Any], *, section: str = "task"
@@ -27,6 +30,13 @@ def refuse_other_data(
                 f"the checkpoint was trained with {key}={stored[name]}, now it is "
                 f"{key}={value}; give the old value, or start anew in another run_dir"
             )
+
+
+def whose(stored: str | None, now: str) -> str:
+    """Say whether a text that is scored is the checkpoint's, by the hashes of both."""
+    if stored is None:
+        return "the checkpoint, of an earlier version, does not say whether it is its own"
+    return "the checkpoint's own" if stored == now else "not the checkpoint's own"
 
 
 class TrainBatches(Generic[Batch]):

@@ -9,8 +9,7 @@ UNK = "<unk>"
 """Stands for every word outside the vocabulary."""
 
 _TOKEN = re.compile(
-    r"""<(?:unk|eos)>
-      | (?:[A-Za-z]\.){2,}                    # abbreviations: i.e.
+    r"""(?:[A-Za-z]\.){2,}                    # abbreviations: i.e.
       | [^\W\d_]+(?:['-][^\W\d_]+)*(?!\w)     # words: don't, read-only
       | \d+(?:[.,]\d+)*(?!\w)                 # numbers: 3.11, 10,000
       | \w+                                  # identifiers: __init__, utf8
@@ -32,9 +31,22 @@ def tokenize(text: str) -> list[str]:
 
     Curly quotation marks become straight ones, so that one mark is one token. Apostrophes and
     hyphens inside a word belong to it (`don't`, `read-only`), a dot or comma between digits to the
-    number (`3.11`), and underscores to identifiers (`__init__`).
+    number (`3.11`), and underscores to identifiers (`__init__`). What looks like `<unk>` or `<eos>`
+    is text like any other, of three tokens.
     """
     return _TOKEN.findall(text.translate(_STRAIGHT))
+
+
+def split_tokens(text: str) -> list[str]:
+    """Cut a line of a token file at its spaces.
+
+    There `<unk>` is by convention the unknown word; `<eos>`, which ends lines here and is in none
+    of the published files, is cut as prose.
+    """
+    words = text.split()
+    if EOS not in words:
+        return words
+    return [part for word in words for part in (tokenize(word) if word == EOS else [word])]
 
 
 def detokenize(words: Iterable[str]) -> str:

@@ -7,19 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_only
 from tokenizers import Tokenizer
 
 from fwlight.types import DataError
-from tasks.bpe import BOS_ID, EOS_ID, PAD_ID, chunks, encode_all, load_bpe, train_bpe
-from tasks.cache import ArrayWriter, cached_folder, read_array
+from tasks.bpe import BOS_ID, EOS_ID, PAD_ID, UNK_ID, encode_all, load_bpe, train_bpe
+from tasks.cache import cached_folder
+from tasks.pair_files import read_split, write_split
 from tasks.pairs import EncodedPairs, EvalPairs, TrainPairs
 from tasks.parallel import SPLITS, Split, check_source, open_pairs
-from tasks.position import refuse_other_data
+from tasks.position import SCORES, refuse_other_data, whose
 from tasks.ranks import epoch_limit, ranks
 
 _SPECIAL = {"pad": PAD_ID, "bos": BOS_ID, "eos": EOS_ID}
-_CHUNK = 10_000
+_FORMAT = 2  # to be raised when the same text is encoded otherwise
+_NOTES = "notes.txt"
 
 
 class TranslationDataModule(lightning.LightningDataModule):
@@ -27,7 +30,8 @@ class TranslationDataModule(lightning.LightningDataModule):
 
     Vocabulary and encoded pairs are made once and kept in the cache, memory-mapped. A checkpoint
     keeps the vocabulary, which is enough to encode a sentence and decode an answer without `setup`,
-    and a fingerprint of the text; one that was written on other data is refused.
+    and to test it on any pairs: `test` may then name other files, whatever the source. It also
+    keeps a fingerprint of the text; to go on training one of other data is refused.
 
     Args:
         data: `cldr`, `multi30k`, `wmt14` or `files`; see `tasks.parallel.open_pairs`.
@@ -48,7 +52,7 @@ class TranslationDataModule(lightning.LightningDataModule):
             can be forked; changes no result.
 
     Raises:
-        DataError: an unknown source, or a value out of range.
+        DataError: a value out of range. What is wrong with the text `setup` says.
     """
 
     def __init__(
@@ -79,7 +83,6 @@ class TranslationDataModule(lightning.LightningDataModule):
             "given": {"train": train, "valid": valid, "test": test},
             "drop_blank": drop_blank,
         }
-        check_source(data, **self._where)
         for name, value, least in (
             ("vocab_size", vocab_size, 100),
             ("batch_tokens", batch_tokens, 1),
@@ -96,37 +99,40 @@ class TranslationDataModule(lightning.LightningDataModule):
         self._tokenizer: Tokenizer | None = None
         self._fingerprint: str | None = None
         self._splits: dict[str, Split] = {}
+        self._split_keys: dict[str, str] = {}
         self.pairs: dict[str, EncodedPairs] = {}
         """The encoded splits; filled by `setup`."""
+        self.tested_text = ""
+        """Which pairs a checkpoint is tested on; known once it is."""
 
     # Lightning's hooks
 
     def setup(self, stage: str | None = None) -> None:
         """Read, learn the vocabulary and encode, or find all that in the cache; once.
 
+        To test a checkpoint that was loaded before, only the test split is read.
+
         Raises:
             DataError: the text cannot be used, or is not what the loaded checkpoint saw.
             StorageError: something cannot be downloaded or kept.
         """
-        if self.pairs:
+        if stage in SCORES and self._tokenizer is not None:
+            if "test" not in self.pairs:
+                self._read_tested(self._tokenizer)
             return
+        if len(self.pairs) == len(SPLITS):
+            return
+        check_source(self.data, **self._where)
         self._splits = open_pairs(self.data, seed=self.seed, **self._where)
+        self._split_keys = {split: self._splits[split].key for split in SPLITS[1:]}
         keys = "\n".join(self._splits[split].key for split in SPLITS)
         treatment = f"1 {self.vocab_size} {self._max_length} {self._max_ratio}"
         fingerprint = hashlib.sha256(f"{keys}\n{treatment}".encode()).hexdigest()
-        folder = cached_folder("pairs", key=fingerprint[:16], build=self._build)
+        folder = cached_folder("pairs", key=f"{fingerprint[:16]}-{_FORMAT}", build=self._build)
         tokenizer = load_bpe((folder / "bpe.json").read_text(encoding="utf-8"))
         self._adopt(tokenizer, fingerprint, stored=False)
-        self.pairs = {
-            split: EncodedPairs(
-                *(
-                    read_array(folder / f"{split}.{side}{part}.npy")
-                    for side in ("source", "target")
-                    for part in ("", ".ends")
-                )
-            )
-            for split in SPLITS
-        }
+        self.pairs = {split: read_split(folder, split) for split in SPLITS}
+        _tell((folder / _NOTES).read_text(encoding="utf-8"))
 
     def train_dataloader(self) -> TrainPairs:
         """This rank's rows of every training batch."""
@@ -155,6 +161,7 @@ class TranslationDataModule(lightning.LightningDataModule):
             "tokenizer": self.tokenizer.to_str(),
             "vocab_hash": self.vocab_hash,
             "fingerprint": self.fingerprint,
+            "split_keys": dict(self._split_keys),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -165,6 +172,8 @@ class TranslationDataModule(lightning.LightningDataModule):
         """
         refuse_other_data(state_dict, {"data": self.data})
         self._adopt(load_bpe(state_dict["tokenizer"]), state_dict["fingerprint"], stored=True)
+        if not self._split_keys:  # checkpoints of earlier versions have none
+            self._split_keys = dict(state_dict.get("split_keys", {}))
 
     # What the rest of a run asks of the data
 
@@ -218,54 +227,40 @@ class TranslationDataModule(lightning.LightningDataModule):
         texts = (text for pair in train.pairs() for text in pair)
         tokenizer = train_bpe(texts, vocab_size=self.vocab_size)
         tokenizer.save(str(folder / "bpe.json"), pretty=False)
-        for split in SPLITS:
-            self._encode(split, tokenizer, folder)
+        limits = {"max_length": self._max_length, "max_ratio": self._max_ratio}
+        notes = [
+            note
+            for split in SPLITS
+            for note in write_split(
+                folder,
+                split,
+                self._splits[split].pairs(),
+                tokenizer=tokenizer,
+                **(limits if split == "train" else {}),
+            )
+        ]
+        (folder / _NOTES).write_text("".join(f"{note}\n" for note in notes), encoding="utf-8")
 
-    def _encode(self, split: str, tokenizer: Tokenizer, folder: Path) -> None:
-        with (
-            ArrayWriter(folder / f"{split}.source.npy", np.int32) as source,
-            ArrayWriter(folder / f"{split}.source.ends.npy", np.int64) as source_ends,
-            ArrayWriter(folder / f"{split}.target.npy", np.int32) as target,
-            ArrayWriter(folder / f"{split}.target.ends.npy", np.int64) as target_ends,
-        ):
-            for ends in (source_ends, target_ends):
-                ends.append(np.zeros(1, np.int64))
-            blank = long = 0
-            for pairs in chunks(self._splits[split].pairs(), _CHUNK):
-                whole = list(filter(all, pairs))
-                both = [encode_all(tokenizer, [pair[i] for pair in whole]) for i in (0, 1)]
-                kept = [
-                    pair
-                    for pair in zip(*both, strict=True)
-                    if split != "train" or self._fits(*map(len, pair))
-                ]
-                blank += len(pairs) - len(whole)
-                long += len(whole) - len(kept)
-                for ids, ends, side in (
-                    (source, source_ends, [pair[0] for pair in kept]),
-                    (target, target_ends, [pair[1] for pair in kept]),
-                ):
-                    lengths = np.fromiter(map(len, side), np.int64, len(side))
-                    ends.append(ids.length + lengths.cumsum())
-                    ids.append(np.fromiter((i for row in side for i in row), np.int32))
-            if source_ends.length == 1:
-                raise DataError(
-                    f"no pair of the {split} split is short enough for task.max_length="
-                    f"{self._max_length} and task.max_ratio={self._max_ratio}"
-                )
-            if blank or long:
-                print(
-                    f"{split}: {source_ends.length - 1:,} pairs; left out {blank:,} with a blank "
-                    f"side and {long:,} too long or lopsided",
-                    file=sys.stderr,
-                    flush=True,
-                )
-
-    def _fits(self, source: int, target: int) -> bool:
-        longer, shorter = max(source, target), max(1, min(source, target))
-        if self._max_length is not None and longer > self._max_length:
-            return False
-        return self._max_ratio is None or longer <= max(10, self._max_ratio * shorter)
+    def _read_tested(self, tokenizer: Tokenizer) -> None:
+        """Read the test split, in the checkpoint's vocabulary."""
+        try:
+            self._splits = open_pairs(self.data, seed=self.seed, only="test", **self._where)
+        except DataError as error:
+            raise DataError(f"{error}; task.test=NAME gives other pairs to run on") from error
+        split = self._splits["test"]
+        key = hashlib.sha256(f"{self.vocab_hash} {split.key}".encode()).hexdigest()
+        folder = cached_folder(
+            "pairs",
+            key=f"{key[:16]}-{_FORMAT}",
+            build=lambda folder: write_split(folder, "test", split.pairs(), tokenizer=tokenizer),
+        )
+        self.pairs["test"] = pairs = read_split(folder, "test")
+        both = torch.cat([pairs.source, pairs.target])
+        self.tested_text = (
+            f"{split.name or f'task.data={self.data}'}, test split, {len(pairs):,} pairs, "
+            f"{(both == UNK_ID).double().mean():.2%} of the subwords <unk>; "
+            f"{whose(self._split_keys.get('test'), split.key)}"
+        )
 
     def _adopt(self, tokenizer: Tokenizer, fingerprint: str, *, stored: bool) -> None:
         """Take over vocabulary and fingerprint; if the other side is there already, compare."""
@@ -291,3 +286,8 @@ class TranslationDataModule(lightning.LightningDataModule):
             special=_SPECIAL,
             **ranks(self.trainer),
         )
+
+
+@rank_zero_only
+def _tell(notes: str) -> None:
+    print(notes, end="", file=sys.stderr, flush=True)

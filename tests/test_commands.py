@@ -128,6 +128,30 @@ def test_generate_continues_a_prompt(trained, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_checkpoint_alone_generates_and_is_tested_on_another_text(trained, text, tmp_path, capsys):
+    ckpt = f"ckpt={trained}/checkpoints/best.ckpt"
+    summary = json.loads((trained / "summary.json").read_text())
+    other, output = tmp_path / "other.txt", tmp_path / "test.json"
+    other.write_text("the cat sat on the dog .\n" * 30)
+    moved = Path(text).rename(tmp_path / "moved.txt")
+    try:
+        assert main(["action=generate", ckpt, "prompt=the cat"]) == 0
+        assert main(["action=test", ckpt, f"task.test={other}", f"output={output}"]) == 0
+        found = json.loads(output.read_text())
+        assert found["test/loss"] > summary["test/loss"]
+        assert found["tested_text"].startswith(f"{other}, test split, 240 tokens, 0.00% of")
+        assert found["tested_text"].endswith("; not the checkpoint's own")
+        assert main(["action=test", ckpt, f"task.path={moved}", f"output={output}"]) == 0
+        found = json.loads(output.read_text())
+        assert found["test/loss"] == summary["test/loss"]
+        assert found["tested_text"].endswith("; the checkpoint's own")
+        capsys.readouterr()
+        assert main(["action=diagnose", ckpt]) == 2
+        assert "does not exist; task.test=FILE gives another" in one_line(capsys)
+    finally:
+        moved.rename(text)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "word"),
     [

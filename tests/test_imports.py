@@ -53,7 +53,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "tasks": ({"fwlight.types"}, {"torch", "lightning"}),
     "tasks.bpe": ({"fwlight.types"}, {"tokenizers"}),
     "tasks.cldr": ({"fwlight.types"}, {"babel"}),
-    "tasks.translation": ({"fwlight.types", "tasks"}, {"lightning", "numpy", "tokenizers"}),
+    "tasks.translation": ({"fwlight.types", "tasks"}, {"lightning", "tokenizers", "torch"}),
+    "tasks.pair_files": ({"fwlight.types", "tasks"}, {"numpy", "tokenizers"}),
     "tasks.cache": ({"fwlight.cache", "fwlight.errors", "tasks.locks"}, {"numpy", "torch"}),
     "tasks.downloads": (
         {"fwlight.cache", "fwlight.errors", "tasks.locks", "tasks.transfers"},

@@ -128,6 +128,33 @@ def test_as_many_lines_come_out_as_go_in_also_where_none_has_words(
         assert written == "\n" * text.count("\n")
 
 
+def test_checkpoint_alone_translates_and_is_tested_on_other_pairs(
+    arguments, trained, tmp_path, capsys
+) -> None:
+    ckpt = f"ckpt={trained / 'checkpoints' / 'best.ckpt'}"
+    test = Path(next(text for text in arguments if text.startswith("task.test=")).split("=")[1])
+    (tmp_path / "in").write_text("the old man.\n")
+    other = tmp_path / "other"
+    for language, line in (("en", "the dog sees a man."), ("de", "der Hund sieht ein Mann.")):
+        Path(f"{other}.{language}").write_text(f"{line}\n")
+    moved = test.parent.rename(test.parent.with_name("moved"))
+    try:
+        assert main(["action=translate", ckpt, f"input={tmp_path / 'in'}"]) == 0
+        capsys.readouterr()
+        asked = ["action=test", ckpt, f"output={tmp_path / 'test.json'}"]
+        assert main(asked) == 2
+        assert "does not exist; task.test=NAME gives other pairs" in capsys.readouterr().err
+        summary = json.loads((trained / "summary.json").read_text())
+        for place, own in ((other, "not the checkpoint's own"), (moved / "test", "; the ")):
+            assert main([*asked, f"task.test={place}"]) == 0
+            found = json.loads((tmp_path / "test.json").read_text())
+            assert f"{place}.en, {place}.de, test split" in found["tested_text"]
+            assert own in found["tested_text"]
+        assert found["test/bleu"] == summary["test/bleu"]
+    finally:
+        moved.rename(test.parent)
+
+
 def test_test_action_repeats_the_scores(trained, capsys) -> None:
     ckpt = f"ckpt={trained / 'checkpoints' / 'best.ckpt'}"
     assert main(["action=test", ckpt, "translate.beam=1"]) == 0

@@ -73,17 +73,19 @@ def test(
     """Evaluate a checkpoint on the test split.
 
     Returns:
-        All `test/` metrics, and the `global_step` of the checkpoint.
+        All `test/` metrics, the `global_step` of the checkpoint and, of a text, which it was.
 
     Raises:
         CheckpointError: It is missing, damaged or of another model.
-        DataError: It was trained on other data.
+        DataError: It was trained on another kind of data.
     """
     checkpoint = restore(module, data, ckpt)
     leave_signals_alone(trainer)
     trainer.test(module, datamodule=data, verbose=False)
     measured = {k: v for k, v in module.latest.items() if k.startswith("test/")}
     results = {**measured, "global_step": checkpoint.get("global_step")}
+    if text := getattr(data, "tested_text", ""):
+        results["tested_text"] = text
     _say(_as_text(results))
     return results
 

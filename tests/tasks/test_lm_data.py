@@ -99,7 +99,84 @@ def test_loaders_need_no_trainer_and_evaluate_every_target(wiki):
         assert (targets >= 0).sum() == len(data.streams[split]) - 1
 
 
+@pytest.mark.parametrize("token", ["<unk>", "<eos>"])
+def test_special_words_in_a_text_are_text(tmp_path, token):
+    path = tmp_path / "text.txt"
+    path.write_text(f"the {token} dog\n" * 40)
+    text = _data(data="text", path=path, min_count=1)
+    words = ["the", "<", token[1:-1], ">", "dog", "<eos>"]
+    assert _words(text, "train")[:7] == [*words, "the"]
+    assert text.vocabulary.decode(text.encode(f"the {token} dog\n")) == words
+
+
+def test_of_the_special_words_token_files_have_only_unk(wiki):
+    (wiki / "wiki.train.tokens").write_text("the <unk> < eos > sat\nthe <eos> <s> sat\n")
+    data = _data(data="wikitext", path=wiki)
+    first, second = "the <unk> < eos > sat <eos>", "the < eos > <s> sat <eos>"
+    assert " ".join(_words(data, "train")) == f"{first} {second}"
+    assert data.streams["train"].tolist().count(data.vocabulary.unk_id) == 1
+    assert data.encode("the <eos> <unk>\n") == data.encode("the < eos > <unk>\n")
+    assert data.vocabulary.decode(data.encode("the <unk>\n")) == ["the", "<unk>", "<eos>"]
+
+
+def test_prompts_are_beginnings_of_known_lines_of_the_validation_split(wiki):
+    (wiki / "wiki.valid.tokens").write_text(
+        "the cat sat\nthe bird sat\nend\n\ncat the dog .\nthe dog sat .\nthe\n"
+    )
+    data = _data(data="wikitext", path=wiki)
+    decoded = [" ".join(data.vocabulary.decode(ids)) for ids in data.prompts(3)]
+    assert decoded == ["the cat sat", "cat the dog", "the dog sat"]
+    (wiki / "wiki.valid.tokens").write_text("a\nb\n")
+    assert _data(data="wikitext", path=wiki).prompts(2) == [[0, 1, 0]] * 2
+
+
 # Checkpoints
+
+
+@pytest.mark.parametrize("stage", ["test", "diagnose"])
+def test_checkpoint_is_tested_on_any_text_and_says_which(wiki, stage):
+    old = _data(data="wikitext", path=wiki)
+    state = old.state_dict()
+    for split in ("train", "valid"):
+        (wiki / f"wiki.{split}.tokens").unlink()
+
+    def loaded(**changes):
+        data = LanguageModelingDataModule(**{"data": "wikitext", "path": wiki, **changes})
+        data.load_state_dict(state)
+        data.setup(stage)
+        data.load_state_dict(state)
+        return data
+
+    own, test = loaded(), wiki / "wiki.test.tokens"
+    assert torch.equal(own.streams["test"], old.streams["test"])
+    assert own.tested_text == (
+        f"{test}, test split, 4 tokens, 25.00% of them <unk>; the checkpoint's own"
+    )
+    (wiki / "other").write_text("the dog flies\n")
+    other = loaded(test=str(wiki / "other"))
+    assert _words(other, "test") == ["the", "dog", "<unk>", "<eos>"]
+    assert other.tested_text.endswith("25.00% of them <unk>; not the checkpoint's own")
+    valid = loaded(valid=str(wiki / "other"), test_split="valid")
+    assert torch.equal(valid.streams["valid"], other.streams["test"])
+    del state["split_hashes"]
+    assert "does not say whether it is its own" in loaded().tested_text
+    test.unlink()
+    with pytest.raises(DataError, match=r"does not exist; task\.test=FILE gives another text"):
+        loaded()
+
+
+def test_text_that_comes_with_python_or_is_one_file_is_left_for_another(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("the dog sat.\n" * 100)
+    (tmp_path / "more.txt").write_text("the dog sat.\n")
+    state = _data(data="text", path=path).state_dict()
+    for data, options in (("text", {"path": path}), ("stdlib", {})):
+        other = LanguageModelingDataModule(data=data, test=tmp_path / "more.txt", **options)
+        other.load_state_dict({**state, "data": data})
+        other.setup("test")
+        assert _words(other, "test") == ["the", "dog", "sat", ".", "<eos>"]
+        with pytest.raises(DataError, match=r"task\."):
+            other.setup("fit")
 
 
 def test_state_of_the_same_data_is_accepted(wiki):
@@ -182,7 +259,7 @@ def test_another_python_s_library_is_explained(wiki):
 )
 def test_bad_arguments_are_named_before_anything_is_read(arguments, message):
     with pytest.raises(DataError) as caught:
-        LanguageModelingDataModule(**arguments)
+        _data(**arguments)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -15,7 +15,7 @@ from tasks.tokenizer import detokenize, tokenize
         ("object.__init__(self)", ["object", ".", "__init__", "(", "self", ")"]),
         ("i.e. utf8 -- wait...", ["i.e.", "utf8", "--", "wait", "..."]),
         ("\u201cIt\u2019s\u201d", ['"', "It's", '"']),
-        ("Kutúzov <unk> <eos>", ["Kutúzov", "<unk>", "<eos>"]),
+        ("Kutúzov <unk> <eos>", ["Kutúzov", *["<", "unk", ">", "<", "eos", ">"]]),
         ("", []),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 from fwlight.errors import StorageError
 from fwlight.types import DataError
 from tasks import parallel, translation
-from tasks.bpe import UNK_ID, load_bpe, train_bpe
+from tasks.bpe import UNK_ID, encode_all, load_bpe, train_bpe
 from tasks.translation import TranslationDataModule
 
 GERMAN = {"a": "ein", "the": "der", "man": "Mann", "dog": "Hund", "sees": "sieht", "old": "alter"}
@@ -105,6 +105,55 @@ def test_checkpoint_brings_the_vocabulary_and_refuses_other_text(files, tmp_path
         alone.setup()
     with pytest.raises(DataError, match=r"task\.data=files, now it is task\.data=cldr"):
         TranslationDataModule().load_state_dict(state)
+
+
+def test_checkpoint_is_tested_on_any_pairs_and_says_which(files, tmp_path) -> None:
+    old = make(files)
+    old.setup()
+    state = old.state_dict()
+    own = make(files)
+    own.load_state_dict(state)
+    for split in ("train", "valid"):
+        for file in tmp_path.glob(f"{split}.*"):
+            file.unlink()
+    own.setup("test")
+    own.load_state_dict(state)
+    batches = [list(data.test_dataloader()) for data in (old, own)]
+    assert all(a.source.equal(b.source) for a, b in zip(*batches, strict=True))
+    assert own.sentences("test") == old.sentences("test")
+    names = f"{tmp_path}/test.en, {tmp_path}/test.de"
+    assert own.tested_text.startswith(f"{names}, test split, 8 pairs")
+    assert own.tested_text.endswith("; the checkpoint's own")
+    (tmp_path / "more.en").write_text("the dog sees 漢漢漢漢漢漢漢漢.\n")
+    (tmp_path / "more.de").write_text("der Hund sieht.\n")
+    other = make(files, test=str(tmp_path / "more"))
+    other.load_state_dict(state)
+    other.setup("diagnose")
+    assert other.sentences("test")[1] == ["der Hund sieht."]
+    assert "1 pairs" in other.tested_text
+    assert " 0.00%" not in other.tested_text
+    assert "not the checkpoint's own" in other.tested_text
+    del state["split_keys"]
+    gone = make(files, test=str(tmp_path / "gone"))
+    gone.load_state_dict(state)
+    with pytest.raises(DataError, match=r"gone\.en does not exist; task\.test=NAME gives other"):
+        gone.setup("test")
+
+
+def test_model_of_a_fixed_source_is_tested_on_files(files) -> None:
+    state = {**_state(files), "data": "multi30k"}
+    data = TranslationDataModule(data="multi30k", test=files["test"])
+    data.load_state_dict(state)
+    data.setup("test")
+    assert len(data.pairs["test"]) == len(ENGLISH[::5])
+    with pytest.raises(DataError, match=r"does not read task\.train, valid and test"):
+        data.setup("fit")
+
+
+def _state(files):
+    data = make(files)
+    data.setup()
+    return data.state_dict()
 
 
 def test_long_and_lopsided_pairs_are_left_out_of_training_only(files, tmp_path) -> None:
@@ -231,6 +280,42 @@ def test_wmt14_archives_become_the_three_splits(tmp_path, monkeypatch) -> None:
     assert ("", "Leer.") in pairs["train"]  # which the data module leaves out and counts
     assert pairs["valid"] == [("A house.", "Ein Haus.")]
     assert pairs["test"] == [("Tea & milk.", "Tee & Milch.")]
+
+
+@pytest.mark.parametrize("token", ["<s>", "</s>", "<unk>", "<pad>"])
+def test_special_entries_in_a_text_are_text(token) -> None:
+    text = f"the {token}old{token} dog"
+    for bpe in (train_bpe([text] * 3, vocab_size=100), load_bpe(_plain_bpe().to_str())):
+        for ids in (bpe.encode(text).ids, encode_all(bpe, [text])[0]):
+            assert min(ids) > UNK_ID
+            assert bpe.decode(ids) == text
+
+
+def _plain_bpe():
+    return train_bpe(["the old dog </unkspad>"], vocab_size=100)
+
+
+def test_all_characters_have_room_or_their_share_is_told(files, tmp_path, capsys) -> None:
+    signs = [chr(0x4E00 + i) for i in range(2200)]
+    for split, n in (("train", 2200), ("valid", 1100), ("test", 1100)):
+        (tmp_path / f"{split}.en").write_text("the man.\n" * (n // 10))
+        (tmp_path / f"{split}.de").write_text(
+            "".join(f"{''.join(signs[i : i + 10])}\n" for i in range(0, n, 10))
+        )
+    data = make(files, vocab_size=3000)
+    data.setup()
+    _, targets = data.sentences("test")
+    for batch in data.test_dataloader():
+        for ids, row in zip(batch.inputs, batch.numbers.tolist(), strict=True):
+            assert data.decode(ids.tolist()) == targets[row]
+    assert capsys.readouterr().err == ""
+    for _ in range(2):  # made, and from the cache
+        make(files, vocab_size=1100).setup()
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) == 3
+        unknown = 2200 - (1100 - 4 - 8)  # the special ones; in the English there are " theman."
+        share = unknown / (2200 + 220 * len("theman."))
+        assert told[0].startswith(f"warning: {share:.2%} of the characters of the train split are")
 
 
 def test_bpe_gives_texts_back_and_spells_numbers() -> None:
