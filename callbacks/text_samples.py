@@ -1,5 +1,6 @@
 """Text that the model writes while it learns."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -8,15 +9,18 @@ from lightning import Callback, LightningModule, Trainer
 from fwlight.models import DecoderLM, generate
 from fwlight.training import TrainingModule
 
+_LINES = 2
+
 
 class TextSamples(Callback):
     """Shows a continuation of each prompt after every evaluation, as text in TensorBoard.
 
-    The data module gives `encode` and `decode`. Randomness comes from a generator of its own, so
-    training is the same with and without samples, and the same step shows the same text again.
+    The data module gives `encode`, `decode` and `prompts`. Randomness comes from a generator of its
+    own, so training is the same with and without samples, and the same step shows the same text
+    again.
 
     Args:
-        prompts: What to continue.
+        prompts: What to continue; None for the beginnings of two lines of the validation split.
         max_new_tokens: Length of a continuation.
         temperature: Divisor of the logits; 0 always takes the most likely token.
         top_k: Sample among the k most likely tokens only; 0 is all.
@@ -27,14 +31,14 @@ class TextSamples(Callback):
     def __init__(
         self,
         *,
-        prompts: tuple[str, ...] = ("The", "This function returns"),
+        prompts: Sequence[str] | None = None,
         max_new_tokens: int = 40,
         temperature: float = 0.8,
         top_k: int = 0,
         top_p: float = 0.95,
         seed: int = 0,
     ) -> None:
-        self.prompts = tuple(prompts)
+        self.prompts = prompts
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
         self.top_k = top_k
@@ -48,10 +52,12 @@ class TextSamples(Callback):
         module = cast(TrainingModule, pl_module)
         # Lightning sets it where pyright does not see it.
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        for number, prompt in enumerate(self.prompts):
+        given = self.prompts
+        prompts = data.prompts(_LINES) if given is None else [data.encode(text) for text in given]
+        for number, prompt in enumerate(prompts):
             tokens = generate(
                 cast(DecoderLM, module.network),
-                torch.tensor([data.encode(prompt)], device=module.device),
+                torch.tensor([prompt], device=module.device),
                 max_new_tokens=self.max_new_tokens,
                 temperature=self.temperature,
                 top_k=self.top_k,

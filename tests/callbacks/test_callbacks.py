@@ -136,6 +136,19 @@ def test_text_samples_are_logged_at_every_evaluation_and_repeat(tmp_path, monkey
     assert shown == first
 
 
+def test_text_samples_continue_the_data_s_own_prompts(tmp_path, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(
+        "fwlight.run.loggers.TensorBoard.log_text",
+        lambda self, tag, text, step: shown.setdefault(tag, text),
+    )
+    own = [[5, 6], [7]]
+    monkeypatch.setattr(standin.TinyData, "prompts", lambda self, n: own[:n], raising=False)
+    fit(tmp_path, TextSamples(max_new_tokens=3), max_steps=6, val_every=6)
+    assert shown["samples/0"].startswith("5 6 ")
+    assert shown["samples/1"].startswith("7 ")
+
+
 def test_callbacks_change_nothing_in_training(tmp_path):
     alone = fit(tmp_path / "a", max_steps=15)
     watched = fit(
