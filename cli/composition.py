@@ -4,6 +4,7 @@ Hydra's compose API reads the YAML files; keys and values are checked here, so t
 one line that names the choices.
 """
 
+import os
 from collections.abc import Container, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from cli.overrides import CONF, FREE_TEXT, chooses_option, parse, set_value
 from cli.schema import Config
 from fwlight.errors import ConfigError
 
+_PROCESSES_A_CORE = 4
 SIGNED_MAPS = ("identity", "tanh", "silu")
 
 
@@ -124,6 +126,8 @@ def check_together(values: dict[str, Any]) -> None:
             f"task.batch_size={batch} sequences cannot be shared evenly by "
             f"{ranks * trainer['num_nodes']} processes"
         )
+    if action == "fit":
+        _check_processes(values, max(ranks, 1))
     if len(optimizer["betas"]) != 2:
         raise ConfigError(f"optimizer.betas={optimizer['betas']} are not two numbers")
     if action == "fit" and values["ckpt"] is not None:
@@ -136,6 +140,27 @@ def check_together(values: dict[str, Any]) -> None:
         raise ConfigError("action=generate cannot decode with model.positions=sinusoidal_reversed")
     if action == "fit" and values["resume"] == "auto" and values["run_dir"] is None:
         raise ConfigError("resume=auto needs run_dir=PATH: the run to go on with")
+
+
+def _check_processes(values: dict[str, Any], ranks: int) -> None:
+    """Check that no more processes are started here than the machine has use for."""
+    started = {"task.num_workers": values["task"].get("num_workers", 0) * ranks}
+    if values["trainer"]["accelerator"] == "cpu":
+        started["trainer.devices"] = ranks
+    most = _PROCESSES_A_CORE * _cores()
+    for key, n in started.items():
+        if n > most:
+            raise ConfigError(
+                f"{key} asks for {n} processes on {_cores()} cores; at most {most}, "
+                f"{_PROCESSES_A_CORE} a core, may be started"
+            )
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _compose_groups(chosen: dict[str, tuple[str, Any]]) -> tuple[DictConfig, dict[str, str]]:

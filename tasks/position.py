@@ -1,7 +1,15 @@
 """Where a training is in its data: batches by number, stored and gone on from exactly."""
 
+import atexit
+import ctypes
+import multiprocessing.process
+import multiprocessing.util
+import os
 import signal
+import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -106,11 +114,14 @@ class TrainBatches(Generic[Batch]):
             batch_size=None,
             num_workers=self._num_workers,
             multiprocessing_context="fork",
-            worker_init_fn=_stay_until_told,
+            worker_init_fn=partial(_stay_until_told, os.getpid()),
             # Or it would take a number from the global generator at every iteration.
             generator=torch.Generator(),
         )
-        return iter(loader)
+        others = set(multiprocessing.active_children())
+        batches = iter(loader)
+        _workers.update(set(multiprocessing.active_children()) - others)
+        return batches
 
 
 class _Numbered(Generic[Batch]):
@@ -121,7 +132,31 @@ class _Numbered(Generic[Batch]):
         return self._draw(number)
 
 
-def _stay_until_told(_: int) -> None:
-    """Leave signals to the process that trains, which ends its workers once it has saved."""
+def _stay_until_told(parent: int, _: int) -> None:
+    """Leave signals to the process that trains, which ends its workers once it has saved.
+
+    They end with it however it ends; where it is not Linux, within seconds, by torch's watch.
+    """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before that was asked
+        os._exit(1)
+
+
+_SET_PARENT_DEATH_SIGNAL = 1  # linux/prctl.h
+_workers: weakref.WeakSet[multiprocessing.process.BaseProcess] = weakref.WeakSet()
+
+
+def _end_workers() -> None:
+    """End them before multiprocessing, which asks with SIGTERM and waits without end."""
+    left = [worker for worker in _workers if worker.is_alive()]
+    if left:  # torch's own handler takes a killed worker for an accident
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in left:
+        worker.kill()
+
+
+# What is registered last runs first; multiprocessing did when its `util` was imported.
+atexit.register(_end_workers)

@@ -217,6 +217,15 @@ MISTAKES = [
     (["model=softmax", "model.key_norm=sum"], ["model.key_norm", "model=softmax"]),
     (["optimizer.lr=-1"], ["optimizer.lr=-1", "above 0"]),
     (["optimizer.lr=nan"], ["optimizer.lr=nan"]),
+    (["task.num_workers=100000"], ["task.num_workers asks for 100000 processes", "4 a core"]),
+    (
+        ["trainer=ddp", "trainer.devices=50000", "task.batch_size=50000", "task.num_workers=2"],
+        ["task.num_workers asks for 100000 processes"],
+    ),
+    (
+        ["trainer=ddp", "trainer.devices=90000", "task.batch_size=90000"],
+        ["trainer.devices asks for 90000 processes"],
+    ),
     (["optimizer.betas=[0.9]"], ["optimizer.betas=[0.9]", "two"]),
     (["optimizer.betas=[0.9,1]"], ["optimizer.betas"]),
     (["optimizer.schedule=linear"], ["cosine, cosine_reference, inverse_sqrt, constant"]),
@@ -310,6 +319,10 @@ def test_config_task_chooses_defaults_that_the_command_line_changes():
 
 
 # Values
+
+
+def test_config_of_a_test_starts_no_workers_whatever_the_training_had():
+    compose_config(["action=test", "ckpt=x", "task.num_workers=100000"])
 
 
 @pytest.mark.parametrize("key", ["prompt", "input", "output", "run_dir", "resume", "task.path"])

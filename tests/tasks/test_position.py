@@ -1,6 +1,12 @@
 """Batches by number: made here or ahead by processes, the position counts the ones taken."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +14,8 @@ import torch
 from fwlight.types import CarriedBatch, DataError
 from tasks.lanes import TrainLanes
 from tasks.position import TrainBatches
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def numbers(position: int = 0, *, period=None, num_workers=0, seed=1) -> TrainBatches[int]:
@@ -56,6 +64,48 @@ def test_workers_bring_whole_batches_and_no_random_number_is_taken() -> None:
         for a, b in zip(one, other, strict=True):
             assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a is b
     assert torch.equal(torch.get_rng_state(), state)
+
+
+LEAVING = """
+import multiprocessing, sys, time
+from tasks.position import TrainBatches
+loader = TrainBatches(
+    lambda n: time.sleep(1000 * n), n_batches=9, period=None, meaning={}, num_workers=2
+)
+batches = iter(loader)
+next(batches)
+print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+time.sleep(1000 if sys.argv[1] == "wait" else 0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere busy workers finish their batch")
+@pytest.mark.parametrize("how", [0, signal.SIGTERM, signal.SIGKILL])
+def test_workers_that_are_busy_end_with_their_parent(how) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", LEAVING, "wait" if how else "exit"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    try:
+        assert len(workers) == 2
+        if how:
+            process.send_signal(how)
+        assert process.wait(timeout=60) == -how
+        end = time.monotonic() + 60
+        while any(map(_runs, workers)):
+            assert time.monotonic() < end, "workers are left over"
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        for pid in filter(_runs, workers):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_position_of_other_batches_is_refused() -> None:
