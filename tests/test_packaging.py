@@ -18,7 +18,8 @@ def test_constraints_are_exact_public_versions() -> None:
 KNOWN_BAD = {
     # compromised wheels (GHSA-w37p-236h-pfx3), code from hyper-parameters in spite of weights_only
     "lightning": ("2.6.2", "2.6.3", "2.6.5"),
-    "torch": ("2.5.1",),  # code in spite of weights_only (CVE-2025-32434)
+    # code in spite of weights_only (CVE-2025-32434, CVE-2026-24747)
+    "torch": ("2.5.1", "2.9.0", "2.9.1"),
     "PyYAML": ("5.3.1",),  # code from a document (CVE-2020-14343)
 }
 
