@@ -16,7 +16,7 @@ from cli.stored import before_checkpoint
 from cli.sweep import expand, run_sweep
 from cli.usage import usage
 from fwlight import __version__
-from fwlight.errors import FwlightError, StorageError, one_line, printable
+from fwlight.errors import FwlightError, StorageError, error_line, one_line, printable
 
 
 def train(composition: Composition, arguments: Sequence[str] = ()) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def leave(code: int) -> NoReturn:
 def exit_code_and_line(error: BaseException) -> tuple[int, str]:
     """Explain an exception; without importing torch for a mistake found before it was."""
     if isinstance(error, FwlightError):
-        return error.exit_code, f"error: {one_line(error)}"
+        return error.exit_code, error_line(error)
     from fwlight.run import errors
 
     return errors.exit_code_and_line(error)

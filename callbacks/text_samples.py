@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from fwlight.models import DecoderLM, generate
+from fwlight.models import DecoderLM, check_sampling, generate
 from fwlight.training import TrainingModule
 
 _LINES = 2
@@ -26,6 +26,9 @@ class TextSamples(Callback):
         top_k: Sample among the k most likely tokens only; 0 is all.
         top_p: Sample among the most likely tokens that together reach this probability.
         seed: Seed of the samples.
+
+    Raises:
+        ValueError: A value is out of range, or at the start of training: no word is in a prompt.
     """
 
     def __init__(
@@ -38,12 +41,23 @@ class TextSamples(Callback):
         top_p: float = 0.95,
         seed: int = 0,
     ) -> None:
+        check_sampling(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p
+        )
         self.prompts = prompts
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
         self.top_k = top_k
         self.top_p = top_p
         self.seed = seed
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the prompts while nothing is lost yet."""
+        # Lightning sets it where pyright does not see it.
+        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        for prompt in self.prompts:
+            if not data.encode(prompt):
+                raise ValueError(f"callbacks.text_samples.prompts: there is no word in {prompt!r}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sample and show."""

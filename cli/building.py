@@ -1,5 +1,6 @@
 """From configuration to objects; the one place that imports what a `_target_` names."""
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -70,5 +71,13 @@ def _made(node: Any) -> Any:
     }
     if "_target_" not in node:
         return arguments
-    factory = partial(get_object(node["_target_"]), **arguments)
+    factory = partial(_imported(node["_target_"]), **arguments)
     return factory if node.get("_partial_") else factory()
+
+
+def _imported(name: Any) -> Any:
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # the error below says it once
+    try:
+        return get_object(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"_target_={name} in conf/ cannot be imported: {error}") from error

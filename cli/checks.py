@@ -1,5 +1,6 @@
 """Check values against dataclasses of annotated keys; see `cli.schema` for the dataclasses."""
 
+import math
 import re
 import types
 from collections.abc import Mapping
@@ -11,21 +12,35 @@ from fwlight.errors import ConfigError
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` (or above it) to `high`."""
+    """Numbers from `low` (or above `above`) to `high` (or below `below`), and 0 if `or_zero`."""
 
     low: float = float("-inf")
     high: float = float("inf")
     above: float = float("-inf")
+    below: float = float("inf")
+    or_zero: bool = False
 
     def fault(self, value: float) -> str | None:
         """Say what is wrong with `value`, if anything."""
+        if math.isnan(value):
+            return "is not a number"
+        if self.or_zero and value == 0:
+            return None
+        zero = "0 or " if self.or_zero else ""
         if value <= self.above:
-            return f"must be above {self.above:g}"
+            return f"must be {zero}above {_plain(self.above)}"
         if value < self.low:
-            return f"must be at least {self.low:g}"
-        if not value <= self.high:
-            return f"must be at most {self.high:g}"
+            return f"must be {zero}at least {_plain(self.low)}"
+        if value > self.high:
+            return f"must be at most {_plain(self.high)}"
+        if self.below != math.inf and value >= self.below:
+            return f"must be below {_plain(self.below)}"
         return None
+
+
+def _plain(bound: float) -> str:
+    """Write a bound without rounding it, unless it is beyond what anybody reads."""
+    return str(int(bound)) if abs(bound) < 1e15 and bound == int(bound) else f"{bound:g}"
 
 
 @dataclass(frozen=True)
@@ -48,13 +63,24 @@ class OpenSection(Section):
     """A part of the configuration whose options may bring further keys."""
 
 
+class WholeSection(Section):
+    """A part of the configuration of which no option may lack a key."""
+
+
 def check_section(values: Mapping[str, Any], schema: type[Section], where: str = "") -> None:
     """Check the resolved `values` of a section against its dataclass.
 
     Raises:
-        ConfigError: At the first key that is unknown or holds something it may not hold.
+        ConfigError: At the first key that is unknown, missing or holds something it may not hold.
     """
     hints = get_type_hints(schema, include_extras=True)
+    if issubclass(schema, WholeSection) and (
+        missing := [key for key in hints if key not in values]
+    ):
+        raise ConfigError(
+            f"{where}{missing[0]} is in none of the chosen files of conf/; let an option of one's "
+            "own begin with a whole one, as `defaults: [cpu, _self_]` in conf/trainer/"
+        )
     for key, value in values.items():
         name = f"{where}{key}"
         if key in hints:

@@ -25,6 +25,10 @@ from cli.schema import Config
 from fwlight.errors import ConfigError
 
 _PROCESSES_A_CORE = 4
+_SECTIONS = (
+    *("task", "model", "size", "optimizer", "trainer", "callbacks"),
+    *("network", "module", "sweep"),
+)
 SIGNED_MAPS = ("identity", "tanh", "silu")
 
 
@@ -70,6 +74,12 @@ def compose_config(arguments: Sequence[str]) -> Composition:
     parsed = {key: (argument, value) for argument in arguments for key, value in [parse(argument)]}
     chosen = {key: pair for key, pair in parsed.items() if chooses_option(key)}
     nodes, choices = _compose_groups(chosen)
+    for name in _SECTIONS:
+        if not isinstance(nodes.get(name), DictConfig):
+            files = ", ".join(map("{0[0]}={0[1]}".format, choices.items()))
+            raise ConfigError(
+                f"{name} is no section of keys in the chosen files of conf/ ({files})"
+            )
     texts = {key: value for key, (_, value) in parsed.items() if key in FREE_TEXT}
     for key, (_, value) in parsed.items():
         if key not in chosen:
@@ -114,11 +124,14 @@ def check_together(values: dict[str, Any]) -> None:
                 f"model.feature_map.nu={nu} must be at most 2 size.d_head - 1 = {most}"
             )
     optimizer, trainer = values["optimizer"], values["trainer"]
-    if optimizer["schedule"] != "constant" and optimizer["warmup_steps"] > trainer["max_steps"]:
+    warmup = optimizer.get("warmup_steps", 0)
+    if optimizer.get("schedule") != "constant" and warmup > trainer["max_steps"]:
         raise ConfigError(
-            f"optimizer.warmup_steps={optimizer['warmup_steps']} is longer than "
+            f"optimizer.warmup_steps={warmup} is longer than "
             f"trainer.max_steps={trainer['max_steps']}"
         )
+    if values["task"].get("seq_len", 1) is None and "n_keys" not in values["task"]:
+        raise ConfigError("task.seq_len=null: give the number of tokens of a sequence")
     devices, batch = trainer["devices"], values["task"].get("batch_size", 0)
     ranks = (len(devices) if isinstance(devices, list) else devices) if devices != "auto" else 1
     if batch % (ranks * trainer["num_nodes"] or 1):
@@ -128,7 +141,7 @@ def check_together(values: dict[str, Any]) -> None:
         )
     if action == "fit":
         _check_processes(values, max(ranks, 1))
-    if len(optimizer["betas"]) != 2:
+    if len(optimizer.get("betas", (0, 0))) != 2:
         raise ConfigError(f"optimizer.betas={optimizer['betas']} are not two numbers")
     if action == "fit" and values["ckpt"] is not None:
         raise ConfigError("action=fit takes no ckpt=; resume=PATH goes on from a checkpoint")
@@ -185,6 +198,10 @@ def _compose_groups(chosen: dict[str, tuple[str, Any]]) -> tuple[DictConfig, dic
         ) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from error
+    except RecursionError as error:
+        raise ConfigError("a file of conf/ has itself among its defaults") from error
+    except (yaml.YAMLError, OSError, ValueError) as error:
+        raise ConfigError(f"a file of conf/ cannot be read: {error}") from error
     return deepcopy(config), dict(choices)
 
 
@@ -210,7 +227,7 @@ def _adapt(nodes: DictConfig, given: Container[str]) -> list[str]:
     if (
         "optimizer.warmup_steps" not in given
         and isinstance(steps, int)
-        and 0 < steps < optimizer.warmup_steps
+        and 0 < steps < (optimizer.get("warmup_steps") or 0)
     ):
         changes.append(
             f"optimizer.warmup_steps={optimizer.warmup_steps} is longer than "
@@ -233,7 +250,8 @@ def _first_line(error: Exception) -> str:
 
 def _warnings(values: dict[str, Any], choices: dict[str, str]) -> list[str]:
     model = values["model"]
-    if values["network"]["_target_"].endswith(".Retriever") and model.get("short_conv"):
+    retriever = str(values["network"].get("_target_")).endswith(".Retriever")
+    if retriever and model.get("short_conv"):
         return ["task=retrieval has one query, not a sequence: model.short_conv does nothing"]
     feature_map = choices.get("model/feature_map")
     normalised = model.get("key_norm") == "sum" or model.get("read_norm") not in ("none", None)

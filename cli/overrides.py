@@ -5,12 +5,13 @@ of the texts that it stores, from a checkpoint.
 """
 
 import difflib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -23,6 +24,12 @@ FREE_TEXT = (
     *("task.path", "task.train", "task.valid", "task.test"),
 )
 """Keys whose value is taken as typed: commas, quotes and = mean nothing in it."""
+
+MOST_POINTS = 100_000
+"""Of a sweep, and values of one of its keys."""
+
+_OF_SEVERAL = ("callbacks", "debug")
+"""Groups of which a list can be chosen; of others the record would hold no option."""
 
 _DERIVED = ("network", "module", "sweep", "report")  # sections that other keys fill
 
@@ -47,20 +54,25 @@ def parse(argument: str, *, sweep: bool = False) -> tuple[str, Any]:
     if not equals or not key or key.startswith("-"):
         raise ConfigError(f"{argument!r} is not key=value; python train.py --help shows the keys")
     if key in FREE_TEXT:
+        if not text.strip():  # as of a shell variable that is not set
+            raise ConfigError(f"{key}= is empty; give it a value or leave it out")
         value = None if text == "null" else text
         return key, [text] if sweep else value
     try:
         override: Override = OverridesParser.create().parse_override(argument)
-    except HydraException as error:
+    except RecursionError as error:
+        raise ConfigError(f"{argument!r} cannot be read: it has too many brackets") from error
+    except (HydraException, ValueError) as error:  # ValueError: a number of thousands of digits
         raise ConfigError(
             f"{argument!r} cannot be read; quote special characters: \"{key}='...'\""
         ) from error
     key = override.get_key_element() if override.package else override.key_or_group
     if override.type != OverrideType.CHANGE or (override.package and not chooses_option(key)):
         raise ConfigError(f"{argument!r}: only key=value works, for keys and groups of conf/")
+    if override.value_type in (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP):
+        raise ConfigError(f"{argument!r} does not name its values; write a,b,c or range(1,9,2)")
     if sweep:
-        many = override.is_sweep_override()
-        return key, list(override.sweep_string_iterator()) if many else [text]
+        return key, _swept(override) if override.is_sweep_override() else [text]
     if override.is_sweep_override():
         raise ConfigError(f"{argument!r} has several values: python train.py -m runs them all")
     value = override.value()
@@ -73,6 +85,13 @@ def parse(argument: str, *, sweep: bool = False) -> tuple[str, Any]:
     return key, value
 
 
+def _swept(override: Override) -> list[str]:
+    texts = list(itertools.islice(override.sweep_string_iterator(), MOST_POINTS + 1))
+    if not 1 <= len(texts) <= MOST_POINTS:
+        raise ConfigError(f"{override.input_line!r} has no values, or more than {MOST_POINTS}")
+    return texts
+
+
 def chooses_option(key: str) -> bool:
     """Say whether a key names a group, or a group for one part of the network: group@part."""
     return key.partition("@")[0] in groups()
@@ -80,7 +99,10 @@ def chooses_option(key: str) -> bool:
 
 def _check_option(group: str, value: Any) -> None:
     options = groups()[group.partition("@")[0]]
+    if isinstance(value, list) and group not in _OF_SEVERAL:
+        raise ConfigError(f"{group}={value}: of this group only one option can be chosen")
     for option in value if isinstance(value, list) else [value]:
+        option = "null" if option is None else option
         if option not in options:
             near = difflib.get_close_matches(str(option), options, n=1)
             guess = f"; did you mean {near[0]}?" if near else ""

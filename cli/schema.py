@@ -1,17 +1,19 @@
 """What every key may hold: types, ranges and choices, checked before torch is imported.
 
-A dataclass field is a key. A key that a YAML file does not have is not asked for; a key that its
-dataclass does not have is refused, except in an `OpenSection`, whose YAML files may bring keys of
-their own (the class they configure checks those).
+A dataclass field is a key. A key that a YAML file does not have is not asked for, except in a
+`WholeSection`, all of whose keys are read somewhere; a key that its dataclass does not have is
+refused, except in an `OpenSection`, whose YAML files may bring keys of their own (the class they
+configure checks those).
 """
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from cli.checks import OpenSection, Pattern, Range, Section
+from cli.checks import OpenSection, Pattern, Range, Section, WholeSection
 
-Count = Annotated[int, Range(low=1)]
-Natural = Annotated[int, Range(low=0)]
+_MOST = 2**31 - 1  # of which nothing has more, and which no library takes for something else
+Count = Annotated[int, Range(low=1, high=_MOST)]
+Natural = Annotated[int, Range(low=0, high=_MOST)]
 Positive = Annotated[float, Range(above=0, high=1e30)]
 NonNegative = Annotated[float, Range(low=0, high=1e30)]
 Probability = Annotated[float, Range(low=0, high=1)]
@@ -121,8 +123,8 @@ class Optimizer(Section):
     """optimizer=."""
 
     lr: Positive
-    betas: list[Annotated[float, Range(low=0, high=0.999999999)]]
-    eps: Positive
+    betas: list[Annotated[float, Range(low=0, below=1)]]
+    eps: Annotated[float, Range(low=1e-30, high=1e30)]  # smaller ones are 0 in float32
     weight_decay: NonNegative
     warmup_steps: Natural
     max_skipped_updates: Natural
@@ -130,13 +132,13 @@ class Optimizer(Section):
 
 
 @dataclass
-class Trainer(Section):
+class Trainer(WholeSection):
     """trainer=: arguments of `lightning.Trainer`."""
 
     max_steps: Count
-    max_time: Annotated[str, Pattern(r"\d\d:\d\d:\d\d:\d\d", "DD:HH:MM:SS")] | None
+    max_time: Annotated[str, Pattern("[0-9][0-9](:[0-9][0-9]){3}", "DD:HH:MM:SS")] | None
     accelerator: Literal["cpu", "gpu", "auto"]
-    devices: Count | Literal["auto"] | list[Natural]
+    devices: Annotated[int, Range(low=1, high=4096)] | Literal["auto"] | list[Natural]
     num_nodes: Count
     strategy: str
     precision: Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -145,7 +147,7 @@ class Trainer(Section):
     val_check_interval: Count
     check_val_every_n_epoch: Count | None
     limit_train_batches: BatchLimit
-    limit_val_batches: BatchLimit | Literal[0]
+    limit_val_batches: Natural | Annotated[float, Range(low=0, high=1)] | None
     limit_test_batches: BatchLimit
     num_sanity_val_steps: Natural
     log_every_n_steps: Count
@@ -157,7 +159,7 @@ class Trainer(Section):
 
 
 @dataclass
-class Checkpoint(Section):
+class Checkpoint(WholeSection):
     """callbacks.checkpoint."""
 
     every_n_train_steps: Count
@@ -169,7 +171,7 @@ class Checkpoint(Section):
 
 
 @dataclass
-class Diagnostics(Section):
+class Diagnostics(WholeSection):
     """diagnostics: when and at how much the callbacks and action=diagnose look."""
 
     every_n_steps: Count
@@ -186,24 +188,24 @@ class Callbacks(OpenSection):
 
 
 @dataclass
-class Logger(Section):
+class Logger(WholeSection):
     """logger=."""
 
     tensorboard: bool
 
 
 @dataclass
-class Generate(Section):
+class Generate(WholeSection):
     """How text is sampled."""
 
     max_new_tokens: Count
-    temperature: NonNegative
+    temperature: Annotated[float, Range(low=1e-6, high=1e30, or_zero=True)]
     top_k: Natural
-    top_p: Annotated[float, Range(above=0, high=1)]
+    top_p: Annotated[float, Range(low=1e-6, high=1)]
 
 
 @dataclass
-class Translate(Section):
+class Translate(WholeSection):
     """How a translation is searched for."""
 
     beam: Count
@@ -215,7 +217,7 @@ class Translate(Section):
 class Loss(Section):
     """What is minimised."""
 
-    label_smoothing: Annotated[float, Range(low=0, high=0.99)]
+    label_smoothing: Annotated[float, Range(low=0, below=1)]
 
 
 @dataclass
@@ -245,7 +247,7 @@ class Config(Section):
     prompt: str | None
     input: str | None
     output: str | None
-    rank_timeout: Positive
+    rank_timeout: Annotated[float, Range(low=1e-3, high=1e9)]
     generate: Generate
     translate: Translate
     sweep: dict

@@ -1,6 +1,7 @@
 """Errors that end a run with one line for the user and a meaningful exit code."""
 
 _HARMLESS = "\n\t\u200c\u200d"  # the last two join letters in some scripts
+_LONGEST = 4000  # room for two long paths
 
 
 class FwlightError(Exception):
@@ -52,5 +53,13 @@ def printable(text: str) -> str:
 
 
 def one_line(text: object) -> str:
-    """Return a message as one line of visible characters."""
-    return printable(" ".join(str(text).split()))
+    """Return a message as one line of visible characters; a very long one lacks its middle."""
+    line = printable(" ".join(str(text).split()))
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST // 2]} [...] {line[-_LONGEST // 2 :]}"
+    return line
+
+
+def error_line(message: object) -> str:
+    """Return `error: ...`, as `one_line`."""
+    return f"error: {one_line(message)}"

@@ -1,10 +1,13 @@
 """conf/: every file composes and builds, every mistake is explained, nothing is shared."""
 
 import itertools
+import shutil
 
 import pytest
 import torch
 
+import cli.composition
+import cli.overrides
 from cli.building import build, build_callbacks
 from cli.composition import Composition, compose_config
 from cli.launch import run_dir
@@ -13,6 +16,7 @@ from cli.stored import check_resume, recompose
 from fwlight.attention import FastWeightMemory, KeyValueMemory
 from fwlight.errors import CheckpointError, ConfigError
 from fwlight.models import AdaptiveSoftmax, DecoderLM
+from train import exit_code_and_line
 
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
 MODELS = groups()["model"]
@@ -28,9 +32,9 @@ def network(*arguments: str, vocab_size: int = 40) -> DecoderLM:
 def fails(*arguments: str) -> str:
     with pytest.raises(ConfigError) as caught:
         compose_config(arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+    code, line = exit_code_and_line(caught.value)
+    assert (code, len(line.splitlines())) == (2, 1)
+    return line
 
 
 # Every file
@@ -122,7 +126,10 @@ def test_config_dpfp_and_favor_have_as_many_features():
 
 
 def test_config_size_that_lacks_a_width_says_so():
-    assert fails("size=retrieval") == "size=retrieval has no d_model, which network.d_model needs"
+    assert (
+        fails("size=retrieval")
+        == "error: size=retrieval has no d_model, which network.d_model needs"
+    )
 
 
 def test_config_slots_reach_the_memory():
@@ -227,7 +234,9 @@ MISTAKES = [
         ["trainer.devices asks for 90000 processes"],
     ),
     (["optimizer.betas=[0.9]"], ["optimizer.betas=[0.9]", "two"]),
-    (["optimizer.betas=[0.9,1]"], ["optimizer.betas"]),
+    (["optimizer.betas=[0.9,1]"], ["optimizer.betas=[0.9, 1]", "must be below 1"]),
+    (["optimizer.betas=[0.9,nan]"], ["optimizer.betas", "is not a number"]),
+    (["optimizer.eps=1e-300"], ["optimizer.eps=1e-300", "at least 1e-30"]),
     (["optimizer.schedule=linear"], ["cosine, cosine_reference, inverse_sqrt, constant"]),
     (["trainer.max_steps=0"], ["trainer.max_steps=0"]),
     (["trainer.max_time=6"], ["trainer.max_time=6", "DD:HH:MM:SS"]),
@@ -237,6 +246,27 @@ MISTAKES = [
     (["task.batch_size=0"], ["task.batch_size=0"]),
     (["task.seq_len=x"], ["task.seq_len=x"]),
     (["seed=-1"], ["seed=-1"]),
+    (["seed=4294967296"], ["at most 4294967295"]),
+    (["seed=" + "9" * 5000], ["cannot be read"]),
+    (["size.n_layers=" + "9" * 30], ["at most 2147483647"]),
+    (["size.n_layers=" + "[" * 2000 + "]" * 2000], ["too many brackets"]),
+    (["trainer.devices=1000000"], ["at most 4096"]),
+    (["rank_timeout=1e30"], ["at most 1000000000"]),
+    (["task.seq_len=null"], ["task.seq_len=null"]),
+    (["task=mqar", "task.seq_len=null"], ["task.seq_len=null"]),
+    (["generate.temperature=1e-38"], ["0 or at least 1e-06"]),
+    (["generate.top_p=1e-50"], ["at least 1e-06"]),
+    (["trainer.max_time='\u0967\u0966:00:00:00'"], ["DD:HH:MM:SS"]),
+    (["optimizer.lr=interval(1e-4,1e-2)"], ["a,b,c or range"]),
+    (["model=glob(*)"], ["a,b,c or range"]),
+    (["seed=shuffle(1,2)"], ["-m"]),
+    (["model=[linear,softmax]"], ["only one option"]),
+    (["task=[]"], ["only one option"]),
+    *(
+        ([f"{key}={empty}"], [f"{key}=", "is empty"])
+        for key in cli.overrides.FREE_TEXT
+        for empty in ("", "  ")
+    ),
     (["action=fitt"], ["fit, test, generate"]),
     (["action=test"], ["action=test needs ckpt="]),
     (["action=generate", "ckpt=x"], ["prompt=TEXT"]),
@@ -318,6 +348,70 @@ def test_config_task_chooses_defaults_that_the_command_line_changes():
     assert compose_config([]).choices["size"] == "demo"
 
 
+@pytest.fixture
+def own_conf(monkeypatch, tmp_path):
+    """A copy of conf/ that files can be put into: call it with a place below conf/ and a text."""
+    copy = tmp_path / "conf"
+    shutil.copytree(CONF, copy)
+    for module in (cli.composition, cli.overrides):
+        monkeypatch.setattr(module, "CONF", copy)
+
+    def add(place: str, text: str) -> None:
+        (copy / place).write_text(text, encoding="utf-8")
+
+    return add
+
+
+def test_config_option_of_ones_own_may_lack_what_has_a_default(own_conf):
+    target = "_target_: fwlight.training.OptimizerConfig\n"
+    own_conf("optimizer/sgd.yaml", f"{target}lr: 0.1\n")
+    config = compose_config(["optimizer=sgd", "trainer.max_steps=20"]).config
+    module = build("module", config["module"], network())
+    assert module.optimizer_config.lr == 0.1
+    assert "warmup_steps" in fails("optimizer=sgd", "optimizer.warmup_steps=3")
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "word"),
+    [
+        ("trainer/mine.yaml", "_target_: lightning.Trainer\nmax_steps: 3\n", "trainer.max_time"),
+        ("logger/mine.yaml", "{}\n", "logger.tensorboard"),
+        ("task/mine.yaml", "# @package _global_\ntask: {data: stdlib}\n", "task=mine"),
+        ("size/mine.yaml", "d_head: 4\n", "size=mine"),
+        ("size/mine.yaml", "- 3\n", "size=mine"),
+        ("size/mine.yaml", "3\n", "conf/"),
+        ("size/mine.yaml", "defaults: 3\n", "size/mine"),
+        ("size/mine.yaml", "defaults: [mine]\n", "defaults"),
+        ("optimizer/mine.yaml", "{momentum: 0.9}\n", "momentum"),
+        ("optimizer/mine.yaml", "lr: [\n", "optimizer/mine"),
+        ("experiment/mine.yaml", "# @package _global_\nsize: 3\n", "size"),
+        ("experiment/mine.yaml", "# @package _global_\nmodel: null\n", "model"),
+        ("experiment/mine.yaml", "# @package _global_\ntrainer: null\n", "trainer"),
+        ("experiment/mine.yaml", "# @package _global_\ncallbacks: null\n", "callbacks"),
+    ],
+)
+def test_config_option_of_ones_own_that_lacks_a_part_is_one_line(own_conf, place, text, word):
+    own_conf(place, text)
+    assert word in fails(f"{place.partition('/')[0]}=mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\n", "OptimizerConfig"),
+        ("lr: 0.1\n", "OptimizerConfig"),
+        ("_target_: nowhere.Missing\nlr: 0.1\n", "nowhere"),
+        ("_target_: fwlight.training.Missing\nlr: 0.1\n", "Missing"),
+        ("_target_: 3\n", "3"),
+    ],
+)
+def test_config_option_of_ones_own_that_is_none_is_told_when_it_is_built(own_conf, text, word):
+    own_conf("optimizer/sgd.yaml", text)
+    config = compose_config(["optimizer=sgd"]).config
+    with pytest.raises(ConfigError, match=word):
+        build("module", config["module"], network())
+
+
 # Values
 
 
@@ -348,6 +442,12 @@ def test_config_last_value_wins():
     composition = compose_config(["size=tiny", "seed=2", "size=demo", "seed=3"])
     assert (composition.choices["size"], composition.config["seed"]) == ("demo", 3)
     assert composition.overrides == ["seed=3"]
+
+
+@pytest.mark.parametrize("limit", ["0", "0.0", "0.5", "3", "null"])
+def test_config_evaluation_can_be_limited_to_nothing_or_a_part(limit: str):
+    value = compose_config([f"trainer.limit_val_batches={limit}"]).config["trainer"]
+    assert value["limit_val_batches"] == (None if limit == "null" else float(limit))
 
 
 def test_config_several_callback_files_can_be_chosen():

@@ -42,12 +42,8 @@ def generate(
     Raises:
         ValueError: If an argument is out of range or the prompt is empty.
     """
-    check_sizes(max_new_tokens=max_new_tokens, prompt_length=prompt.shape[1])
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise ValueError(
-            f"temperature={temperature} and top_k={top_k} must not be negative, "
-            f"top_p={top_p} must lie in (0, 1]"
-        )
+    check_sizes(prompt_length=prompt.shape[1])
+    check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
     with evaluation_mode(model), overwriting_states():
         tokens, step, state = [prompt], prompt, None
         for _ in range(max_new_tokens):
@@ -56,6 +52,15 @@ def generate(
             step = _sample(logits, temperature, top_k, top_p, generator)
             tokens.append(step)
     return torch.cat(tokens, dim=1)
+
+
+def check_sampling(*, max_new_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
+    """Raise ValueError if `generate` cannot work with such values; float32 overflows below 1e-6."""
+    check_sizes(max_new_tokens=max_new_tokens)
+    if temperature != 0 and not 1e-6 <= temperature < float("inf"):
+        raise ValueError(f"temperature={temperature} must be 0 or at least 1e-6, and finite")
+    if top_k < 0 or not 1e-6 <= top_p <= 1:
+        raise ValueError(f"top_k={top_k} must not be negative, top_p={top_p} lie in [1e-6, 1]")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from types import TracebackType
 from lightning import Callback
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from fwlight.errors import FwlightError, one_line
+from fwlight.errors import FwlightError, error_line
 from fwlight.run.signals import Stopped
 
 INTERRUPTED, UNEXPECTED = 130, 1
@@ -23,31 +23,39 @@ def exit_code_and_line(error: BaseException) -> tuple[int, str]:
         return INTERRUPTED, "error: interrupted; resume=auto continues from the last checkpoint"
     stopped = _first_of(error, Stopped)
     if isinstance(stopped, Stopped):
-        return stopped.exit_code, _line(str(stopped))
+        return stopped.exit_code, error_line(str(stopped))
     known = _first_of(error, FwlightError)
     if isinstance(known, FwlightError):
-        return known.exit_code, _line(str(known))
+        return known.exit_code, error_line(str(known))
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         reason = str(error).strip().partition("\n")[0]
-        return 2, _line(f"compile=true fails ({reason}); set compile=false")
+        return 2, error_line(f"compile=true fails ({reason}); set compile=false")
     for kinds, code in (
         (OSError, 5),
         (pickle.UnpicklingError, 4),
         ((ValueError, MisconfigurationException), 2),
     ):
         if (found := _first_of(error, kinds)) is not None:
-            return code, _line(str(found) or type(found).__name__)
+            return code, error_line(str(found) or type(found).__name__)
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+        return 2, error_line(
+            "the memory does not hold this: make size.*, task.batch_size= or task.eval_batch_size= "
+            f"smaller ({error or type(error).__name__})"
+        )
     if isinstance(error, RuntimeError) and _LOST_RANK.search(str(error)):
-        return UNEXPECTED, _line(
+        return UNEXPECTED, error_line(
             "another rank is gone, or did not answer within rank_timeout= seconds; resume=auto "
             f"goes on from the last checkpoint ({error})"
         )
     callback = _callback_in(error.__traceback__)
     place = f" in the callback {callback}" if callback else ""
-    return UNEXPECTED, _line(
+    return UNEXPECTED, error_line(
         f"unexpected {type(error).__name__}{place}: {error} (FWLIGHT_DEBUG=1 shows the traceback)"
     )
 
+
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|Storage size calculation overflowed")
+"""What torch says of it, on a CPU in a plain RuntimeError."""
 
 _LOST_RANK = re.compile(
     r"gloo|NCCL|Connection (closed|reset)|wait.*timeout|TCPStore|clients joined", re.IGNORECASE
@@ -74,7 +82,3 @@ def _first_of(
     while current is not None and not isinstance(current, kinds):
         current = current.__cause__
     return current
-
-
-def _line(message: str) -> str:
-    return f"error: {one_line(message)}"

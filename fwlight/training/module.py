@@ -31,11 +31,14 @@ class TrainingModule(LightningModule):
         max_steps: Number of updates of the whole training, the horizon of the schedule.
 
     Raises:
+        TypeError: If `optimizer` is no such record.
         ValueError: If a cosine schedule has no horizon, or a warm-up longer than it.
     """
 
     def __init__(self, network: nn.Module, *, optimizer: OptimizerConfig, max_steps: int) -> None:
         super().__init__()
+        if not isinstance(optimizer, OptimizerConfig):
+            raise TypeError(f"optimizer must be an OptimizerConfig, not {optimizer!r}")
         if optimizer.schedule == "cosine" and max_steps < 1:
             raise ValueError(
                 f"optimizer.schedule=cosine ends at trainer.max_steps, which is {max_steps}: "

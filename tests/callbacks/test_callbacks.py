@@ -149,6 +149,16 @@ def test_text_samples_continue_the_data_s_own_prompts(tmp_path, monkeypatch):
     assert shown["samples/1"].startswith("7 ")
 
 
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [({"temperature": 1e-38}, "1e-38"), ({"max_new_tokens": 0}, "0"), ({"prompts": ("",)}, "word")],
+)
+def test_text_samples_that_cannot_be_made_are_told_before_training(tmp_path, changed, word):
+    with pytest.raises(ValueError, match=word):
+        fit(tmp_path, TextSamples(**{"prompts": ("ab",), **changed}), max_steps=6)
+    assert not (tmp_path / "metrics.csv").exists()
+
+
 def test_callbacks_change_nothing_in_training(tmp_path):
     alone = fit(tmp_path / "a", max_steps=15)
     watched = fit(

@@ -147,6 +147,8 @@ def test_top_k_one_and_small_top_p_are_greedy() -> None:
         (lambda: make(positions="learned"), "positions='learned'"),
         (lambda: make(norm="sandwich"), "norm='sandwich'"),
         (lambda: make(output="sparse"), "output='sparse'"),
+        (lambda: generate(make(), tokens(1, 2), max_new_tokens=1, temperature=1e-38), "1e-38"),
+        (lambda: generate(make(), tokens(1, 2), max_new_tokens=1, top_p=1e-50), "1e-50"),
         (lambda: make(output="adaptive"), r"cutoffs=\[\] must rise"),
         (lambda: make(n_layers=0), "n_layers=0"),
         (lambda: make(d_model=7), "d_model=7 must be even"),

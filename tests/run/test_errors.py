@@ -5,6 +5,7 @@ import signal
 import sys
 
 import pytest
+import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import train
@@ -34,6 +35,14 @@ from fwlight.run.signals import Stopped
         (KeyboardInterrupt(), 130),
         (Stopped(signal.SIGTERM), 143),
         (Stopped(signal.SIGUSR1, saved_step=3), 138),
+        (MemoryError(), 2),
+        (
+            RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"
+            ),
+            2,
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory."), 2),
         (TypeError("a"), 1),
         (RuntimeError("a\nb\n  c"), 1),
     ],
@@ -85,3 +94,14 @@ def test_written_text_does_nothing_in_a_terminal(monkeypatch, capsys, terminal):
     assert train.main([]) == 0
     shown = capsys.readouterr().out.removesuffix("\n")
     assert shown == (text.replace("\x1b", r"\x1b") if terminal else text)
+
+
+def test_line_is_short_and_printable_whatever_it_quotes():
+    for error in (
+        ConfigError("key=" + "x" * 100_000),
+        TypeError("\x1b[31m\u2028 \udcff\0" + "y" * 9999),
+    ):
+        line = exit_code_and_line(error)[1]
+        assert len(line) < 5000
+        assert line.isprintable()
+        line.encode("utf-8")
