@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from cli.composition import Composition, compose_config
 from cli.early import check_files
 from cli.launch import first_process, run_dir
+from cli.output import check_told, lasting_output, mend_streams, tell
 from cli.stored import before_checkpoint
 from cli.sweep import expand, run_sweep
 from cli.usage import usage
@@ -41,8 +42,7 @@ def act(composition: Composition, arguments: Sequence[str]) -> dict[str, Any]:
     from fwlight import run
 
     if composition.config["action"] == "fit":
-        with run.lasting_output():
-            return fit(composition)
+        return fit(composition)
     checkpoint = run.load_checkpoint(composition.config["ckpt"])
     composition = recompose(checkpoint.get("fwlight"), arguments)
     warn(composition.warnings)
@@ -147,19 +147,23 @@ def warn(messages: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return the exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with lasting_output():
+        return obey(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def obey(arguments: list[str]) -> int:
+    """Do what a command line says, and tell what went wrong."""
     flags = {flag for flag in ("-h", "--help", "--cfg", "-m") if flag in arguments}
     arguments = [argument for argument in arguments if argument not in flags]
     try:
         if flags & {"-h", "--help"}:
-            print(usage())
+            tell(usage() + "\n")
         elif flags >= {"-m", "--cfg"}:
-            for point in expand(arguments):
-                print(shlex.join(point.arguments))
+            tell("".join(shlex.join(point.arguments) + "\n" for point in expand(arguments)))
         elif "-m" in flags:
             return run_sweep(arguments)
         elif "--cfg" in flags:
-            print(compose_config(arguments).yaml(), end="")
+            tell(compose_config(arguments).yaml())
         else:
             composition = compose_config(before_checkpoint(arguments))
             check_files(composition.config)
@@ -169,7 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if output is not None and first_process():
                 write(output, text)
             elif "text" in result:
-                print(printable(text) if sys.stdout.isatty() else text, end="")
+                tell(printable(text) if sys.stdout.isatty() else text)
+            elif composition.config["action"] != "fit":  # of that everything is in its folder
+                check_told()
     except SystemExit:
         raise
     except BaseException as error:
@@ -209,4 +215,5 @@ def exit_code_and_line(error: BaseException) -> tuple[int, str]:
 
 
 if __name__ == "__main__":
+    mend_streams()
     leave(main())

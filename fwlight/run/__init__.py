@@ -16,7 +16,6 @@ from fwlight.run.diagnosing import diagnose
 from fwlight.run.errors import exit_code_and_line
 from fwlight.run.folder import RunFolder
 from fwlight.run.loggers import build_loggers
-from fwlight.run.output import lasting_output
 from fwlight.run.ranks import conclude, end_ranks, leave, strategy
 from fwlight.run.rng import RandomState
 from fwlight.run.signals import StopOnSignal, listening
@@ -34,7 +33,6 @@ __all__ = [
     "flushing_denormals",
     "generate",
     "keep_freed_memory",
-    "lasting_output",
     "leave",
     "listening",
     "load_checkpoint",
