@@ -1,6 +1,5 @@
 """Train a model, test it or let it write: `python train.py key=value ...`; see `--help`."""
 
-import json
 import os
 import shlex
 import sys
@@ -11,6 +10,7 @@ from typing import Any, NoReturn
 
 from cli.composition import Composition, compose_config
 from cli.early import check_files
+from cli.finished import drop_other_summary, settings
 from cli.launch import first_process, run_dir
 from cli.output import check_told, lasting_output, mend_streams, tell
 from cli.stored import before_checkpoint
@@ -94,9 +94,11 @@ def fit(composition: Composition) -> dict[str, Any]:
         run_dir(composition), resume=config["resume"], is_rank_zero=first_process()
     )
     try:
+        changes: list[str] = []
         if folder.resume_from is not None:
             stored = run.load_checkpoint(folder.resume_from).get("fwlight")
-            composition.warnings.extend(check_resume(stored, composition))
+            changes = check_resume(stored, composition)
+            composition.warnings.extend(changes)
         if first_process():
             print(f"run_dir={folder.path}", flush=True)
         warn(composition.warnings)
@@ -118,9 +120,15 @@ def fit(composition: Composition) -> dict[str, Any]:
             plugins=run.plugins(),
             strategy=run.strategy(config["trainer"], timeout=config["rank_timeout"]),
         )
+        run.check_goes_on(trainer, folder, changes)
         if first_process():
-            write(folder.config_yaml, composition.yaml())
-        return run.fit(trainer, module, data, folder=folder)
+            try:
+                drop_other_summary(folder.path, composition)
+                text = composition.yaml().encode()
+                run.write_atomically(folder.config_yaml, lambda file: file.write(text))
+            except OSError as error:
+                raise cannot_write(folder.config_yaml, error) from error
+        return run.fit(trainer, module, data, folder=folder, settings=settings(composition))
     finally:
         folder.release()
 
@@ -136,7 +144,12 @@ def write(path: str | Path, text: str) -> None:
     try:
         Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}") from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: str | Path, error: OSError) -> StorageError:
+    """Return the error to raise."""
+    return StorageError(f"{path} cannot be written: {error.strerror or error}")
 
 
 def warn(messages: Sequence[str]) -> None:
@@ -168,8 +181,10 @@ def obey(arguments: list[str]) -> int:
             composition = compose_config(before_checkpoint(arguments))
             check_files(composition.config)
             result = train(composition, arguments)
+            from fwlight import run
+
             output = result.get("output") or composition.config["output"]
-            text = result["text"] if "text" in result else json.dumps(result, indent=2) + "\n"
+            text = result["text"] if "text" in result else run.as_json(result) + "\n"
             if output is not None and first_process():
                 write(output, text)
             elif "text" in result:

@@ -44,7 +44,11 @@ class TextSamples(Callback):
         check_sampling(
             max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p
         )
-        self.prompts = prompts
+        if prompts is not None and (
+            isinstance(prompts, str) or not all(isinstance(text, str) for text in prompts)
+        ):
+            raise ValueError(f"prompts={prompts!r} must be a list of texts")
+        self.prompts = None if prompts is None else tuple(prompts)
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
         self.top_k = top_k

@@ -86,7 +86,10 @@ def parse(argument: str, *, sweep: bool = False) -> tuple[str, Any]:
 
 
 def _swept(override: Override) -> list[str]:
-    texts = list(itertools.islice(override.sweep_string_iterator(), MOST_POINTS + 1))
+    try:
+        texts = list(itertools.islice(override.sweep_string_iterator(), MOST_POINTS + 1))
+    except (HydraException, ValueError) as error:
+        raise ConfigError(f"{override.input_line!r}: {error}") from error
     if not 1 <= len(texts) <= MOST_POINTS:
         raise ConfigError(f"{override.input_line!r} has no values, or more than {MOST_POINTS}")
     return texts

@@ -93,7 +93,7 @@ class Task(OpenSection):
     source_lang: str
     target_lang: str
     drop_blank: bool
-    vocab_size: Count
+    vocab_size: Annotated[int, Range(low=1, high=10**7)]  # its library aborts where memory ends
     batch_tokens: Count
     eval_batch_tokens: Count
     max_length: Count | None

@@ -1,6 +1,8 @@
 """`train.py -m`: every combination of values as a run of its own, one process per core."""
 
+import hashlib
 import itertools
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -14,18 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cli.composition import Composition, compose_config
-from cli.overrides import CONF, parse
-from cli.stored import leaves
+from cli.finished import is_finished
+from cli.overrides import CONF, MOST_POINTS, parse
 from fwlight.errors import ConfigError
 
-_NO_RESULT = (
-    *("run_dir", "resume", "report", "sweep", "logger."),
-    *("callbacks.progress", "callbacks.throughput"),
-)
-"""Beginnings of the keys that change nothing in a run's results."""
+_LONGEST, _READABLE = 250, 180
+"""Bytes of a folder's name, which file systems bound at 255, and of one that was shortened."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +40,8 @@ class Point:
         return Path(self.composition.config["run_dir"])
 
     def finished(self) -> bool:
-        """Say whether its folder holds the summary of a run with this very configuration."""
-        if not (self.folder / "summary.json").is_file():
-            return False
-        stored = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
-        # A key that was not there yet came with a later version, whose default changes nothing.
-        new = dict(_settings(self.composition.config))
-        return all(key in new and new[key] == value for key, value in _settings(stored))
+        """Say whether its folder holds the summary of a run with these very settings."""
+        return is_finished(self.folder, self.composition)
 
 
 def expand(arguments: Sequence[str]) -> list[Point]:
@@ -63,6 +55,8 @@ def expand(arguments: Sequence[str]) -> list[Point]:
     """
     values = dict(parse(argument, sweep=True) for argument in arguments)
     base = values.pop("run_dir", [None])[0]
+    if (count := math.prod(map(len, values.values()))) > MOST_POINTS:
+        raise ConfigError(f"-m would make {count} runs; more than {MOST_POINTS} are none")
     points = []
     for chosen in _combinations(values):
         first = compose_config(_texts(chosen))
@@ -77,7 +71,7 @@ def expand(arguments: Sequence[str]) -> list[Point]:
                     continue
                 combinations.append(more)
                 swept = {k: text for k, text in (chosen | more).items() if k in varied}
-                name = "__".join([curve] * bool(curve) + [f"{k}-{v}" for k, v in swept.items()])
+                name = _name(curve, swept)
                 points.append(_point(base or default_base, name, {**chosen, **more}))
     if len({point.folder for point in points}) < len(points):
         raise ConfigError("two points of the sweep differ only in characters no folder name has")
@@ -95,7 +89,7 @@ def run_sweep(arguments: Sequence[str]) -> int:
     finished = len(points) - len(open_points)
     print(f"{len(points)} runs, {finished} of them finished before", flush=True)
     on_cpu = all(point.composition.config["trainer"]["accelerator"] == "cpu" for point in points)
-    failed = _run(open_points, workers=len(os.sched_getaffinity(0)) if on_cpu else 1)
+    failed = _run(open_points, workers=cores() if on_cpu else 1)
     report = points[0].composition.config["report"]
     if report is not None:
         from cli.building import build
@@ -105,6 +99,13 @@ def run_sweep(arguments: Sequence[str]) -> int:
 
         build("report", report, points[0].folder.parent)
     return failed
+
+
+def cores() -> int:
+    """How many cores this process may use; not every system bounds that."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _run(points: list[Point], *, workers: int) -> int:
@@ -180,7 +181,6 @@ def _point(base: str, name: str, values: Mapping[str, str]) -> Point:
     """Make one point and check it."""
     if not name:
         raise ConfigError("-m found nothing to sweep: give a key several values, as seed=1,2,3")
-    name = re.sub(r"[^\w.-]+", "_", name)
     arguments = _texts({"resume": "auto", **values})
     arguments.append(f"run_dir={Path(base, name).resolve()}")
     composition = compose_config(arguments)
@@ -194,6 +194,23 @@ def _point(base: str, name: str, values: Mapping[str, str]) -> Point:
     return Point(name, arguments, composition)
 
 
+def _name(curve: str, swept: Mapping[str, str]) -> str:
+    """Name a point by its swept keys; one too long for a folder keeps the end of every key.
+
+    It ends in a digest then, as what was left out may be what tells it from another point.
+    """
+    parts = [curve] * bool(curve) + [f"{key}-{value}" for key, value in swept.items()]
+    name = re.sub(r"[^\w.-]+", "_", "__".join(parts))
+    if len(name.encode()) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+    short = [curve] * bool(curve)
+    short += [f"{re.split('[./]', key)[-1]}-{value}" for key, value in swept.items()]
+    room = max(4, (_READABLE - len(digest)) // len(short) - 2)
+    cut = [re.sub(r"[^\w.-]+", "_", part).encode()[:room].decode(errors="ignore") for part in short]
+    return "__".join(cut).encode()[:_READABLE].decode(errors="ignore") + f"__{digest}"
+
+
 def _combinations(values: Mapping[str, list[str]]) -> Iterator[dict[str, str]]:
     for texts in itertools.product(*values.values()):
         yield dict(zip(values, texts, strict=True))
@@ -201,13 +218,6 @@ def _combinations(values: Mapping[str, list[str]]) -> Iterator[dict[str, str]]:
 
 def _texts(values: Mapping[str, str]) -> list[str]:
     return [f"{key}={text}" for key, text in values.items()]
-
-
-def _settings(config: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what decides a run's results, not where it is or what becomes of it."""
-    for key, value in leaves(config):
-        if not key.startswith(_NO_RESULT):
-            yield key, value
 
 
 def _log(point: Point) -> Path:

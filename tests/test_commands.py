@@ -13,6 +13,7 @@ import yaml
 
 import cli.composition
 import cli.overrides
+from cli.finished import settings
 from cli.sweep import expand, run_sweep
 from fwlight.errors import ConfigError
 from train import main
@@ -300,6 +301,153 @@ def test_sweep_of_curves_drops_points_that_the_command_line_makes_equal(capsys):
     assert len(lines) == 9  # one a curve
     assert len({line.split("run_dir=")[1] for line in lines}) == 9
     assert all("task.n_keys=40" in line and "seed=1" in line for line in lines)
+
+
+def test_sweep_names_points_that_are_too_long_for_a_folder(tmp_path):
+    long = [
+        "model.feature_map.nu=1,2",
+        "callbacks.checkpoint.keep_every_n_train_steps=1000000,2000000",
+        "callbacks.checkpoint.every_n_train_steps=1000000,2000000",
+        "trainer.accumulate_grad_batches=1000000,2000000",
+        "callbacks.text_samples.max_new_tokens=1000000,2000000",
+        "trainer.check_val_every_n_epoch=1000000,2000000",
+    ]
+    names = [p.name for p in expand([*long, "seed=1,2", f"run_dir={tmp_path}"])]
+    assert len(set(names)) == 2**7
+    for name in names:
+        assert len(f"{name}.log".encode()) <= 255
+        assert all(key in name for key in ("nu-", "keep_every_n", "accumulate", "seed-"))
+    assert expand(["seed=1,2", f"run_dir={tmp_path}"])[0].name == "seed-1"
+    wide = "\u00e4" * 100
+    for found in expand(
+        [f"task.data='{wide}',x", f"task.source_lang='{wide}',x", "task=translation"]
+    ):
+        assert len(f"{found.name}.log".encode()) <= 255
+
+
+@pytest.mark.parametrize(
+    ("argument", "word"),
+    [
+        ("optimizer.lr=interval(1e-4,1e-2)", "range"),
+        ("model=glob(*)", "range"),
+        ("seed=range(1,1)", "no values"),
+        ("seed=range(0,1,0)", "seed=range"),
+        ("seed=range(0,1000000000000)", "more than"),
+        ("seed=range(0,1000) task.seq_len=range(1,1000)", "runs"),
+        ("seed=choice()", "seed=choice"),
+    ],
+)
+def test_sweep_of_no_or_too_many_values_is_refused(argument, word):
+    with pytest.raises(ConfigError, match=word):
+        expand(argument.split())
+
+
+def test_sweep_counts_cores_where_the_system_bounds_them_not(monkeypatch):
+    import cli.sweep
+
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    assert cli.sweep.cores() >= 1
+
+
+@pytest.fixture
+def done(tmp_path):
+    """A folder that holds what a run with these arguments leaves, and a function that makes it."""
+
+    def write(*arguments: str, earlier: bool = False) -> Path:
+        (one, _) = expand(["size=tiny", "seed=1,2", f"run_dir={tmp_path}", *arguments])
+        one.folder.mkdir(exist_ok=True)
+        (one.folder / "config.yaml").write_text(one.composition.yaml(), encoding="utf-8")
+        summary = {"global_step": one.composition.config["trainer"]["max_steps"]}
+        if not earlier:
+            summary["settings"] = settings(one.composition)
+        (one.folder / "summary.json").write_text(json.dumps(summary))
+        return one.folder
+
+    write.finished = lambda *arguments: expand(
+        ["size=tiny", "seed=1,2", f"run_dir={tmp_path}", *arguments]
+    )[0].finished()
+    return write
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_sweep_takes_a_summary_for_its_own_settings_only(done, earlier):
+    done(earlier=earlier)
+    assert done.finished()
+    assert done.finished("logger=tensorboard", "rank_timeout=5", "callbacks.progress=null")
+    for change in (
+        "trainer.max_steps=3000",
+        "optimizer.lr=0.5",
+        "model/feature_map=elu",
+        "model.short_conv=2",
+        "model=linear",
+        "task=mqar",
+    ):
+        assert not done.finished(change), change
+    done("model/feature_map=elu", earlier=earlier)
+    assert not done.finished("model/feature_map=relu")  # which differs in nothing but its class
+    done("task=translation", earlier=earlier)
+    assert not done.finished("task=translation", "model@encoder=softmax")
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_sweep_stays_finished_where_keys_came_or_classes_were_renamed(done, earlier):
+    folder = done(earlier=earlier)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    del config["model"]["short_conv"], config["translate"]
+    config["model"]["feature_map"]["_target_"] = "fwlight.old.Name"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    if not earlier:
+        summary = json.loads((folder / "summary.json").read_text())
+        assert not any("_target_" in key for key in summary["settings"])
+        for key in [key for key in summary["settings"] if key.startswith("translate.")]:
+            del summary["settings"][key]
+        del summary["settings"]["model.short_conv"]
+        (folder / "summary.json").write_text(json.dumps(summary))
+    assert done.finished()
+    assert not done.finished("model.short_conv=2")  # what did not exist then was not run with
+
+
+def test_sweep_does_not_believe_a_configuration_later_than_an_earlier_versions_summary(done):
+    folder = done(earlier=True)
+    (point,) = [
+        p for p in expand(["size=tiny", "seed=1,2", "trainer.max_steps=3000"]) if "1" in p.name
+    ]
+    config = {**point.composition.config, "run_dir": str(folder)}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert not done.finished("trainer.max_steps=3000")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff", b"[" * 3000, b"3", b'{"settings": 3}', b"a: b: c"]
+)
+@pytest.mark.parametrize("name", ["config.yaml", "summary.json"])
+def test_sweep_point_whose_files_are_damaged_is_open(done, name, content):
+    folder = done(earlier=True)
+    (folder / name).write_bytes(content)
+    assert not done.finished()
+    (folder / name).unlink()
+    assert not done.finished()
+
+
+def test_summary_goes_when_training_goes_on_with_other_settings(text, tmp_path, capsys):
+    arguments = [*TINY, "task.data=text", f"task.path={text}", "callbacks=none"]
+    arguments += [f"run_dir={tmp_path / 'run'}", "resume=auto", "optimizer.warmup_steps=0"]
+    summary = tmp_path / "run" / "summary.json"
+    assert main([*arguments, "trainer.max_steps=4"]) == 0
+    first = json.loads(summary.read_text())
+    assert first["settings"]["trainer.max_steps"] == 4
+    # Complete: nothing would be trained with what is new, and the summary would say it was.
+    for change in ("optimizer.lr=1", "trainer.max_steps=3"):
+        assert main([*arguments, "trainer.max_steps=4", change]) == 2
+        assert "complete at step 4" in capsys.readouterr().err
+        assert json.loads(summary.read_text()) == first
+    # Goes on, and does not get to the end.
+    longer = [*arguments, "trainer.max_steps=8"]
+    assert main([*longer, "optimizer.lr=1e30"]) == 3
+    assert not summary.exists()
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["optimizer"]["lr"] == 1e30
+    assert main(longer) == 0
+    assert json.loads(summary.read_text())["settings"]["trainer.max_steps"] == 8
 
 
 @pytest.mark.slow

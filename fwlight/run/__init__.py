@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning import Callback
 
-from fwlight.run.actions import fit, generate, test
+from fwlight.run.actions import as_json, check_goes_on, fit, generate, test
 from fwlight.run.allocator import keep_freed_memory
 from fwlight.run.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from fwlight.run.checkpointing import RunCheckpoint
@@ -14,6 +14,7 @@ from fwlight.run.clock import RunClock
 from fwlight.run.denormals import flushing_denormals
 from fwlight.run.diagnosing import diagnose
 from fwlight.run.errors import exit_code_and_line
+from fwlight.run.files import write_atomically
 from fwlight.run.folder import RunFolder
 from fwlight.run.loggers import build_loggers
 from fwlight.run.ranks import conclude, end_ranks, leave, strategy
@@ -24,7 +25,9 @@ from fwlight.run.translating import read_lines, translate
 __all__ = [
     "AtomicCheckpointIO",
     "RunFolder",
+    "as_json",
     "build_loggers",
+    "check_goes_on",
     "conclude",
     "diagnose",
     "end_ranks",
@@ -43,6 +46,7 @@ __all__ = [
     "strategy",
     "test",
     "translate",
+    "write_atomically",
 ]
 
 

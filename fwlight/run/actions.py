@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +25,12 @@ from fwlight.training.module import TrainingModule, perplexity
 
 
 def fit(
-    trainer: Trainer, module: TrainingModule, data: LightningDataModule, *, folder: RunFolder
+    trainer: Trainer,
+    module: TrainingModule,
+    data: LightningDataModule,
+    *,
+    folder: RunFolder,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train, test the best checkpoint, write summary.json and print a short summary.
 
@@ -36,6 +42,7 @@ def fit(
         module: What is trained.
         data: On what.
         folder: Where to, and where to go on from.
+        settings: What decides the results; kept in the summary under this name.
 
     Returns:
         What summary.json holds; see `summarise`.
@@ -60,8 +67,11 @@ def fit(
             load_weights(module, load_checkpoint(tested), tested)
         trainer.test(module, datamodule=data, verbose=False)
         summary = summarise(trainer, module, tested=tested.name)
+        told = _as_text(summary)
+        if settings is not None:
+            summary["settings"] = dict(settings)
         _write_summary(folder, summary)
-        _say(_as_text(summary))
+        _say(told)
         return summary
     finally:
         folder.release()
@@ -168,6 +178,36 @@ def summarise(trainer: Trainer, module: TrainingModule, *, tested: str) -> dict[
     }
 
 
+def as_json(values: Mapping[str, Any]) -> str:
+    """Write results as JSON, null for what is no finite number: JSON has no other word for it."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
+    return json.dumps(finite, indent=2, allow_nan=False)
+
+
+def check_goes_on(trainer: Trainer, folder: RunFolder, changes: Sequence[str]) -> None:
+    """Check that a run that is resumed with other settings trains with them at all.
+
+    Args:
+        trainer: That of the run.
+        folder: That of the run.
+        changes: What is other than in the checkpoint, nothing or one line.
+
+    Raises:
+        ConfigError: Its training is complete, and its results would pass for those of the changes.
+    """
+    step = folder.resume_step
+    if not changes or folder.resume_from is None or step is None:
+        return
+    if step >= trainer.max_steps or _stopped_early(trainer, load_checkpoint(folder.resume_from)):
+        raise ConfigError(
+            f"the training of {folder.resume_from} is complete at step {step}, so that nothing is "
+            f"left of {changes[0]}; choose another run_dir"
+        )
+
+
 def load_weights(module: LightningModule, checkpoint: dict[str, Any], path: str | Path) -> None:
     """Put a checkpoint's weights into a module.
 
@@ -226,11 +266,7 @@ def _copy_checkpoint(path: Path, target: Path) -> None:
 
 @rank_zero_only
 def _write_summary(folder: RunFolder, summary: dict[str, Any]) -> None:
-    finite = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in summary.items()
-    }
-    text = json.dumps(finite, indent=2) + "\n"
+    text = as_json(summary) + "\n"
     try:
         write_atomically(folder.summary_json, lambda file: file.write(text.encode()))
     except OSError as error:

@@ -151,7 +151,13 @@ def test_text_samples_continue_the_data_s_own_prompts(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("changed", "word"),
-    [({"temperature": 1e-38}, "1e-38"), ({"max_new_tokens": 0}, "0"), ({"prompts": ("",)}, "word")],
+    [
+        ({"temperature": 1e-38}, "1e-38"),
+        ({"max_new_tokens": 0}, "0"),
+        ({"prompts": ("",)}, "word"),
+        ({"prompts": "ab"}, "list"),
+        ({"prompts": (3,)}, "list"),
+    ],
 )
 def test_text_samples_that_cannot_be_made_are_told_before_training(tmp_path, changed, word):
     with pytest.raises(ValueError, match=word):

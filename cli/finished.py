@@ -1,0 +1,103 @@
+"""What decides a run's results, and whether the summary in a folder is of a run with just that."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cli.composition import Composition
+from cli.overrides import CONF
+from cli.stored import leaves
+
+_NO_RESULT = (
+    *("run_dir", "resume", "report", "sweep", "logger.", "output", "rank_timeout"),
+    *("callbacks.progress", "callbacks.throughput", "task.num_workers"),
+)
+"""Beginnings of the keys that change nothing in a run's results."""
+_WITH_CLASSES = ("task", "model", "optimizer")
+"""Groups whose options may differ in a class alone."""
+
+
+def settings(composition: Composition) -> dict[str, Any]:
+    """Return what decides a run's results, in one level: options by group, values by key.
+
+    The names of classes are left out, for which the option stands: a class may get another name.
+    """
+    options = {
+        group: option
+        for group, option in composition.choices.items()
+        if group.partition("@")[0].partition("/")[0] in _WITH_CLASSES
+    }
+    return {**options, **_values(composition.config)}
+
+
+def is_finished(folder: Path, composition: Composition) -> bool:
+    """Say whether a folder holds the summary of a run with these very settings.
+
+    What is damaged says nothing, so that the run is made, or completed, again.
+    """
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        if "settings" in summary:
+            return _same(dict(summary["settings"]), settings(composition), composition)
+        # Earlier versions had them in config.yaml alone.
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+        return _is_finished_earlier(summary, yaml.safe_load(text), composition)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False
+    except yaml.YAMLError:
+        return False
+
+
+def drop_other_summary(folder: Path, composition: Composition) -> None:
+    """Remove the summary of a run with other settings, before a folder's training goes on."""
+    if not is_finished(folder, composition):
+        (folder / "summary.json").unlink(missing_ok=True)
+
+
+def _same(old: dict[str, Any], new: dict[str, Any], composition: Composition) -> bool:
+    if any(key not in new or new[key] != value for key, value in old.items()):
+        return False
+    # A key that was not there yet came with a later version, whose default changes nothing.
+    asked = {argument.partition("=")[0] for argument in composition.overrides}
+    return not any(key in asked or "@" in key for key in new.keys() - old.keys())
+
+
+def _is_finished_earlier(summary: Any, config: Any, composition: Composition) -> bool:
+    trainer = config["trainer"]
+    if (
+        summary["global_step"] < trainer["max_steps"]
+        and trainer["max_time"] is None
+        and "early_stopping" not in config["callbacks"]
+    ):
+        return False  # the configuration is of a start after that of the summary
+    if not _same(_values(config), _values(composition.config), composition):
+        return False
+    new = _classes(composition.config)
+    other = {name for key, name in _classes(config).items() if new.get(key) != name}
+    # One that no option names any more has got another name.
+    return not other or not other & _classes_of_options()
+
+
+def _values(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in leaves(config)
+        if not key.startswith(_NO_RESULT) and not key.rpartition(".")[2].startswith("_")
+    }
+
+
+def _classes(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in leaves(config)
+        if key.endswith("._target_") and not key.startswith(_NO_RESULT)
+    }
+
+
+def _classes_of_options() -> set[str]:
+    words = (file.read_text(encoding="utf-8").split() for file in CONF.rglob("*.yaml"))
+    return {word for text in words for word in text}
