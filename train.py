@@ -17,7 +17,14 @@ from cli.stored import before_checkpoint
 from cli.sweep import expand, run_sweep
 from cli.usage import usage
 from fwlight import __version__
-from fwlight.errors import FwlightError, StorageError, error_line, one_line, printable
+from fwlight.errors import (
+    ConfigError,
+    FwlightError,
+    StorageError,
+    error_line,
+    one_line,
+    printable,
+)
 
 
 def train(composition: Composition, arguments: Sequence[str] = ()) -> dict[str, Any]:
@@ -103,6 +110,12 @@ def fit(composition: Composition) -> dict[str, Any]:
             print(f"run_dir={folder.path}", flush=True)
         warn(composition.warnings)
         module, data = build_parts(config)
+        monitor = config["callbacks"]["checkpoint"]["monitor"]
+        if monitor not in module.monitored:
+            raise ConfigError(
+                f"callbacks.checkpoint.monitor={monitor} is no metric of this task, which has "
+                + ", ".join(module.monitored)
+            )
         callbacks = build_callbacks(config) + run.run_callbacks(
             folder,
             seed=config["seed"],

@@ -59,7 +59,7 @@ class TextSamples(Callback):
         """Look at the prompts while nothing is lost yet."""
         # Lightning sets it where pyright does not see it.
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        for prompt in self.prompts:
+        for prompt in self.prompts or ():
             if not data.encode(prompt):
                 raise ValueError(f"callbacks.text_samples.prompts: there is no word in {prompt!r}")
 

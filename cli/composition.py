@@ -143,6 +143,14 @@ def check_together(values: dict[str, Any]) -> None:
         _check_processes(values, max(ranks, 1))
     if len(optimizer.get("betas", (0, 0))) != 2:
         raise ConfigError(f"optimizer.betas={optimizer['betas']} are not two numbers")
+    checkpoint = values["callbacks"]["checkpoint"]
+    every, last = checkpoint["keep_every_n_train_steps"], checkpoint["average_last"] or 0
+    if (kept := trainer["max_steps"] // every if every else 0) < last:
+        raise ConfigError(
+            f"callbacks.checkpoint.average_last={last}, but of trainer.max_steps="
+            f"{trainer['max_steps']} only {kept} copies are kept: "
+            f"callbacks.checkpoint.keep_every_n_train_steps={'null' if every is None else every}"
+        )
     if action == "fit" and values["ckpt"] is not None:
         raise ConfigError("action=fit takes no ckpt=; resume=PATH goes on from a checkpoint")
     if action != "fit" and values["ckpt"] is None:

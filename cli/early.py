@@ -1,9 +1,11 @@
 """What of a run's files can be looked at before torch is imported."""
 
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_object
 
+from fwlight.errors import ConfigError
 from fwlight.integrity import check_whole
 
 _MOST_BYTES = 1 << 28
@@ -16,7 +18,10 @@ def check_files(config: dict[str, Any]) -> None:
     Raises:
         CheckpointError: The checkpoint is missing, a URL or damaged.
         DataError: The data cannot be used.
+        ConfigError: There is no folder for the output.
     """
+    if config["output"] is not None and not Path(config["output"]).parent.is_dir():
+        raise ConfigError(f"output={config['output']} is in no folder that exists")
     if config["action"] != "fit":
         check_whole(config["ckpt"], most_bytes=_MOST_BYTES)
         return  # the task is the checkpoint's

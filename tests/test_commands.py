@@ -429,6 +429,26 @@ def test_sweep_point_whose_files_are_damaged_is_open(done, name, content):
     assert not done.finished()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["model=softmax", "task.eval=carried"], ["task.eval=carried", "constant size"]),
+        (["trainer.limit_test_batches=1e-5"], ["limit_test_batches"]),
+        (["callbacks.checkpoint.monitor=val/bleu"], ["val/bleu is no metric", "val/loss"]),
+        (["output=/nowhere/x/y"], ["/nowhere/x/y"]),
+    ],
+)
+def test_what_would_fail_after_the_training_is_told_before(
+    text, tmp_path, capsys, arguments, words
+):
+    data = [*TINY, "task.data=text", f"task.path={text}", "trainer.max_steps=2", "callbacks=none"]
+    assert main([*data, *arguments, f"run_dir={tmp_path / 'run'}", "optimizer.warmup_steps=0"]) == 2
+    line = one_line(capsys)
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+    assert not [*tmp_path.rglob("*.ckpt")]
+
+
 def test_summary_goes_when_training_goes_on_with_other_settings(text, tmp_path, capsys):
     arguments = [*TINY, "task.data=text", f"task.path={text}", "callbacks=none"]
     arguments += [f"run_dir={tmp_path / 'run'}", "resume=auto", "optimizer.warmup_steps=0"]

@@ -267,6 +267,14 @@ MISTAKES = [
         for key in cli.overrides.FREE_TEXT
         for empty in ("", "  ")
     ),
+    (["callbacks.checkpoint.average_last=3"], ["average_last=3", "only 0", "keep_every"]),
+    (
+        [
+            "callbacks.checkpoint.average_last=3",
+            "callbacks.checkpoint.keep_every_n_train_steps=700",
+        ],
+        ["only 2 copies", "=700"],
+    ),
     (["action=fitt"], ["fit, test, generate"]),
     (["action=test"], ["action=test needs ckpt="]),
     (["action=generate", "ckpt=x"], ["prompt=TEXT"]),

@@ -18,6 +18,7 @@ from fwlight.run.files import write_atomically
 from fwlight.run.folder import RunFolder
 from fwlight.run.loggers import build_loggers
 from fwlight.run.ranks import conclude, end_ranks, leave, strategy
+from fwlight.run.rehearsal import Rehearsal
 from fwlight.run.rng import RandomState
 from fwlight.run.signals import StopOnSignal, listening
 from fwlight.run.translating import read_lines, translate
@@ -91,7 +92,7 @@ def run_callbacks(
         average_last=average_last,
         identity=identity,
     )
-    return [RunClock(), RandomState(seed=seed), checkpoint, StopOnSignal(checkpoint)]
+    return [Rehearsal(), RunClock(), RandomState(seed=seed), checkpoint, StopOnSignal(checkpoint)]
 
 
 def quiet() -> None:

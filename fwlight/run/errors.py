@@ -37,6 +37,8 @@ def exit_code_and_line(error: BaseException) -> tuple[int, str]:
     ):
         if (found := _first_of(error, kinds)) is not None:
             return code, error_line(str(found) or type(found).__name__)
+    if "conditioned on metric" in str(error):  # Lightning's early stopping
+        return 2, error_line(f"callbacks: {str(error).strip().partition(chr(10))[0]}")
     if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
         return 2, error_line(
             "the memory does not hold this: make size.*, task.batch_size= or task.eval_batch_size= "

@@ -55,6 +55,11 @@ class LanguageModelingModule(SupervisedModule):
         """Add the perplexity."""
         return {**super().loss_metrics(split, loss), f"{split}/ppl": perplexity(loss)}
 
+    def rehearse(self, batch: LMBatch | CarriedBatch) -> None:
+        """Take the losses of one batch, and drop them with the state that it leaves."""
+        super().rehearse(batch)
+        self._evaluation_state = None
+
     # Lightning's hooks
 
     def on_train_start(self) -> None:

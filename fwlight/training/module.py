@@ -35,6 +35,9 @@ class TrainingModule(LightningModule):
         ValueError: If a cosine schedule has no horizon, or a warm-up longer than it.
     """
 
+    monitored = ("val/loss",)
+    """What `callbacks.checkpoint.monitor` may be, of the metrics of an evaluation."""
+
     def __init__(self, network: nn.Module, *, optimizer: OptimizerConfig, max_steps: int) -> None:
         super().__init__()
         if not isinstance(optimizer, OptimizerConfig):
@@ -97,6 +100,9 @@ class TrainingModule(LightningModule):
         nll, targets, norm = torch.cat((sums, grad_norm.double().view(1))).tolist()
         loss = nll / targets if targets else math.nan
         return {**self.loss_metrics("train", loss), "train/lr": lr, "train/grad_norm": norm}
+
+    def rehearse(self, batch: Any) -> None:
+        """Do with one batch what an evaluation would, without a trace; subclasses say what."""
 
     def loss_metrics(self, split: str, loss: float) -> dict[str, float]:
         """Return what is logged of a loss; subclasses add what follows from it."""

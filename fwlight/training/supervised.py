@@ -38,6 +38,10 @@ class SupervisedModule(TrainingModule):
         """Return `forward(batch)`; a subclass may let a batch go on where the last one ended."""
         return self(batch)
 
+    def rehearse(self, batch: Any) -> None:
+        """Take the losses of one batch, and drop them."""
+        self.losses(batch)
+
     def on_validation_epoch_start(self) -> None:
         """Start from nothing, also after an evaluation that was broken off."""
         self.evaluation.reset()

@@ -37,6 +37,8 @@ class TranslationModule(SupervisedModule):
         length_penalty: Exponent of a translation's length by which its log-probability is divided.
     """
 
+    monitored = ("val/loss", "val/bleu")
+
     def __init__(
         self,
         network: nn.Module,
