@@ -21,6 +21,7 @@ from fwlight.run.clock import RunClock
 from fwlight.run.files import write_atomically
 from fwlight.run.folder import RunFolder
 from fwlight.run.signals import leave_signals_alone
+from fwlight.run.updates import count_updates
 from fwlight.training.module import TrainingModule, perplexity
 
 
@@ -48,6 +49,7 @@ def fit(
         What summary.json holds; see `summarise`.
     """
     try:
+        count_updates(trainer)
         if folder.resume_from is not None:
             _say(f"resuming {folder.resume_from} after step {folder.resume_step}")
             if _stopped_early(trainer, load_checkpoint(folder.resume_from)):

@@ -92,9 +92,7 @@ class RunCheckpoint(Callback):
                 self._save(trainer, self.best_path)
         if self.save_best and self.keep_best > 1 and value is not None and not math.isnan(value):
             self._keep_if_among_best(trainer, sign * value)
-        # Half of an accumulated gradient cannot be stored.
-        if not trainer.fit_loop._should_accumulate():
-            self._save_if_due(trainer)
+        self._save_if_due(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the final state if it is not saved yet."""

@@ -117,8 +117,7 @@ class StopOnSignal(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop if asked to."""
-        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if fitting and not trainer.fit_loop._should_accumulate():
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fwlight import run
 from fwlight.errors import CheckpointError, ConfigError, NumericalError
-from fwlight.run.checkpoint_io import load_checkpoint
+from fwlight.run.checkpoint_io import load_checkpoint, save_checkpoint
 from tests.run import standin
 from tests.run.standin import Settings, rows
 
@@ -222,6 +222,61 @@ def test_complete_run_says_so_and_is_tested_again(whole, tmp_path, capsys):
     assert again["wall_seconds"] == pytest.approx(summary["wall_seconds"], rel=0.5)
     assert logged(path) == before
     assert json.loads((path / "summary.json").read_text()) == again
+
+
+@pytest.mark.parametrize(
+    ("per_epoch", "every", "evaluated"),
+    [
+        (False, 4, [4, 8, 10]),
+        (False, 3, [3, 6, 9, 10]),
+        (True, 2, [2, 5, 8, 10]),  # of the 11 batches of an epoch three updates are made
+    ],
+)
+def test_accumulated_batches_are_evaluated_after_so_many_whole_updates(
+    tmp_path, per_epoch, every, evaluated
+):
+    settings = Settings(run_dir=str(tmp_path), accumulate=4, val_every=every, max_steps=10, best=9)
+    folder, trainer, module, data = standin.parts(settings)
+    trainer.check_val_every_n_epoch = 1 if per_epoch else None
+    summary = run.fit(trainer, module, data, folder=folder)
+    found = rows(tmp_path)  # holds no step and metric twice
+    assert [step for step, name in found if name == "val/loss"] == evaluated
+    assert {step for step, name in found if name == "train/loss"} == set(range(1, 11))
+    kept = {path.name for path in (tmp_path / "checkpoints").glob("best-*.ckpt")}
+    assert kept == {f"best-{step:06d}.ckpt" for step in evaluated}
+    assert summary["val/best_step"] in evaluated
+
+
+def test_interval_beyond_an_epoch_of_accumulated_batches_is_refused(tmp_path):
+    settings = Settings(run_dir=str(tmp_path), accumulate=4, val_every=4)
+    folder, trainer, module, data = standin.parts(settings)
+    trainer.check_val_every_n_epoch = 1
+    with pytest.raises(ConfigError, match=r"val_check_interval=4 .* 3 updates of an epoch"):
+        run.fit(trainer, module, data, folder=folder)
+
+
+class StopInUpdate(Callback):
+    """Does what a time limit does, between two accumulated batches of an update."""
+
+    def __init__(self, update):
+        self.update = update
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        within = trainer.fit_loop._should_accumulate()
+        trainer.should_stop |= within and trainer.global_step + 1 == self.update
+
+
+@pytest.mark.parametrize("update", [5, 6])  # in an epoch, and its last one
+def test_time_limit_within_an_update_ends_training_after_it(tmp_path, update):
+    settings = {"accumulate": 4, "max_steps": 9, "val_every": 9}
+    folder, trainer, module, data = standin.parts(Settings(str(tmp_path / "run"), **settings))
+    trainer.callbacks.append(StopInUpdate(update))
+    assert run.fit(trainer, module, data, folder=folder)["global_step"] == update
+    assert (update, "val/loss") in rows(tmp_path / "run")
+    fit(tmp_path / "run", resume="auto", **settings)
+    fit(tmp_path / "whole", **settings)
+    cut, whole = logged(tmp_path / "run"), logged(tmp_path / "whole")
+    assert {k: v for k, v in cut.items() if k[0] != update or "train/" in k[1]} == whole
 
 
 def test_longer_training_goes_on_exactly_and_a_new_learning_rate_is_used(tmp_path):
