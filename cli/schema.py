@@ -18,6 +18,7 @@ Positive = Annotated[float, Range(above=0, high=1e30)]
 NonNegative = Annotated[float, Range(low=0, high=1e30)]
 Probability = Annotated[float, Range(low=0, high=1)]
 BatchLimit = Count | Annotated[float, Range(above=0, high=1)] | None
+MAX_TIME = r"(?!00:00:00:00)\d\d:\d\d:\d\d:\d\d"
 Positions = Literal["sinusoidal", "sinusoidal_reversed", "none"]
 
 
@@ -136,7 +137,7 @@ class Trainer(WholeSection):
     """trainer=: arguments of `lightning.Trainer`."""
 
     max_steps: Count
-    max_time: Annotated[str, Pattern("[0-9][0-9](:[0-9][0-9]){3}", "DD:HH:MM:SS")] | None
+    max_time: Annotated[str, Pattern(MAX_TIME, "DD:HH:MM:SS, above 0")] | None
     accelerator: Literal["cpu", "gpu", "auto"]
     devices: Annotated[int, Range(low=1, high=4096)] | Literal["auto"] | list[Natural]
     num_nodes: Count

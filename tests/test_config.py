@@ -240,6 +240,7 @@ MISTAKES = [
     (["optimizer.schedule=linear"], ["cosine, cosine_reference, inverse_sqrt, constant"]),
     (["trainer.max_steps=0"], ["trainer.max_steps=0"]),
     (["trainer.max_time=6"], ["trainer.max_time=6", "DD:HH:MM:SS"]),
+    (["trainer.max_time=00:00:00:00"], ["trainer.max_time=00:00:00:00", "above 0"]),
     (["trainer.precision=bf16"], ["32-true, bf16-mixed"]),
     (["trainer.devices=0"], ["trainer.devices=0"]),
     (["trainer=cuda"], ["trainer=cuda", "gpu"]),

@@ -4,6 +4,7 @@ import time
 from typing import Any, cast
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 
 from fwlight.training.module import TrainingModule
 
@@ -12,6 +13,7 @@ class RunClock(Callback):
     """Counts wall and training seconds and target tokens; stored with every checkpoint.
 
     Training seconds leave out evaluation, so tokens / training seconds is the training speed.
+    A time limit (`max_time`) is that of one start: what is used up of it is not stored.
     """
 
     def __init__(self) -> None:
@@ -40,6 +42,18 @@ class RunClock(Callback):
         """Stop."""
         self._earlier = self.state_dict()
         self._started = None
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Leave out the time that is used up."""
+        checkpoint["callbacks"].pop(Timer().state_key, None)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Begin with a whole budget, also where an earlier version stored it."""
+        self.on_save_checkpoint(trainer, pl_module, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds and tokens so far."""

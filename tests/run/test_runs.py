@@ -305,13 +305,22 @@ def test_kept_copies_are_named_by_step_and_resume_exactly(whole, tmp_path):
     assert logged(tmp_path / "a") == logged(whole[0])
 
 
-def test_time_limit_ends_training_with_evaluation_checkpoint_and_summary(tmp_path):
-    summary = fit(tmp_path, max_steps=10**6, max_time="00:00:00:01", val_every=10**6)
-    step = summary["global_step"]
-    assert 0 < step < 10**6
-    assert load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == step
-    assert summary["val/best_step"] == step
-    assert (step, "val/loss") in rows(tmp_path)
+def test_time_limit_ends_every_start_with_evaluation_checkpoint_and_summary(tmp_path, capsys):
+    limit = {"max_steps": 10**6, "max_time": "00:00:00:01", "val_every": 10**6, "resume": "auto"}
+    step = 0
+    for _ in range(3):
+        before, summary = step, fit(tmp_path, **limit)
+        step = summary["global_step"]
+        assert before < step < 10**6
+        assert before or summary["val/best_step"] == step
+        last = load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+        assert last["global_step"] == step
+        assert (step, "val/loss") in rows(tmp_path)
+    assert "already complete" not in capsys.readouterr().out
+    # As earlier versions stored it: a budget that was used up.
+    last["callbacks"]["Timer"] = {"time_elapsed": {"train": 10.0}}
+    save_checkpoint(last, tmp_path / "checkpoints" / "last.ckpt")
+    assert fit(tmp_path, **limit)["global_step"] > step
 
 
 def test_damaged_last_checkpoint_falls_back_and_still_resumes_exactly(whole, tmp_path, capsys):
