@@ -1,6 +1,7 @@
 """metrics.csv and TensorBoard."""
 
 import math
+import os
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -43,6 +44,88 @@ def test_purge_drops_later_rows_test_results_and_half_rows(tmp_path):
     purge_csv(path, 0)
     assert path.read_text() == "step,metric,value\n"
     purge_csv(tmp_path / "none.csv", 5)
+
+
+ROWS = b"1,train/loss,3.0\n5,val/loss,2.0\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "damaged"),
+    [
+        (b"step,metric,value\n" + ROWS + b"5,train/l\xffss,1.0\n", 1),
+        (b"step,metric,value\n5,train/loss,1.\xff\n" + ROWS + b"\xff\xff", 1),
+        (b"\0" * 40 + b"\n" + ROWS + b"4,train/loss\n\n,,\n", 4),
+        (b"tric,value\n" + ROWS + b"3,train/loss,2.5.3\n", 2),
+        (b"1,train/loss,4.0\n" + ROWS, 0),  # no header, and a row twice: the last one counts
+        (ROWS + b"5,train/lo", 0),  # as a killed process leaves it
+    ],
+)
+def test_damaged_rows_are_dropped_with_one_warning(tmp_path, capsys, content, damaged):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    purge_csv(tmp_path / "metrics.csv", 5)
+    assert (tmp_path / "metrics.csv").read_bytes() == b"step,metric,value\n" + ROWS
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (damaged > 0)
+    assert not damaged or f"metrics.csv: {damaged} damaged rows" in lines[0]
+
+
+def occupy(path, kind):
+    """Put something that is no log where a log is to be."""
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/full")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.touch()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("metrics.csv", kind) for kind in ("pipe", "device", "folder")),
+        *(("tensorboard", kind) for kind in ("file", "pipe")),
+    ],
+)
+def test_resumed_run_logs_elsewhere_with_one_warning(tmp_path, capsys, name, kind):
+    (tmp_path / "config.yaml").touch()
+    occupy(tmp_path / name, kind)
+    folder, loggers = start(tmp_path)
+    assert folder.resume_step == 0
+    for step in range(1, 3):
+        for logger in loggers:
+            logger.log_metrics({"train/loss": 1.0, "test/loss": 2.0}, step)
+            logger.save()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {tmp_path / name} cannot be written")
+    other = "metrics.csv" if name == "tensorboard" else "tensorboard"
+    assert (tmp_path / other).exists()
+
+
+def test_what_lies_beside_the_events_is_left_alone(tmp_path, capsys):
+    names = ["bak", "1", f"{10**100}.host", "x.test", "5.test/", "1000.folder.test/", "backup/"]
+    strangers = [tmp_path / "tensorboard" / f"events.out.tfevents.{name}" for name in names]
+    (tmp_path / "tensorboard").mkdir()
+    for name, path in zip(names, strangers, strict=True):
+        path.mkdir() if name.endswith("/") else path.touch()
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / ".notes.partial").mkdir()
+    _, (_, logger) = start(tmp_path)
+    logger.log_metrics({"train/loss": 1.0, "test/loss": 2.0}, 3)
+    logger.save()
+    assert all(path.exists() for path in [*strangers, tmp_path / ".notes.partial"])
+    assert len(list((tmp_path / "tensorboard").iterdir())) == len(strangers) + 2
+    assert capsys.readouterr().err == ""
+
+
+def test_logging_that_raises_anything_at_all_is_one_warning(tmp_path, capsys):
+    logger = TensorBoard(tmp_path, purge_step=None, hyperparameters={})
+    logger.log_figure("tag", "no figure", 1)
+    logger.log_figure("tag", "no figure", 2)
+    logger.log_metrics({"a": 1.0}, 3)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"warning: {tmp_path} cannot be written (AttributeError" in line
 
 
 def test_resumed_curves_are_continuous(tmp_path):

@@ -214,11 +214,15 @@ def check_resumption(tmp_path, capsys, settings, resumed_at):
 def test_complete_run_says_so_and_is_tested_again(whole, tmp_path, capsys):
     path, summary = tmp_path / "copy", whole[1]
     subprocess.run(["cp", "-r", whole[0], path], check=True)
-    before = logged(path)
+    before, names = logged(path), {name for _, name in rows(path)}
+    curves = {name: curve(path, name) for name in names}
     (path / "summary.json").unlink()
-    again = fit(path, resume="auto")
-    assert "already complete at step 30" in capsys.readouterr().out
-    assert timeless(again) == timeless(summary)
+    for _ in range(2):
+        again = fit(path, resume="auto")
+        assert "already complete at step 30" in capsys.readouterr().out
+        assert timeless(again) == timeless(summary)
+    assert {name: curve(path, name) for name in names} == curves
+    assert [step for step, _ in curves["test/loss"]] == [30]
     assert again["wall_seconds"] == pytest.approx(summary["wall_seconds"], rel=0.5)
     assert logged(path) == before
     assert json.loads((path / "summary.json").read_text()) == again

@@ -1,0 +1,54 @@
+"""What the loggers of a run share: they never end it."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class RunLogger(Logger):
+    """A logger that stops with one warning when its file cannot be read or written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._failed = False
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.parent.name
+
+    @property
+    def version(self) -> str:
+        """Of no use here: a run has its own folder."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the loggers get the configuration when they are made."""
+
+    def _try(self, action: Callable[[], object]) -> None:
+        """Run a logging action; after an error, whatever it is, warn and run none any more."""
+        if self._failed:
+            return
+        try:
+            action()
+        except Exception as error:
+            self._failed = True
+            system = error.strerror if isinstance(error, OSError) else None
+            print(
+                f"warning: {self.path} cannot be written "
+                f"({system or f'{type(error).__name__}: {error}'}); nothing more is logged there, "
+                "training goes on",
+                file=sys.stderr,
+                flush=True,
+            )
