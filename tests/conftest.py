@@ -1,11 +1,16 @@
 """Shared fixtures. Reference data lives beside the checkout; tests that need it skip without it."""
 
+import os
 import socket
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# The processes that tests start are no tasks of a batch job, also where the tests run in one.
+for name in [name for name in os.environ if name.startswith("SLURM_")]:
+    del os.environ[name]
 
 
 def pytest_addoption(parser):

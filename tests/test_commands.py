@@ -1,6 +1,7 @@
 """train.py as its users meet it: actions, exit codes, one line for a mistake, sweeps."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -238,6 +239,20 @@ def test_train_that_was_stopped_early_is_complete(tmp_path, capsys):
     again = json.loads((tmp_path / "summary.json").read_text())
     for name in ("val/loss", "val/best_loss", "test/loss", "tested_checkpoint", "global_step"):
         assert again[name] == summary[name], name
+
+
+def test_machine_with_slurm_installed_gets_no_hints(tmp_path):
+    srun = tmp_path / "srun"
+    srun.write_text("#!/bin/sh\nexit 1\n")
+    srun.chmod(0o755)
+    point = ["task=retrieval", "task.n_keys=4", "callbacks=none", "trainer.max_steps=3"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *point, f"run_dir={tmp_path / 'run'}"],
+        env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_train_without_callbacks(tmp_path):

@@ -101,6 +101,7 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*is smaller than the logging interval.*",  # sizes are the configuration's
+        ".*`srun` command is available.*",  # having SLURM is no wish to use it
         ".*does not have many workers.*",  # the loaders are no DataLoaders
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",  # Lightning's own code
     ):
