@@ -80,10 +80,12 @@ def act(composition: Composition, arguments: Sequence[str]) -> dict[str, Any]:
             draws=config["diagnostics"]["capacity_draws"],
         )
         return {"text": text, "output": config["output"] or report_path(config["ckpt"])}
+    identity = {**composition.record(), "version": __version__}
+    same = run.SameStart(identity=identity, step=checkpoint.get("global_step"))
     trainer = build(
         "trainer",
         config["trainer"],
-        callbacks=build_callbacks(config),
+        callbacks=[same, *build_callbacks(config)],
         logger=False,
         strategy=run.strategy(config["trainer"], timeout=config["rank_timeout"]),
     )

@@ -18,7 +18,7 @@ Positive = Annotated[float, Range(above=0, high=1e30)]
 NonNegative = Annotated[float, Range(low=0, high=1e30)]
 Probability = Annotated[float, Range(low=0, high=1)]
 BatchLimit = Count | Annotated[float, Range(above=0, high=1)] | None
-MAX_TIME = r"(?!00:00:00:00)\d\d:\d\d:\d\d:\d\d"
+MAX_TIME = r"(?!00:00:00:00)[0-9][0-9](:[0-9][0-9]){3}"
 Positions = Literal["sinusoidal", "sinusoidal_reversed", "none"]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from lightning import Callback
 
 from fwlight.run.actions import as_json, check_goes_on, fit, generate, test
+from fwlight.run.agreement import SameStart
 from fwlight.run.allocator import keep_freed_memory
 from fwlight.run.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from fwlight.run.checkpointing import RunCheckpoint
@@ -26,6 +27,7 @@ from fwlight.run.translating import read_lines, translate
 __all__ = [
     "AtomicCheckpointIO",
     "RunFolder",
+    "SameStart",
     "as_json",
     "build_loggers",
     "check_goes_on",
@@ -92,7 +94,11 @@ def run_callbacks(
         average_last=average_last,
         identity=identity,
     )
-    return [Rehearsal(), RunClock(), RandomState(seed=seed), checkpoint, StopOnSignal(checkpoint)]
+    same = SameStart(identity=identity, step=folder.resume_step)
+    return [
+        *(same, Rehearsal(), RunClock(), RandomState(seed=seed)),
+        *(checkpoint, StopOnSignal(checkpoint)),
+    ]
 
 
 def quiet() -> None:

@@ -6,6 +6,7 @@ FAULT='{"kind": "kill", "step": 13, "rank": 1}' python tests/faults/injected.py 
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -116,7 +117,10 @@ def wound_setup() -> None:
         LanguageModelingDataModule.setup = setup
 
 
-if FAULT["kind"] == "write":
+if FAULT["kind"] == "arguments":
+    if int(os.environ.get("LOCAL_RANK", 0)) == FAULT["rank"]:
+        sys.argv[1:] = [*sys.argv[1:], *FAULT["arguments"]]  # the last of a key counts
+elif FAULT["kind"] == "write":
     wound_writes()
 elif FAULT["kind"] == "setup":
     wound_setup()

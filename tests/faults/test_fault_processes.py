@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import time
 
@@ -193,6 +194,41 @@ def test_rank_that_fails_before_the_others_are_there(tiny, tmp_path):
     ended = process.wait()
     assert ended.code == 2
     assert "no data for this rank" in ended.err.splitlines()[-1]
+    assert process.orphans() == []
+
+
+OTHER = {
+    "seed": (["seed=7"], "seed=1 in rank 0, but seed=7 in rank 1"),
+    "rate": (["optimizer.lr=0.5"], "optimizer.lr=0.001 in rank 0, but optimizer.lr=0.5 in rank 1"),
+    "text": (["task.path={other}"], "the data's fingerprint="),
+    "step": (["resume=never"], "the checkpoint's step=24 in rank 0, but"),
+}
+
+
+@pytest.mark.fault(10)
+@pytest.mark.parametrize(
+    "kind", ["seed", *(pytest.param(k, marks=pytest.mark.full) for k in OTHER if k != "seed")]
+)
+def test_ranks_that_start_differently_end_with_the_difference(tiny, text, whole, tmp_path, kind):
+    other, words = tmp_path / "other.txt", text.read_text().split(" ")
+    other.write_text(" ".join([words[1], words[0], *words[2:]]))
+    if kind == "step":
+        shutil.copytree(whole, tmp_path / "run")
+    arguments, difference = OTHER[kind]
+    process = Running(
+        [*tiny, *TWO, f"run_dir={tmp_path / 'run'}", "resume=auto"],
+        folder=tmp_path / "output",
+        fault={
+            "kind": "arguments",
+            "rank": 1,
+            "arguments": [x.format(other=other) for x in arguments],
+        },
+    )
+    ended = process.wait()
+    assert ended.code == 2, ended.err
+    (line,) = ended.errors
+    assert difference in line
+    assert " in rank 1: all processes" in line
     assert process.orphans() == []
 
 
