@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from cli.composition import Composition, compose_config
 from cli.early import check_files
 from cli.finished import drop_other_summary, settings
-from cli.launch import first_process, run_dir
+from cli.launch import first_process, first_to_tell, run_dir
 from cli.output import check_told, lasting_output, mend_streams, tell
 from cli.stored import before_checkpoint
 from cli.sweep import expand, run_sweep
@@ -38,7 +38,7 @@ def train(composition: Composition, arguments: Sequence[str] = ()) -> dict[str, 
 
     run.quiet()
     run.keep_freed_memory()
-    with run.flushing_denormals(), run.listening(before_exit=run.end_ranks):
+    with run.flushing_denormals(), run.listening(before_exit=run.end_at_once):
         return act(composition, arguments)
 
 
@@ -221,7 +221,7 @@ def conclude(code: int, line: str | None) -> int:
         from fwlight import run
 
         code, line = run.conclude(code, line)
-    if line is not None:
+    if line is not None and first_to_tell(line):
         print(line, file=sys.stderr)
     return code
 

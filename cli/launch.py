@@ -1,5 +1,6 @@
 """Which process of a run this is, and where the run writes, known before torch is imported."""
 
+import hashlib
 import os
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,25 @@ _RUN_DIR = "FWLIGHT_RUN_DIR"
 def first_process() -> bool:
     """Say whether this is the only process of a run, or the first."""
     return all(int(os.environ.get(name) or 0) == 0 for name in _RANKS)
+
+
+def first_to_tell(line: str) -> bool:
+    """Say whether no other process of a run on this machine has told this very line.
+
+    torchrun gives each process a file for its error, two folders below one that they share and that
+    goes with the run. Of other launchers nothing such is known.
+    """
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not file:
+        return True
+    told = Path(file).parent.parent / f"told-{hashlib.sha256(line.encode()).hexdigest()}"
+    try:
+        told.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def run_dir(composition: Composition) -> str:

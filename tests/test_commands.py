@@ -228,6 +228,19 @@ def test_command_exit_code_reaches_the_shell(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_processes_of_torchrun_tell_one_mistake_once(tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, str(ROOT / "train.py"), "trainer.max_steps=many"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert lines == ["error: trainer.max_steps=many is not a whole number"], done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_train_that_was_stopped_early_is_complete(tmp_path, capsys):
     point = ["task=retrieval", "task.n_keys=4", "model=linear", "logger=none"]
     point += ["callbacks.early_stopping.stopping_threshold=0.2", "trainer.val_check_interval=20"]

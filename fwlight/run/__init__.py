@@ -18,7 +18,7 @@ from fwlight.run.errors import exit_code_and_line
 from fwlight.run.files import write_atomically
 from fwlight.run.folder import RunFolder
 from fwlight.run.loggers import build_loggers
-from fwlight.run.ranks import conclude, end_ranks, leave, strategy
+from fwlight.run.ranks import conclude, end_at_once, leave, strategy
 from fwlight.run.rehearsal import Rehearsal
 from fwlight.run.rng import RandomState
 from fwlight.run.signals import StopOnSignal, listening
@@ -33,7 +33,7 @@ __all__ = [
     "check_goes_on",
     "conclude",
     "diagnose",
-    "end_ranks",
+    "end_at_once",
     "exit_code_and_line",
     "fit",
     "flushing_denormals",

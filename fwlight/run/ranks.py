@@ -93,8 +93,7 @@ def conclude(code: int, line: str | None) -> tuple[int, str | None]:
         line: What to tell the user if it is not 0.
     """
     if not _ranks:
-        started = os.environ.get(_PARENT) == str(os.getppid())
-        return (code, None) if started and (not code or _leave_error(code, line)) else (code, line)
+        return (code, None) if not code or _left_to_parent(code, line) else (code, line)
     _concluding.set()
     if code == 1:  # perhaps only the echo of another rank's error: let that one be told
         _wait(3.0, until=lambda: _error_left() is not None or _lost() is not None)
@@ -123,6 +122,12 @@ def leave(code: int) -> NoReturn:
         except (OSError, ValueError):  # full, or closed
             code = code or StorageError.exit_code
     os._exit(code)
+
+
+def end_at_once(code: int, line: str) -> str | None:
+    """End the ranks that this process started; return the line unless it is left to the first."""
+    end_ranks()
+    return None if _left_to_parent(code, line) else line
 
 
 def end_ranks() -> None:
@@ -166,6 +171,11 @@ def _lost() -> tuple[int, int] | None:
     """Return rank and signal of a process that was killed."""
     codes = [process.poll() for process in _ranks]
     return next(((n, -c) for n, c in enumerate(codes, start=1) if c is not None and c < 0), None)
+
+
+def _left_to_parent(code: int, line: str | None) -> bool:
+    """Leave an error to the first process, if that started this one and takes it."""
+    return os.environ.get(_PARENT) == str(os.getppid()) and _leave_error(code, line)
 
 
 def _leave_error(code: int, line: str | None) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 from fwlight.run.checkpointing import RunCheckpoint, evaluates_now
 
@@ -46,13 +47,14 @@ class Stopped(BaseException):
 
 
 @contextlib.contextmanager
-def listening(*, before_exit: Callable[[], None]) -> Iterator[None]:
+def listening(*, before_exit: Callable[[int, str], str | None]) -> Iterator[None]:
     """Take signals in the block: the first raises `Stopped`, in training at the end of the step.
 
     A second one ends the process at once, whatever it is doing or waiting for.
 
     Args:
-        before_exit: Called by that second signal.
+        before_exit: Called by that second signal with exit code and error line; returns the line if
+            this process is the one to tell it.
     """
     global _asked
     if threading.current_thread() is not threading.main_thread():
@@ -154,11 +156,14 @@ def _handle(signum: int, frame: FrameType | None) -> None:
     _asked = signal.Signals(signum)
     if not _deferring:
         raise Stopped(signum)
-    # Not print: the signal may have come in the middle of another one.
-    _say(f"warning: {_asked.name}: stopping after this step; a second signal ends at once\n")
+    if (
+        getattr(rank_zero_only, "rank", 0) == 0
+    ):  # a terminal and a batch system signal to all processes
+        # Not print: the signal may have come in the middle of another one.
+        _say(f"warning: {_asked.name}: stopping after this step; a second signal ends at once\n")
 
 
-def _watch(reader: socket.socket, before_exit: Callable[[], None]) -> None:
+def _watch(reader: socket.socket, before_exit: Callable[[int, str], str | None]) -> None:
     first: float | None = None
     while numbers := reader.recv(64):
         for number in numbers:
@@ -169,8 +174,9 @@ def _watch(reader: socket.socket, before_exit: Callable[[], None]) -> None:
                 first = now
             elif now - first > _TOGETHER:
                 name = signal.Signals(number).name
-                _say(f"error: ended at once by a second signal, {name}; resume=auto goes on\n")
-                before_exit()
+                line = f"error: ended at once by a second signal, {name}; resume=auto goes on"
+                if (told := before_exit(128 + number, line)) is not None:
+                    _say(f"{told}\n")
                 os._exit(128 + number)
     reader.close()
 

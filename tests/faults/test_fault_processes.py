@@ -131,6 +131,28 @@ def test_signal_to_one_rank_stops_all(start, whole_of_two, tmp_path, rank, name)
     assert_same_run(tmp_path / "run", whole_of_two)
 
 
+@pytest.mark.fault(9)
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.full)])
+def test_signal_to_all_processes_is_told_once(tiny, tmp_path, times):
+    """As a terminal and a batch system send it."""
+    told = tmp_path / "told"
+    process = Running(
+        [*tiny, *TWO, f"run_dir={tmp_path / 'run'}"],
+        folder=tmp_path / "output",
+        fault={"kind": "announce", "step": 12, "file": str(told), "seconds": 5 * times},
+    )
+    while not told.exists():
+        time.sleep(0.05)
+    for _ in range(times):
+        os.killpg(process.pid, signal.SIGTERM)
+        time.sleep(1)
+    ended = process.wait()
+    assert ended.code == 143, ended.err
+    assert len(ended.warnings) == len(ended.errors) == 1, ended.err
+    assert ("second signal" in ended.errors[0]) == (times == 2)
+    assert process.orphans() == []
+
+
 ENDS = {
     "fail": (1, "the wound hurts"),
     "refuse": (2, "this rank does not like its data"),
