@@ -99,10 +99,9 @@ def fit(composition: Composition) -> dict[str, Any]:
     from fwlight import run
 
     config = composition.config
-    folder = run.RunFolder.open(
+    with run.RunFolder.open(
         run_dir(composition), resume=config["resume"], is_rank_zero=first_process()
-    )
-    try:
+    ) as folder:
         changes: list[str] = []
         if folder.resume_from is not None:
             stored = run.load_checkpoint(folder.resume_from).get("fwlight")
@@ -144,8 +143,6 @@ def fit(composition: Composition) -> dict[str, Any]:
             except OSError as error:
                 raise cannot_write(folder.config_yaml, error) from error
         return run.fit(trainer, module, data, folder=folder, settings=settings(composition))
-    finally:
-        folder.release()
 
 
 def report_path(ckpt: str) -> str:

@@ -36,7 +36,8 @@ def fit(
     """Train, test the best checkpoint, write summary.json and print a short summary.
 
     Where no best checkpoint is kept, the last state is tested. A training that is already complete
-    is only tested. The folder is released at the end.
+    is only tested. The folder is released at the end; a start that fails before its first update
+    leaves nothing in it.
 
     Args:
         trainer: With the run's plug-ins, callbacks and loggers.
@@ -48,14 +49,18 @@ def fit(
     Returns:
         What summary.json holds; see `summarise`.
     """
-    try:
+    with folder:
         count_updates(trainer)
         if folder.resume_from is not None:
             _say(f"resuming {folder.resume_from} after step {folder.resume_step}")
             if _stopped_early(trainer, load_checkpoint(folder.resume_from)):
                 trainer.fit_loop.epoch_loop.max_steps = folder.resume_step or 0
         leave_signals_alone(trainer)
-        trainer.fit(module, datamodule=data, ckpt_path=folder.resume_from, weights_only=True)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=folder.resume_from, weights_only=True)
+        finally:
+            if trainer.global_step:
+                folder.keep()
         checkpoint = _of_kind(trainer, RunCheckpoint)
         if folder.resume_from is not None and trainer.global_step == folder.resume_step:
             _say(f"training was already complete at step {trainer.global_step}")
@@ -75,8 +80,6 @@ def fit(
         _write_summary(folder, summary)
         _say(told)
         return summary
-    finally:
-        folder.release()
 
 
 def test(

@@ -1,7 +1,9 @@
 """The folder that holds everything of a run."""
 
+import contextlib
 import fcntl
 import os
+import shutil
 import sys
 import weakref
 from pathlib import Path
@@ -37,6 +39,8 @@ class RunFolder:
         self.resume_step: int | None = None
         """Updates made there; 0 where an earlier start got to no checkpoint; None for a new run."""
         self._lock: IO[str] | None = None
+        self._new: list[Path] = []
+        """What was not there before this start: its own files first, then folders inside out."""
 
     @classmethod
     def open(cls, path: str | Path, *, resume: str, is_rank_zero: bool) -> "RunFolder":
@@ -71,12 +75,31 @@ class RunFolder:
             if resume != "never":
                 folder._find_start(resume, holds_run=holds_run)
         except BaseException:
+            folder.undo()
             folder.release()
             raise
         return folder
 
+    def undo(self) -> None:
+        """Remove what this start made, and nothing that was there; a run is kept."""
+        if self.metrics_csv.exists() or any(self.checkpoints.glob("*.ckpt")):
+            return
+        for path in self._new:
+            with contextlib.suppress(OSError):  # not made, or others have put something there
+                if path == self.tensorboard:
+                    shutil.rmtree(path)
+                elif path.is_dir():
+                    path.rmdir()
+                else:
+                    path.unlink()
+
+    def keep(self) -> None:
+        """Leave everything where it is, whatever comes."""
+        self._new = []
+
     def release(self) -> None:
         """Let another process use the folder."""
+        self.keep()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -84,7 +107,9 @@ class RunFolder:
     def __enter__(self) -> "RunFolder":
         return self
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: Any) -> None:
+        if kind is not None:
+            self.undo()
         self.release()
 
     def _holds_run(self) -> bool:
@@ -92,14 +117,19 @@ class RunFolder:
         return any(file.exists() for file in files) or any(self.checkpoints.glob("*.ckpt"))
 
     def _make_and_lock(self) -> None:
+        lock = self.path / ".lock"
+        files = (lock, self.config_yaml, self.tensorboard)
+        folders = (self.checkpoints, self.path, *self.path.parents)
+        self._new = [path for path in (*files, *folders) if not os.path.lexists(path)]
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("a+")
+            self._lock = lock.open("a+")
             # The folder of the checkpoints is the one that must not fail hours later.
             probe = self.checkpoints / f".probe.{os.getpid()}.partial"
             probe.write_bytes(b"0" * 4096)
             probe.unlink()
         except OSError as error:
+            self.undo()
             self.release()
             raise StorageError(
                 f"run_dir={self.path} cannot be written ({error.strerror or error}); choose "

@@ -121,6 +121,52 @@ def test_folder_that_cannot_be_written_is_an_input_output_error(tmp_path):
             open_once(tmp_path, resume="never")
 
 
+def contents(path):
+    return sorted(str(file.relative_to(path)) for file in path.rglob("*"))
+
+
+def fail_in(path, *, trained):
+    with RunFolder.open(path, resume="auto", is_rank_zero=True) as folder:
+        folder.config_yaml.touch()
+        folder.tensorboard.mkdir()
+        (folder.tensorboard / "events.out.tfevents.1").touch()
+        if trained:
+            folder.metrics_csv.touch()
+        raise ConfigError
+
+
+@pytest.mark.parametrize("before", [(), ("a/notes.txt",), ("a/run/notes.txt",), ("a/run/.lock",)])
+def test_failed_start_leaves_what_was_there_and_no_more(tmp_path, before):
+    path = tmp_path / "a" / "run"
+    for name in before:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    there = contents(tmp_path)
+    with pytest.raises(CheckpointError):
+        open_once(path, resume=str(tmp_path / "missing.ckpt"))
+    assert contents(tmp_path) == there
+    with pytest.raises(ConfigError):
+        fail_in(path, trained=False)
+    assert contents(tmp_path) == there
+    with pytest.raises(ConfigError):
+        fail_in(path, trained=True)
+    assert path.joinpath("tensorboard", "events.out.tfevents.1").exists()
+    assert {"a/run/config.yaml", *there} < set(contents(tmp_path))
+
+
+def test_failed_start_leaves_a_run_alone(tmp_path):
+    folder = open_once(tmp_path / "run")
+    folder.config_yaml.touch()
+    there = contents(tmp_path)
+    with pytest.raises(ConfigError), RunFolder.open(folder.path, resume="auto", is_rank_zero=True):
+        raise ConfigError
+    with RunFolder.open(folder.path, resume="auto", is_rank_zero=True):
+        for resume in ("auto", "never"):
+            with pytest.raises(ConfigError):  # in use
+                open_once(folder.path, resume=resume)
+    assert contents(tmp_path) == there
+
+
 def test_stray_temporary_files_are_removed(tmp_path):
     folder = open_once(tmp_path)
     stray = [folder.checkpoints / ".last.ckpt.123.partial", tmp_path / ".summary.json.9.partial"]

@@ -228,6 +228,26 @@ def test_complete_run_says_so_and_is_tested_again(whole, tmp_path, capsys):
     assert json.loads((path / "summary.json").read_text()) == again
 
 
+class Fail(Callback):
+    """Raises when so many updates are made."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            raise ConfigError(f"step {self.step}")
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_start_that_fails_before_its_first_update_leaves_nothing(tmp_path, step):
+    folder, trainer, module, data = standin.parts(Settings(run_dir=str(tmp_path / "a" / "run")))
+    trainer.callbacks.append(Fail(step))
+    with pytest.raises(ConfigError, match=f"step {step}"):
+        run.fit(trainer, module, data, folder=folder)
+    assert (tmp_path / "a").exists() == (step > 0)
+
+
 @pytest.mark.parametrize(
     ("per_epoch", "every", "evaluated"),
     [
