@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from fwlight.compiling import compile_network
 from fwlight.errors import CheckpointError, ConfigError, FwlightError
+from fwlight.integrity import taking_from
 
 
 def build(name: str, node: Mapping[str, Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -39,7 +40,8 @@ def build_parts(
         state = checkpoint.get(type(data).__qualname__)
         if state is None:
             raise CheckpointError("the checkpoint holds nothing of its data: no fit wrote it")
-        data.load_state_dict(state)
+        with taking_from(config["ckpt"]):
+            data.load_state_dict(state)
     if config["action"] not in ("generate", "translate"):
         data.setup(config["action"])
     network = build("network", config["network"], **data.network_sizes)

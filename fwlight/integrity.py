@@ -9,9 +9,10 @@ import contextlib
 import hashlib
 import re
 import zipfile
+from collections.abc import Callable, Generator
 from pathlib import Path
 
-from fwlight.errors import CheckpointError
+from fwlight.errors import CheckpointError, FwlightError
 
 
 def check_whole(path: str | Path, *, most_bytes: int | None = None) -> None:
@@ -38,6 +39,31 @@ def check_whole(path: str | Path, *, most_bytes: int | None = None) -> None:
         raise
     except Exception as error:  # zipfile meets nonsense in many ways
         raise damaged(path, error) from error
+
+
+@contextlib.contextmanager
+def taking_from(
+    path: str | Path, *, now: Callable[[], bool] = lambda: True
+) -> Generator[None, None, None]:
+    """Tell errors of a part that takes its own from a checkpoint as ones of the checkpoint.
+
+    What a data module or a callback keeps, only it can read.
+
+    Args:
+        path: The checkpoint.
+        now: Whether it is about that where something is raised.
+
+    Raises:
+        CheckpointError: A part could not take what the checkpoint holds for it.
+    """
+    try:
+        yield
+    except FwlightError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        if not now():
+            raise
+        raise damaged(Path(path), error) from error
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:

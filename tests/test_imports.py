@@ -42,7 +42,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         ({"fwlight.diagnostics"}, LIBRARY),
     ),
     "fwlight.training": (
-        {"fwlight.errors", "fwlight.types", "fwlight.models"},
+        {"fwlight.errors", "fwlight.types", "fwlight.models", "fwlight.integrity"},
         LIBRARY | {"lightning", "torchmetrics", "sacrebleu"},
     ),
     "fwlight.run": (
@@ -70,7 +70,10 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "lightning", "matplotlib", "tqdm"},
     ),
     "cli": ({"fwlight.errors", "fwlight.integrity"}, {"hydra", "omegaconf", "yaml"}),
-    "cli.building": ({"fwlight.compiling", "fwlight.errors"}, {"hydra", "lightning"}),
+    "cli.building": (
+        {"fwlight.compiling", "fwlight.errors", "fwlight.integrity"},
+        {"hydra", "lightning"},
+    ),
     "train": ({"cli", "fwlight", "fwlight.errors", "fwlight.run"}, set()),
 }
 PACKAGES = ("fwlight", "tasks", "callbacks", "cli")

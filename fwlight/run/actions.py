@@ -12,14 +12,16 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
 
 from fwlight.errors import CheckpointError, ConfigError, StorageError
+from fwlight.integrity import damaged, taking_from
 from fwlight.models import DecoderLM
 from fwlight.models import generate as generate_tokens
 from fwlight.run.averaging import average_checkpoints
-from fwlight.run.checkpoint_io import load_checkpoint, save_checkpoint
+from fwlight.run.checkpoint_io import load_checkpoint, load_resumable, save_checkpoint
 from fwlight.run.checkpointing import RunCheckpoint
 from fwlight.run.clock import RunClock
 from fwlight.run.files import write_atomically
 from fwlight.run.folder import RunFolder
+from fwlight.run.restoring import is_restoring
 from fwlight.run.signals import leave_signals_alone
 from fwlight.run.updates import count_updates
 from fwlight.training.module import TrainingModule, perplexity
@@ -53,11 +55,18 @@ def fit(
         count_updates(trainer)
         if folder.resume_from is not None:
             _say(f"resuming {folder.resume_from} after step {folder.resume_step}")
-            if _stopped_early(trainer, load_checkpoint(folder.resume_from)):
+            keeps = type(data).state_dict is not LightningDataModule.state_dict
+            name = type(data).__qualname__ if keeps else None
+            checkpoint = load_resumable(folder.resume_from, data=name)
+            load_weights(module, checkpoint, folder.resume_from)
+            if _stopped_early(trainer, checkpoint):
                 trainer.fit_loop.epoch_loop.max_steps = folder.resume_step or 0
         leave_signals_alone(trainer)
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=folder.resume_from, weights_only=True)
+            with taking_from(folder.resume_from or "", now=lambda: is_restoring(trainer)):
+                trainer.fit(
+                    module, datamodule=data, ckpt_path=folder.resume_from, weights_only=True
+                )
         finally:
             if trainer.global_step:
                 folder.keep()
@@ -217,7 +226,7 @@ def load_weights(module: LightningModule, checkpoint: dict[str, Any], path: str 
     """Put a checkpoint's weights into a module.
 
     Raises:
-        CheckpointError: They are not this model's.
+        CheckpointError: They are not this model's, or infinite.
     """
     try:
         module.load_state_dict(checkpoint["state_dict"])
@@ -226,6 +235,9 @@ def load_weights(module: LightningModule, checkpoint: dict[str, Any], path: str 
         raise CheckpointError(
             f"the checkpoint {path} is of another model ({reason[0].strip()})"
         ) from error
+    for name, parameter in module.named_parameters():
+        if not parameter.isfinite().all():
+            raise damaged(Path(path), ValueError(f"its {name} is not finite"))
 
 
 def restore(module: LightningModule, data: Any, ckpt: str | Path) -> dict[str, Any]:
@@ -238,7 +250,8 @@ def restore(module: LightningModule, data: Any, ckpt: str | Path) -> dict[str, A
     checkpoint = load_checkpoint(ckpt)
     state = checkpoint.get(type(data).__qualname__)
     if state is not None:  # the data compares, or takes the vocabulary
-        data.load_state_dict(state)
+        with taking_from(ckpt):
+            data.load_state_dict(state)
     load_weights(module, checkpoint, ckpt)
     return checkpoint
 

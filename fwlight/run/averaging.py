@@ -22,7 +22,7 @@ def average_checkpoints(folder: Path, *, last: int) -> Path:
         The new checkpoint's path.
 
     Raises:
-        CheckpointError: there are not so many.
+        CheckpointError: there are not so many, or not of one model.
     """
     kept = sorted(folder.glob("step-*.ckpt"))[-last:]
     if len(kept) < last:
@@ -44,7 +44,10 @@ def _write(kept: list[Path], target: Path) -> None:
         for name, value in checkpoint["state_dict"].items()
     }
     for path in others:  # one at a time
-        for name, value in load_checkpoint(path)["state_dict"].items():
+        other = load_checkpoint(path)["state_dict"]
+        if {n: x.shape for n, x in other.items()} != {n: x.shape for n, x in weights.items()}:
+            raise CheckpointError(f"the checkpoint {path} is of another model than {newest}")
+        for name, value in other.items():
             if value.is_floating_point():
                 weights[name] += value
     checkpoint["state_dict"] = {

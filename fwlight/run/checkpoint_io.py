@@ -14,6 +14,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from fwlight.errors import CheckpointError, StorageError
 from fwlight.integrity import check_whole, damaged, digest_path, read_digests, reason, sha256
+from fwlight.run.checkpoint_form import check_form, check_resumable
 from fwlight.run.files import staged, sync_folder, write_atomically
 
 
@@ -67,7 +68,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     where somebody copied the checkpoint alone, the archive's own check sums are verified.
 
     Raises:
-        CheckpointError: It is missing, a URL, damaged, or holds anything but plain data.
+        CheckpointError: It is missing, a URL, damaged, holds anything but plain data, or a part of
+            it is not of its form.
     """
     check_whole(path)
     path = Path(path)
@@ -80,14 +82,32 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # the restricted unpickler meets nonsense in many ways
         raise damaged(path, error) from error
-    if not isinstance(checkpoint, dict) or not (
-        isinstance(checkpoint.get("state_dict"), dict)
-        and isinstance(checkpoint.get("global_step", 0), int)
-        and isinstance(checkpoint.get("hyper_parameters") or {}, dict)
-    ):
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint of a training run")
+    try:
+        check_form(checkpoint)
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, error) from error
     if "_instantiator" in (checkpoint.get("hyper_parameters") or {}):
         raise CheckpointError(f"the checkpoint {path} is refused: it names code to run")
+    return checkpoint
+
+
+def load_resumable(path: str | Path, *, data: str | None) -> dict[str, Any]:
+    """Read a checkpoint that holds everything which a training goes on from.
+
+    Args:
+        path: The checkpoint.
+        data: The name of its data module, if that keeps something.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`, or a part is missing.
+    """
+    checkpoint = load_checkpoint(path)
+    try:
+        check_resumable(checkpoint, data=data)
+    except ValueError as error:
+        raise damaged(Path(path), error) from error
     return checkpoint
 
 

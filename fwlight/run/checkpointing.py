@@ -6,6 +6,8 @@ from typing import Any, cast
 
 from lightning import Callback, LightningModule, Trainer
 
+from fwlight.integrity import damaged
+from fwlight.run.restoring import check_loops
 from fwlight.training.module import TrainingModule
 
 
@@ -52,6 +54,7 @@ class RunCheckpoint(Callback):
         self.kept: list[tuple[float, int]] = []
         """Of every kept copy of a best evaluation, best first: the value to minimise, the step."""
         self._saved_step = -1
+        self._no_position = False
 
     @property
     def best_path(self) -> Path:
@@ -62,6 +65,20 @@ class RunCheckpoint(Callback):
     def last_path(self) -> Path:
         """The newest checkpoint."""
         return self.folder / "last.ckpt"
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Hold what is counted to this training; see `check_loops`."""
+        check_loops(trainer, checkpoint)
+        self._no_position = "combined_loader" not in checkpoint["loops"]["fit_loop"]["state_dict"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to begin the data anew where a checkpoint should say how far it was read."""
+        loader = trainer.fit_loop._combined_loader
+        if self._no_position and loader is not None and loader._state_dicts():
+            error = ValueError("it has no position in the data")
+            raise damaged(Path(trainer.ckpt_path or ""), error)
 
     def on_train_batch_end(
         self,

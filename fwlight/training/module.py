@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from fwlight.errors import NumericalError
 from fwlight.training.optim import OptimizerConfig, build_optimizer, lr_factor
+from fwlight.training.optimizer_state import hold_optimizer, parameters_without_state
 
 
 class TrainingModule(LightningModule):
@@ -61,6 +62,7 @@ class TrainingModule(LightningModule):
         """Target tokens trained on by this process's run so far, over all ranks; on the device."""
         self.skipped_updates = 0
         """Updates of the run that were not made as they were not finite."""
+        self._restored: dict[str, Any] | None = None
         self._sums: Tensor | None = None
         self._reference = torch.ones((), dtype=torch.float64)
         self._grad_norm = torch.zeros(())
@@ -129,12 +131,18 @@ class TrainingModule(LightningModule):
         # A fused optimiser unscales float16 gradients itself, too late for clipping.
         return build_optimizer(self, self.optimizer_config, fused=self._grad_scaler is None)
 
+    def on_fit_start(self) -> None:
+        """Take of a checkpoint the optimiser's state alone: what is configured is in force.
+
+        Raises:
+            CheckpointError: The state is not this optimiser's.
+        """
+        checkpoint, self._restored = self._restored, None
+        if checkpoint is not None:
+            hold_optimizer(self, self.trainer, checkpoint)
+
     def on_train_start(self) -> None:
-        """Let the configured values win over those a checkpoint brought along."""
-        config = self.optimizer_config
-        for group in self.trainer.optimizers[0].param_groups:
-            decay = config.weight_decay if group["params"][0].ndim >= 2 else 0.0
-            group.update(betas=tuple(config.betas), eps=config.eps, weight_decay=decay)
+        """Count on the device."""
         self.tokens_seen = self.tokens_seen.to(self.device)
 
     def optimizer_step(
@@ -218,11 +226,16 @@ class TrainingModule(LightningModule):
         """Keep the newest metrics for the summary of a resumed run."""
         checkpoint["metrics"] = dict(self.latest)
         checkpoint["skipped_updates"] = self.skipped_updates
+        if (stored := checkpoint.get("optimizer_states")) is not None:
+            checkpoint["without_state"] = [parameters_without_state(state) for state in stored]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them back."""
         self.latest = dict(checkpoint.get("metrics", {}))
         self.skipped_updates = checkpoint.get("skipped_updates", 0)
+        # There is no trainer where weights alone are loaded.
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            self._restored = checkpoint  # until there is an optimiser
 
     @property
     def _grad_scaler(self) -> Any:

@@ -1,0 +1,41 @@
+"""Going on from a checkpoint: its counters are held to those that the trainer keeps."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning
+from lightning import Trainer
+
+
+def is_restoring(trainer: Trainer) -> bool:
+    """Whether something loaded is not given back yet; Lightning offers no public way to ask."""
+    loop = trainer.fit_loop
+    waiting = loop._combined_loader is not None and loop._combined_loader_states_to_load
+    return bool(trainer._checkpoint_connector._loaded_checkpoint or waiting)
+
+
+def check_loops(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """Hold the counters of a training to those that this trainer keeps.
+
+    Raises:
+        ValueError: They have other names, or count other updates than the checkpoint has.
+        LookupError: They have no such count.
+    """
+    stored = checkpoint["loops"]["fit_loop"]
+    if checkpoint["pytorch-lightning_version"] == lightning.__version__:
+        _check_kinds(stored, trainer.fit_loop.state_dict(), "loops.fit_loop")
+    progress = stored["epoch_loop.automatic_optimization.optim_progress"]
+    if progress["optimizer"]["step"]["total"]["completed"] != checkpoint["global_step"]:
+        raise ValueError("its loops count other updates than its global_step")
+
+
+def _check_kinds(stored: Any, fresh: Any, where: str) -> None:
+    """Compare names and types of nested mappings, but for the loaders', which are not made yet."""
+    if type(stored) is not type(fresh):
+        raise ValueError(f"its {where} is not that of a training")
+    if not isinstance(stored, dict):
+        return
+    for name in (stored.keys() | fresh.keys()) - {"combined_loader"}:
+        if not (name in stored and name in fresh):
+            raise ValueError(f"its {where}.{name} is not that of a training")
+        _check_kinds(stored[name], fresh[name], f"{where}.{name}")

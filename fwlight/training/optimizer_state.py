@@ -1,0 +1,130 @@
+"""What an optimiser takes from a checkpoint: its state, if that is such as it would make itself.
+
+Fused kernels trust the shapes of their state, and a state without moments trains like a new run:
+neither is left to them to find out.
+"""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fwlight.integrity import damaged
+
+
+def hold_optimizer(module: nn.Module, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Put into a checkpoint, in place of its optimiser's state, what may be loaded.
+
+    That is the stored state with the options of the trainer's own optimiser; of its options the
+    rates alone are the checkpoint's, where schedulers step them.
+
+    Args:
+        module: Whose parameters.
+        trainer: With its optimiser as configured, not stepped yet.
+        checkpoint: What is restored next.
+
+    Raises:
+        CheckpointError: It is not the state of this optimiser.
+    """
+    schedulers = trainer.lr_scheduler_configs
+    try:
+        (stored,) = checkpoint["optimizer_states"]
+        held = {**stored, "param_groups": trainer.optimizers[0].state_dict()["param_groups"]}
+        for group, old in zip(held["param_groups"], stored["param_groups"], strict=True):
+            if group["params"] != old["params"]:
+                raise ValueError("its optimizer has other parameters")
+            group["lr"] = float(old["lr"]) if schedulers else group["lr"]
+        for config, old in zip(schedulers, checkpoint["lr_schedulers"], strict=True):
+            if config.scheduler.state_dict().keys() != old.keys():
+                raise ValueError("its lr_schedulers are others")
+        weights = checkpoint["state_dict"]
+        dtypes: dict[Tensor, torch.dtype] = {
+            p: weights[name].dtype for name, p in module.named_parameters()
+        }
+        if (fresh := _after_a_step(trainer.optimizers[0], dtypes)) is not None:
+            held["state"] = _held_states(stored["state"], fresh, without=_without(checkpoint))
+    except (ValueError, LookupError, TypeError) as error:
+        raise damaged(Path(trainer.ckpt_path or ""), error) from error
+    checkpoint["optimizer_states"] = [held]
+
+
+def parameters_without_state(stored: Mapping[str, Any]) -> list[int]:
+    """Return the numbers of the parameters that an optimiser's `state_dict` has nothing of."""
+    numbers = (number for group in stored["param_groups"] for number in group["params"])
+    return [number for number in numbers if number not in stored["state"]]
+
+
+def _without(checkpoint: dict[str, Any]) -> list[int]:
+    """Numbers of the parameters that have no state, as there never was a gradient of them."""
+    (stored,) = checkpoint["optimizer_states"]
+    # Of all of them at once only before the first update; a scaler skips some without counting.
+    made = checkpoint["global_step"] - checkpoint.get("skipped_updates", 0)
+    if not stored["state"] and made and "MixedPrecision" not in checkpoint:
+        return []
+    # Earlier versions do not list them.
+    return checkpoint.get("without_state", [parameters_without_state(stored)])[0]
+
+
+def _after_a_step(
+    optimizer: Optimizer, dtypes: Mapping[Tensor, torch.dtype]
+) -> dict[int, dict[str, Any]] | None:
+    """The state after a step with gradients of 0, without values; None if it needs values."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    made = [x for state in optimizer.state.values() for x in state.values()]
+    # A deep copy in which every tensor but the counters is one without memory.
+    instead: dict[int, Any] = {
+        id(x): torch.empty_like(x, device="meta", dtype=dtypes.get(x, x.dtype))
+        for x in (*parameters, *(x for x in made if isinstance(x, Tensor) and x.ndim))
+    }
+    twin = copy.deepcopy(optimizer, instead)
+    for group in twin.param_groups:
+        group.update({k: False for k in ("fused", "foreach", "capturable") if group.get(k)})
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    try:
+        twin.step()
+    except (RuntimeError, TypeError):  # of a kind that looks at its gradients
+        return None
+    return twin.state_dict()["state"]
+
+
+def _held_states(
+    state: dict[int, dict[str, Any]], fresh: dict[int, dict[str, Any]], *, without: list[int]
+) -> dict[int, dict[str, Any]]:
+    """Return the state of all parameters.
+
+    Raises:
+        ValueError: Parameters, names, shapes or types are not the fresh ones, or a value is one
+            that no training leaves.
+    """
+    if other := (fresh.keys() - set(without)) ^ state.keys():
+        raise ValueError(f"its optimizer state is not that of its parameters (first {min(other)})")
+    for number, values in state.items():
+        if values.keys() != fresh[number].keys():
+            raise ValueError(f"its optimizer state {number} holds {', '.join(values) or 'nothing'}")
+    return {
+        number: {name: _held(x, fresh[number][name], f"{number}.{name}") for name, x in v.items()}
+        for number, v in state.items()
+    }
+
+
+def _held(value: Any, fresh: Any, where: str) -> Any:
+    """Return a value that is of its kind, laid out as a fresh one and with memory of its own."""
+    if not isinstance(fresh, Tensor):
+        if type(value) is not type(fresh):
+            raise ValueError(f"its optimizer state {where} is not of its kind")
+        return value
+    counter = fresh.ndim == 0 and fresh.is_floating_point()
+    if not isinstance(value, Tensor) or value.shape != fresh.shape:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else "no tensor"
+        raise ValueError(f"its optimizer state {where} is {shape}, not {tuple(fresh.shape)}")
+    if value.dtype != fresh.dtype and not (counter and value.is_floating_point()):
+        raise ValueError(f"its optimizer state {where} is {value.dtype}, not {fresh.dtype}")
+    if (where.endswith((".step", "_sq")) and (value < 0).any()) or not value.isfinite().all():
+        raise ValueError(f"its optimizer state {where} holds what no training leaves")
+    return torch.empty_like(fresh, device="cpu", dtype=value.dtype).copy_(value)
