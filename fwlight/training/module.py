@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fwlight.errors import NumericalError
+from fwlight.errors import ConfigError, NumericalError
 from fwlight.training.optim import OptimizerConfig, build_optimizer, lr_factor
 from fwlight.training.optimizer_state import hold_optimizer, parameters_without_state
 
@@ -62,6 +62,8 @@ class TrainingModule(LightningModule):
         """Target tokens trained on by this process's run so far, over all ranks; on the device."""
         self.skipped_updates = 0
         """Updates of the run that were not made as they were not finite."""
+        self._built: Optimizer | None = None
+        self._peak_rates: list[float] | None = None
         self._restored: dict[str, Any] | None = None
         self._sums: Tensor | None = None
         self._reference = torch.ones((), dtype=torch.float64)
@@ -126,17 +128,29 @@ class TrainingModule(LightningModule):
 
     # Lightning's hooks
 
-    def configure_optimizers(self) -> Optimizer:
-        """Build the optimiser; its learning rate is set before every update."""
+    def configure_optimizers(self) -> Any:
+        """Build the optimiser; its learning rate is set before every update.
+
+        A subclass may return one optimiser of its own, as Lightning has it, alone or with a
+        scheduler. Its options and rates are then its own: `optimizer.schedule` is for this one.
+        """
         # A fused optimiser unscales float16 gradients itself, too late for clipping.
-        return build_optimizer(self, self.optimizer_config, fused=self._grad_scaler is None)
+        fused = self._grad_scaler is None
+        self._built = build_optimizer(self, self.optimizer_config, fused=fused)
+        return self._built
 
     def on_fit_start(self) -> None:
         """Take of a checkpoint the optimiser's state alone: what is configured is in force.
 
         Raises:
+            ConfigError: A subclass configured no optimiser, or several.
             CheckpointError: The state is not this optimiser's.
         """
+        if len(self.trainer.optimizers) != 1 or not self.trainer.optimizers[0].param_groups:
+            raise ConfigError(f"{type(self).__name__}.configure_optimizers must give one optimizer")
+        own = not self.trainer.lr_scheduler_configs and self.trainer.optimizers[0] is self._built
+        groups = self.trainer.optimizers[0].param_groups
+        self._peak_rates = [group["lr"] for group in groups] if own else None
         checkpoint, self._restored = self._restored, None
         if checkpoint is not None:
             hold_optimizer(self, self.trainer, checkpoint)
@@ -154,11 +168,11 @@ class TrainingModule(LightningModule):
     ) -> None:
         """Set the learning rate, update, and log where a log is due."""
         step = self.trainer.global_step + 1
-        lr = self.optimizer_config.lr * lr_factor(
-            self.optimizer_config, step, max_steps=self.max_steps
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        if self._peak_rates is not None:
+            factor = lr_factor(self.optimizer_config, step, max_steps=self.max_steps)
+            for group, peak in zip(optimizer.param_groups, self._peak_rates, strict=False):
+                group["lr"] = peak * factor
+        lr = float(optimizer.param_groups[0]["lr"])
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         assert self._sums is not None
         self._update = (self._sums, self._grad_norm, lr)

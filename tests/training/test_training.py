@@ -1,5 +1,6 @@
 """Metrics, schedule, optimiser, and what a training step does."""
 
+import copy
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from lightning import Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from fwlight.errors import NumericalError
+from fwlight.errors import ConfigError, NumericalError
 from fwlight.training import (
     LanguageModelingModule,
     OptimizerConfig,
@@ -66,7 +67,7 @@ def batches(n, *, seed=0):
     return made
 
 
-def train(module, data, **settings):
+def train(module, data, *, ckpt_path=None, **settings):
     trainer = Trainer(
         accelerator="cpu",
         precision="64-true",
@@ -76,7 +77,8 @@ def train(module, data, **settings):
         enable_model_summary=False,
         **settings,
     )
-    trainer.fit(module, DataLoader(data, batch_size=None))
+    loader = DataLoader(data, batch_size=None)
+    trainer.fit(module, loader, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     return trainer
 
 
@@ -278,3 +280,67 @@ def test_inverse_square_root_schedule_rises_and_falls() -> None:
     config = OptimizerConfig(schedule="inverse_sqrt", warmup_steps=4)
     factors = [lr_factor(config, n, max_steps=-1) for n in (1, 4, 16, 400)]
     assert factors == pytest.approx([0.25, 1.0, 0.5, 0.1])
+
+
+class Own(Recording):
+    """With an optimiser of its own, made by `build`."""
+
+    def __init__(self, build, **settings):
+        super().__init__(**settings)
+        self.build = build
+
+    def configure_optimizers(self):
+        return self.build(self.parameters())
+
+
+def halved(parameters):
+    optimizer = torch.optim.SGD(parameters, lr=0.5, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@pytest.mark.parametrize(
+    ("build", "rates"),
+    [
+        (lambda parameters: torch.optim.SGD(parameters, lr=0.5, momentum=0.9), [0.5] * 4),
+        (lambda parameters: torch.optim.Adam(parameters, lr=0.5, betas=(0.5, 0.6)), [0.5] * 4),
+        (lambda parameters: torch.optim.Adagrad(parameters, lr=0.5), [0.5] * 4),
+        (halved, [0.5, 0.25, 0.125, 0.0625]),
+    ],
+    ids=["sgd", "adam", "adagrad", "scheduled"],
+)
+def test_optimizer_of_a_subclass_is_taken_as_it_is_and_resumed(tmp_path, build, rates):
+    def made():
+        return Own(build, optimizer=OptimizerConfig(warmup_steps=2), max_steps=4)
+
+    data, whole = batches(1) * 4, made()
+    initial = copy.deepcopy(whole.state_dict())
+    train(whole, data, max_steps=4)
+    assert whole.rates == rates
+    assert whole.trainer.optimizers[0].defaults["lr"] == 0.5
+    first, second = made(), made()
+    first.load_state_dict(initial)
+    train(first, data, max_steps=2).save_checkpoint(tmp_path / "x.ckpt")
+    trainer = train(second, data, ckpt_path=tmp_path / "x.ckpt", max_steps=4)
+    assert second.rates == rates[2:]
+    assert trainer.global_step == 4
+    torch.testing.assert_close(second.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
+def test_subclass_without_an_optimizer_is_refused():
+    module = Own(lambda parameters: None, optimizer=OptimizerConfig(), max_steps=1)
+    with pytest.raises(ConfigError, match="one optimizer"):
+        train(module, batches(1), max_steps=1)
+
+
+def test_groups_of_a_subclass_keep_the_ratio_of_their_rates():
+    class Slow(Recording):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            optimizer.param_groups[0]["lr"] /= 4
+            return optimizer
+
+    config = OptimizerConfig(lr=0.5, warmup_steps=2, schedule="constant")
+    module = Slow(optimizer=config, max_steps=3)
+    train(module, batches(3), max_steps=3)
+    assert module.rates == [0.0625, 0.125, 0.125]
