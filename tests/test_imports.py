@@ -19,14 +19,19 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.errors": (set(), set()),
     "fwlight.checks": (set(), set()),
     "fwlight.integrity": ({"fwlight.errors"}, set()),
+    "fwlight.autocast": (set(), {"torch"}),
     "fwlight.cache": (set(), set()),
     "fwlight.compiling": (set(), {"torch"}),
     "fwlight.types": ({"fwlight.errors"}, {"torch"}),
-    "fwlight.ops": ({"fwlight.cache"}, LIBRARY | {"fla"}),
+    "fwlight.ops": ({"fwlight.autocast", "fwlight.cache"}, LIBRARY | {"fla"}),
     "fwlight.feature_maps": ({"fwlight.checks", "fwlight.ops.native"}, LIBRARY),
-    "fwlight.attention": ({"fwlight.checks", "fwlight.ops", "fwlight.feature_maps"}, LIBRARY),
+    "fwlight.attention": (
+        {"fwlight.autocast", "fwlight.checks", "fwlight.ops", "fwlight.feature_maps"},
+        LIBRARY,
+    ),
     "fwlight.models": (
-        {"fwlight.attention", "fwlight.checks", "fwlight.compiling", "fwlight.types"},
+        {"fwlight.attention", "fwlight.autocast", "fwlight.checks", "fwlight.compiling"}
+        | {"fwlight.types"},
         LIBRARY,
     ),
     "fwlight.models.dropout": ({"fwlight.ops.native"}, LIBRARY),

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fwlight.attention.observation import MemoryObserver, Writes
+from fwlight.autocast import without_autocast
 from fwlight.checks import check_choice
 from fwlight.feature_maps import DPFPFeatureMap, FeatureMap
 from fwlight.ops import dpfp_read_weights, has_read_weights, native, read_weights
@@ -138,7 +139,7 @@ class FastWeightMemory(nn.Module):
     def read(self, q: Float[Tensor, "b h t d"], state: MemoryState) -> Float[Tensor, "b h t v"]:
         """Read a written memory with any number of queries."""
         dtype = q.dtype
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             q = self.queries(q).to(state.weights.dtype)
             if self.observer is not None:
                 self.observer.read(q)
@@ -171,7 +172,7 @@ class FastWeightMemory(nn.Module):
             return self.read(q[:, :, None], self.write(k, v, beta)).squeeze(2)
         self.feature_map.start_sequence()
         projected = k
-        with torch.autocast(k.device.type, enabled=False):
+        with without_autocast(k):
             features = self.queries(q[:, :, None]).squeeze(2)
             weights = self._fused_read_weights(features, k, beta)
             if weights is None:
@@ -223,7 +224,7 @@ class FastWeightMemory(nn.Module):
             self.feature_map.start_sequence()
         projected = k
         # Sums and divisors are taken in float32; the operators decide about the rest.
-        with torch.autocast(k.device.type, enabled=False):
+        with without_autocast(k):
             k, offset = self._keys(k, None if state is None else state.key_offset, padding_mask)
             q = None if q is None else self.queries(q)
             written_k, written_beta, z = k, beta, None

@@ -98,6 +98,8 @@ class FAVORFeatureMap(FeatureMap):
 
     def start_sequence(self) -> None:
         """Take a new draw where the policy says so."""
+        if self.seed.is_meta:
+            return  # shapes alone are asked for
         if self.redraw == "always" or (self.redraw == "training" and self.training):
             self.draws = self.draws + 1
             self.projection = self._draw(self.projection.dtype).to(self.projection.device)
@@ -135,7 +137,8 @@ class FAVORFeatureMap(FeatureMap):
     def _exponents(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return W^T x, and |x|^2 / 2, which is still to be subtracted from it and its negative."""
         x = x * self.input_scale
-        return x @ self.projection.to(x.dtype), x.square().sum(-1, keepdim=True) / 2
+        # To the device too: a model that is built on the meta device has its draw elsewhere.
+        return x @ self.projection.to(x), x.square().sum(-1, keepdim=True) / 2
 
     def _features(self, wx: Tensor, shift: Tensor, *, max_exponent: float | None = None) -> Tensor:
         # A token has one shift and many features: the scale joins the shift, not the features.

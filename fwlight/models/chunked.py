@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fwlight.autocast import without_autocast
 from fwlight.types import IGNORE_INDEX
 
 CHUNK = 256
@@ -35,7 +36,7 @@ def chunked_nll(
         batch_chunk_size=CHUNK, chunking_method=None, acc_policy="compact"
     )
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with without_autocast(hidden):
         return F.linear_cross_entropy(
             hidden.to(dtype),
             weight.to(dtype),

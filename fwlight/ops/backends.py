@@ -13,6 +13,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from fwlight.autocast import without_autocast
 from fwlight.ops import fla, native
 
 Backend = Callable[..., tuple[Tensor | None, Tensor]]
@@ -38,13 +39,17 @@ def run_rule(
     any argument has it. The state stays in that format and o returns to the format of v.
 
     Raises:
-        ValueError: If shapes disagree or `backend` is not one of the rule's.
+        ValueError: If shapes disagree, numbers are not floating-point numbers or `backend` is not
+            one of the rule's.
+        RuntimeError: If a transform of torch.func is at work on another back end than "recurrent".
     """
     _check_shapes(q, k, v, beta, initial_state)
     dtype = torch.float32
     all_float32 = True
     for x in (q, k, v, beta, initial_state):
         if x is not None and x.dtype is not dtype:
+            if not x.is_floating_point():
+                _refuse_dtype(q, k, v, beta, initial_state)
             dtype = torch.promote_types(dtype, x.dtype)
             all_float32 = False
     name = _choose(backends, backend, k, v, dtype)
@@ -57,12 +62,12 @@ def run_rule(
         state = k.new_zeros((*k.shape[:2], k.shape[3], v.shape[3]), dtype=dtype)
     if k.shape[2] == 0:
         assert state is not None
-        return None if q is None else torch.zeros_like(v), state
+        return _nothing_written(q, k, v, beta, state)
     inputs = v.dtype if name == "fla" else dtype
     arguments = [x if x is None or x.dtype == inputs else x.to(inputs) for x in (q, k, v, beta)]
-    if torch.is_autocast_enabled(k.device.type):
+    if not k.is_meta and torch.is_autocast_enabled(k.device.type):
         # It would compute the products, and so the state, in half precision.
-        with torch.autocast(k.device.type, enabled=False):
+        with without_autocast(k):
             o, state = backends[name](*arguments, state)
     else:
         o, state = backends[name](*arguments, state)
@@ -75,6 +80,11 @@ def _choose(
     """Return the name of the back end to run."""
     if backend != "auto" and backend not in backends:
         raise ValueError(f"backend={backend!r} is none of {', '.join(['auto', *backends])}")
+    if backend != "recurrent" and native.transforms_active():
+        raise RuntimeError(
+            f"backend={backend!r} does not run with functorch transforms (vmap, grad, jvp and the "
+            "others of torch.func); use backend='recurrent'"
+        )
     name, obstacle = backend, None
     if backend == "auto" and k.is_cpu and "native" in backends:
         name = "native"
@@ -93,6 +103,16 @@ def _choose(
         _warn_once(f"backend={name!r} cannot run here ({obstacle}); using backend={anywhere!r}")
         name = anywhere
     return "recurrent" if backend == "auto" and name == "chunk" and short else name
+
+
+def _nothing_written(
+    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, state: Tensor
+) -> tuple[Tensor | None, Tensor]:
+    """Return what no tokens read and leave, results of all arguments to those who differentiate."""
+    dtype = v.dtype
+    u = v if beta is None else beta[..., None] * v
+    state = state + k.to(state.dtype).mT @ u.to(state.dtype)
+    return None if q is None else (q.to(state.dtype) @ state).to(dtype), state
 
 
 @functools.cache
@@ -117,6 +137,16 @@ def _check_shapes(
         of_state = *shape[:2], shape[3], of_v[3]
         if state.shape != of_state:
             _refuse("initial_state", state, k, v, of_state)
+
+
+def _refuse_dtype(*inputs: Tensor | None) -> NoReturn:
+    names = ("q", "k", "v", "beta", "initial_state")
+    parts = ((name, x) for name, x in zip(names, inputs, strict=True) if x is not None)
+    name, x = next((name, x) for name, x in parts if not x.is_floating_point())
+    raise ValueError(
+        f"{name} is {str(x.dtype).removeprefix('torch.')}; associations are floating-point "
+        f"numbers: give {name}.float()"
+    )
 
 
 def _refuse(name: str, x: Tensor, k: Tensor, v: Tensor, shape: tuple[int, ...]) -> NoReturn:

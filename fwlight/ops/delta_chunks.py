@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
+from fwlight.autocast import without_autocast
 from fwlight.ops.chunks import CHUNK_SIZE, apply, chunk_length, refuse_second_derivative
 
 
@@ -54,7 +55,7 @@ class _ChunkDeltaRule(Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         q, k, v, beta, S = ctx.saved_tensors
-        with torch.autocast(k.device.type, enabled=False):
+        with without_autocast(k):
             return *_backward(ctx.c, q, k, v, beta, S, *grads), None
 
 

@@ -35,18 +35,22 @@ def delta_read_weights(
         a in the dtype of q.
 
     Raises:
-        ValueError: If shapes disagree or the back end is unknown.
+        ValueError: If shapes disagree, numbers are integers or the back end is unknown.
     """
     if k.ndim != 4 or q.shape != (*k.shape[:2], k.shape[3]) or beta.shape != k.shape[:3]:
         raise ValueError(
             f"with k [B, H, T, K], q must be [B, H, K] and beta [B, H, T], not k {list(k.shape)}, "
             f"q {list(q.shape)} and beta {list(beta.shape)}"
         )
+    for name, x in (("q", q), ("k", k), ("beta", beta)):
+        if not x.is_floating_point():
+            raise ValueError(f"{name} must hold floating-point numbers, not {x.dtype}")
     dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), beta.dtype)
     dtype = torch.promote_types(dtype, torch.float32)
     wanted = q.dtype
     q, k, beta = q.to(dtype), k.to(dtype), beta.to(dtype)
-    if backend in ("auto", "native") and native.obstacle(k, k, dtype) is None:
+    compiled = backend in ("auto", "native") and not native.transforms_active()
+    if compiled and native.obstacle(k, k, dtype) is None:
         return native.native_delta_read(q, k, beta).to(wanted)
     return _weights_by_the_rule(q, k, beta, backend).to(wanted)
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import Function
 
+from fwlight.autocast import without_autocast
 from fwlight.ops.backends import Backend, run_rule
 from fwlight.ops.chunks import (
     CHUNK_SIZE,
@@ -36,6 +37,11 @@ def sum_rule(
     Schlag et al. 2021b (arXiv 2102.11174), equations 17 and 19 without a normalisation, S being
     the transpose of their W. The paper has no beta.
 
+    A number that is not finite spoils reads of its own head and sequence alone: with "recurrent"
+    from its token on, with the others, which multiply it by the zeros of a mask, up to 63 tokens of
+    its chunk before it too. "native" takes numbers too small for the format's exponent (below 1e-38
+    in float32) for 0.
+
     Args:
         q: Queries, features already; None writes only.
         k: Keys, features already.
@@ -51,7 +57,7 @@ def sum_rule(
         o in the dtype of v (None without q), and S_T in float32, or in float64 for float64 inputs.
 
     Raises:
-        ValueError: If shapes disagree or the back end is unknown.
+        ValueError: If shapes disagree, numbers are integers or the back end is unknown.
     """
     return run_rule(BACKENDS, backend, q, k, v, beta, initial_state)
 
@@ -102,7 +108,7 @@ class _ChunkSumRule(Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         q, k, v, beta, S0 = ctx.saved_tensors
-        with torch.autocast(k.device.type, enabled=False):
+        with without_autocast(k):
             return *_backward(ctx.c, q, k, v, beta, S0, *grads), None
 
 

@@ -25,6 +25,20 @@ def test_no_tokens_leave_the_state_unchanged(rule, backend):
 
 
 @each_case
+@pytest.mark.parametrize("carried", [False, True], ids=["empty", "carried"])
+def test_results_of_no_tokens_are_differentiable_by_all_arguments(rule, backend, carried):
+    *tokens, state = make_inputs(0)
+    leaves = [*tokens, state] if carried else tokens
+    o, last = run(rule, backend, *leaves)
+    torch.autograd.grad(o.sum(), leaves, retain_graph=True)
+    gradients = torch.autograd.grad(weighted_sum(o, last), leaves)
+    assert [g.shape for g in gradients] == [x.shape for x in leaves]
+    if carried:
+        weights = torch.linspace(-1, 1.5, state.numel(), dtype=torch.float64).view(state.shape)
+        assert torch.equal(gradients[-1], weights)
+
+
+@each_case
 def test_an_empty_batch_has_empty_results(rule, backend):
     inputs = make_inputs(70, b=0)
     o, state = run(rule, backend, *inputs)
@@ -59,6 +73,51 @@ def test_shape_errors_name_both_shapes(rule, position, shape, parts):
         run(rule, "auto", *inputs)
     for part in parts:
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("position", range(5), ids=["q", "k", "v", "beta", "initial_state"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+@pytest.mark.parametrize("t", [0, 9])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.usefixtures("no_annotation_checks")
+def test_what_holds_no_floating_point_numbers_is_refused_by_name(rule, t, dtype, position):
+    inputs = [x.detach().float() for x in make_inputs(t)]
+    inputs[position] = inputs[position].to(dtype)
+    name = ["q", "k", "v", "beta", "initial_state"][position]
+    told = f"{name} is {str(dtype).removeprefix('torch.')}; associations are floating-point"
+    with pytest.raises(ValueError, match=told):
+        run(rule, "auto", *inputs)
+
+
+@each_case
+@pytest.mark.filterwarnings("ignore:backend='native' cannot run here")
+@pytest.mark.parametrize("t", [0, 2, 70])
+def test_without_numbers_shapes_come_out(rule, backend, t):
+    inputs = [x.detach().to("meta").requires_grad_() for x in make_inputs(t)]
+    o, state = run(rule, backend, *inputs)
+    assert (o.shape, state.shape) == ((1, 2, t, 7), (1, 2, 5, 7))
+    assert o.is_meta
+    gradients = torch.autograd.grad((o, state), inputs, (torch.empty_like(o), state))
+    assert [g.shape for g in gradients] == [x.shape for x in inputs]
+
+
+@each_case
+def test_under_a_transform_of_torch_func_recurrent_runs_and_others_name_it(rule, backend):
+    *tokens, state = (torch.stack([x.detach(), -x.detach()]) for x in make_inputs(5))
+
+    def loss(q, k, v, beta, S):
+        return weighted_sum(*run(rule, backend, q, k, v, beta, S))
+
+    transformed = torch.vmap(torch.func.grad(loss))
+    if backend != "recurrent":
+        for function in (transformed, torch.vmap(loss)):
+            with pytest.raises(RuntimeError, match=r"functorch .*; use backend='recurrent'"):
+                function(*tokens, state)
+        return
+    found = transformed(*tokens, state)
+    for i in range(2):
+        leaves = [x[i].clone().requires_grad_() for x in (*tokens, state)]
+        assert_near(found[i], torch.autograd.grad(loss(*leaves), leaves)[0])
 
 
 @each_choice

@@ -9,7 +9,7 @@ from fwlight.ops.native.kernels import (
     native_sum_rule,
     overwriting_states,
 )
-from fwlight.ops.native.launch import can_run
+from fwlight.ops.native.launch import can_run, transforms_active
 from fwlight.ops.native.read import native_delta_read, native_dpfp_read
 from fwlight.ops.native.sum_norm import native_sum_norm
 
@@ -25,4 +25,5 @@ __all__ = [
     "native_sum_rule",
     "obstacle",
     "overwriting_states",
+    "transforms_active",
 ]

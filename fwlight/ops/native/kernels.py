@@ -22,7 +22,6 @@ from fwlight.ops.native.launch import (
     empty_like,
     launch,
     sequence,
-    transforms_active,
 )
 
 # As in simd.h and arguments.h.
@@ -250,7 +249,7 @@ class _Rule(Function):
 
 
 # Without what `Function.apply` does first for torch.func, which takes microseconds also where that
-# is not at work; where it is, `Function.apply` says that it cannot be.
+# is not at work; where it is, rules do not come here.
 _apply: Any = super(Function, _Rule).apply  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -315,8 +314,7 @@ def _run(
         o, last, _ = _OP(q, k, v, beta, S, rule, 0)
         return None if q is None else o, last
     if torch.is_grad_enabled() and _requires_grad(q, k, v, beta, S):
-        apply_rule = _Rule.apply if transforms_active() else _apply
-        return apply_rule(rule, q, k, v, beta, S)
+        return _apply(rule, q, k, v, beta, S)
     over = S is not None and _overwriting.get() and S.is_contiguous() and not S.requires_grad
     return _forward(q, k, v, beta, S, rule, 0, S if over else None)[:2]
 
