@@ -26,6 +26,11 @@ def delta_rule(
     Schlag et al. 2021b (arXiv 2102.11174), equations 24 and 25, S being the transpose of their W.
     Keys are used as they are: with |k_t| = 1 and beta_t = 1 a write replaces exactly.
 
+    A number that is not finite spoils reads of its own head and sequence alone: with "recurrent"
+    from its token on, with the others, which multiply it by the zeros of a mask, up to 63 tokens of
+    its chunk before it too. "native" takes numbers too small for the format's exponent (below 1e-38
+    in float32) for 0.
+
     Args:
         q: Queries, features already; None writes only.
         k: Keys, features already.
@@ -41,7 +46,7 @@ def delta_rule(
         o in the dtype of v (None without q), and S_T in float32, or in float64 for float64 inputs.
 
     Raises:
-        ValueError: If shapes disagree or the back end is unknown.
+        ValueError: If shapes disagree, numbers are integers or the back end is unknown.
     """
     return run_rule(BACKENDS, backend, q, k, v, beta, initial_state)
 

@@ -24,8 +24,13 @@ def fwm_rule(
 
     Schlag et al. 2021a (arXiv 2011.07831), the baseline of Schlag et al. 2021b (arXiv 2102.11174).
     As in the reference code the first write, into a memory that is exactly zero, is not projected.
-    (The native back end takes what has no square in the number format, below 1e-23, for zero.)
+    (The native back end takes what has no square in the number format, below 1e-23 in float32, for
+    zero, and smaller numbers than the format's exponent allows, below 1e-38, everywhere.)
     Neither is a write of nothing (beta_t = 0 or k_t = 0), which leaves the state untouched.
+
+    A number that is not finite spoils reads of its own head and sequence alone: with "recurrent"
+    from its token on, with "native", which multiplies it by the zeros of a mask, up to 15 tokens of
+    its chunk before it too.
 
     Args:
         q: Queries, features already; None writes only.
@@ -41,7 +46,7 @@ def fwm_rule(
         o in the dtype of v (None without q), and S_T in float32, or in float64 for float64 inputs.
 
     Raises:
-        ValueError: If shapes disagree or the back end is unknown.
+        ValueError: If shapes disagree, numbers are integers or the back end is unknown.
     """
     return run_rule(BACKENDS, backend, q, k, v, beta, initial_state)
 

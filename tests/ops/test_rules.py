@@ -131,6 +131,39 @@ def test_future_tokens_change_no_output(rule, backend, t):
 
 
 @each_case
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("position", range(5), ids=["q", "k", "v", "beta", "state"])
+def test_what_is_not_finite_stays_in_its_head_and_near_its_token(rule, backend, position, bad):
+    token, before = 110, {"recurrent": 0, "native": 15}.get(backend, 63)
+    results = []
+    for spoiled in (False, True):
+        inputs = make_inputs(150, b=2)
+        if spoiled:
+            at = (1, 0, 2, 3) if position == 4 else (1, 0, token, 3)[: inputs[position].ndim]
+            inputs[position].data[at] = bad
+        outputs = run(rule, backend, *inputs)
+        results.append([*outputs, *torch.autograd.grad(weighted_sum(*outputs), inputs)])
+    for clean, found in zip(*results, strict=True):
+        assert torch.equal(found[0], clean[0])
+        assert torch.equal(found[1, 1], clean[1, 1])
+    o, expected = results[1][0][1, 0], results[0][0][1, 0]
+    assert not o[0 if position == 4 else token].isfinite().all()
+    if position < 4:
+        assert torch.equal(o[: token - before], expected[: token - before])
+
+
+@each_case
+def test_subnormal_numbers_count_as_they_are_or_as_zero(rule, backend):
+    tiny = torch.finfo(torch.float32).tiny
+    q, k, v, beta, _ = (x.detach().float() for x in make_inputs(20))
+    v = v.double() * (tiny / 8 / v.abs().max())
+    expected, _ = reference(rule, q.double(), k.double(), v, beta.double())
+    assert (expected != 0).all()
+    found, _ = run(rule, backend, q, k, v.float(), beta)
+    assert ((found == 0) | ((found - expected).abs() <= tiny / 1000)).all()
+
+
+@each_case
 @pytest.mark.parametrize("null", ["beta", "k"])
 @pytest.mark.parametrize("t", [1, 100])
 def test_null_writes_leave_the_state_untouched(rule, backend, null, t):
