@@ -37,6 +37,7 @@ from benchmarks.measuring import (
 from cli.building import build_parts
 from cli.composition import compose_config
 from fwlight.ops import native
+from fwlight.ops.native import build
 from fwlight.training.optim import build_optimizer, lr_factor
 
 TASKS = {
@@ -110,7 +111,7 @@ class Step:
 def without_kernels() -> Iterator[None]:
     """Run as where no compiler is found."""
     with (
-        mock.patch.object(native, "obstacle", return_value="not wanted"),
+        mock.patch.object(build, "build_obstacle", return_value="not wanted"),
         mock.patch.object(native, "can_run", return_value=False),
     ):
         yield

@@ -1,22 +1,20 @@
 """What all update rules share around their mathematics: checks, types and the back-end choice.
 
-A back end is a function `(q, k, v, beta, S_0) -> (o, S_T)` under a name in its rule's `BACKENDS`.
-It may rely on checked shapes, at least one token and one dtype; q is None where only a write is
-wanted. To "native" alone, an empty memory may be None: it then leaves out all products with it.
+A rule's `BACKENDS` lists its back ends in the order in which "auto" asks them; the last one, the
+specification, can always run.
 """
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
-from typing import NoReturn
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from fwlight.autocast import without_autocast
-from fwlight.ops import fla, native
-
-Backend = Callable[..., tuple[Tensor | None, Tensor]]
+from fwlight.ops import native
+from fwlight.ops.native import build
 
 RECURRENT_MAX_LENGTH = 3
 """Longest sequence that "auto" runs token by token, not by "chunk". On a CPU the two forms of
@@ -24,8 +22,28 @@ the delta rule are equally fast at 2 to 4 tokens, of the sum rule at 4 to 5; "na
 both at every length (`python -m benchmarks.ops --shapes one four chunk`)."""
 
 
+class Backend(NamedTuple):
+    """One way to compute a rule.
+
+    Attributes:
+        name: What `backend=` calls it.
+        run: `(q, k, v, beta, S_0) -> (o, S_T)`. It may rely on checked shapes, at least one token
+            and one dtype; q is None where only a write is wanted. To "native" alone, an empty
+            memory may be None: it then leaves out all products with it.
+        obstacle: `(k, v, dtype)` -> why it cannot compute such inputs in `dtype`, or None.
+    """
+
+    name: str
+    run: Callable[..., tuple[Tensor | None, Tensor]]
+    obstacle: Callable[..., str | None]
+
+
+def no_obstacle(k: Tensor, v: Tensor, dtype: torch.dtype) -> None:
+    """Say that a back end runs anywhere."""
+
+
 def run_rule(
-    backends: Mapping[str, Backend],
+    backends: tuple[Backend, ...],
     backend: str,
     q: Tensor | None,
     k: Tensor,
@@ -52,9 +70,9 @@ def run_rule(
                 _refuse_dtype(q, k, v, beta, initial_state)
             dtype = torch.promote_types(dtype, x.dtype)
             all_float32 = False
-    name = _choose(backends, backend, k, v, dtype)
+    name, run, _ = _choose(backends, backend, k, v, dtype)
     if name == "native" and all_float32 and k.numel():
-        return backends[name](q, k, v, beta, initial_state)  # decoding takes microseconds
+        return run(q, k, v, beta, initial_state)  # decoding takes microseconds
     state = initial_state
     if state is not None:
         state = state if state.dtype == dtype else state.to(dtype)
@@ -68,41 +86,42 @@ def run_rule(
     if not k.is_meta and torch.is_autocast_enabled(k.device.type):
         # It would compute the products, and so the state, in half precision.
         with without_autocast(k):
-            o, state = backends[name](*arguments, state)
+            o, state = run(*arguments, state)
     else:
-        o, state = backends[name](*arguments, state)
+        o, state = run(*arguments, state)
     return o if o is None or o.dtype == v.dtype else o.to(v.dtype), state
 
 
 def _choose(
-    backends: Mapping[str, Backend], backend: str, k: Tensor, v: Tensor, dtype: torch.dtype
-) -> str:
-    """Return the name of the back end to run."""
-    if backend != "auto" and backend not in backends:
-        raise ValueError(f"backend={backend!r} is none of {', '.join(['auto', *backends])}")
+    backends: tuple[Backend, ...], backend: str, k: Tensor, v: Tensor, dtype: torch.dtype
+) -> Backend:
+    """Return the back end of that name or, if it cannot run, the next; the first for "auto".
+
+    What was asked for by name and cannot run is told once, as is a machine without compiled code.
+    """
     if backend != "recurrent" and native.transforms_active():
         raise RuntimeError(
             f"backend={backend!r} does not run with functorch transforms (vmap, grad, jvp and the "
             "others of torch.func); use backend='recurrent'"
         )
-    name, obstacle = backend, None
-    if backend == "auto" and k.is_cpu and "native" in backends:
-        name = "native"
-    if name == "native":
-        obstacle = native.obstacle(k, v, dtype)
-        if obstacle is None:
-            return name
-    short = k.shape[2] <= RECURRENT_MAX_LENGTH
-    anywhere = "chunk" if "chunk" in backends else "recurrent"
-    if name == "auto":
-        able = "fla" in backends and not short and fla.obstacle(k, v) is None
-        name = "fla" if able else anywhere
-    elif name == "fla":
-        obstacle = fla.obstacle(k, v)
-    if obstacle is not None:
-        _warn_once(f"backend={name!r} cannot run here ({obstacle}); using backend={anywhere!r}")
-        name = anywhere
-    return "recurrent" if backend == "auto" and name == "chunk" and short else name
+    asked, unable, reason = backend == "auto", "", None
+    for candidate in backends:
+        name = candidate.name
+        asked = asked or name == backend
+        if asked:
+            obstacle = candidate.obstacle(k, v, dtype)
+            if obstacle is None:
+                break
+            if name == backend or obstacle == build.build_obstacle(dtype):
+                unable, reason = name, obstacle
+    else:
+        names = ", ".join(["auto", *(x.name for x in backends)])
+        raise ValueError(f"backend={backend!r} is none of {names}")
+    if reason is not None:
+        _warn_once(f"backend={unable!r} cannot run here ({reason}); using backend={name!r}")
+    if backend == "auto" and name != "native" and k.shape[2] <= RECURRENT_MAX_LENGTH:
+        return backends[-1]
+    return candidate
 
 
 def _nothing_written(

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fwlight.ops.backends import Backend, run_rule
+from fwlight.ops import fla, native
+from fwlight.ops.backends import Backend, no_obstacle, run_rule
 from fwlight.ops.delta_chunks import chunk_delta_rule
 from fwlight.ops.fla import fla_delta_rule
 from fwlight.ops.native import native_delta_rule
@@ -67,9 +68,9 @@ def recurrent_delta_rule(
     return None if q is None else torch.stack(outputs, dim=2), S_t
 
 
-BACKENDS: dict[str, Backend] = {
-    "recurrent": recurrent_delta_rule,
-    "chunk": chunk_delta_rule,
-    "native": native_delta_rule,
-    "fla": fla_delta_rule,
-}
+BACKENDS = (
+    Backend("native", native_delta_rule, native.obstacle),
+    Backend("fla", fla_delta_rule, fla.obstacle),
+    Backend("chunk", chunk_delta_rule, no_obstacle),
+    Backend("recurrent", recurrent_delta_rule, no_obstacle),
+)

@@ -16,7 +16,7 @@ MAX_KEY_SIZE = 256
 """Longest key that the kernels take."""
 
 
-def obstacle(k: Tensor, v: Tensor) -> str | None:
+def obstacle(k: Tensor, v: Tensor, dtype: torch.dtype) -> str | None:
     """Return why the kernels cannot run on such inputs, or None if they can."""
     if not k.is_cuda:
         return f"the tensors are on {k.device.type}, not cuda"

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fwlight.ops.backends import Backend, run_rule
+from fwlight.ops import native
+from fwlight.ops.backends import Backend, no_obstacle, run_rule
 from fwlight.ops.native import native_fwm_rule
 
 
@@ -78,4 +79,7 @@ def _frobenius_norm(S: Tensor) -> Tensor:
     return torch.linalg.vector_norm(S, dim=(-2, -1))  # pyright: ignore
 
 
-BACKENDS: dict[str, Backend] = {"recurrent": recurrent_fwm_rule, "native": native_fwm_rule}
+BACKENDS = (
+    Backend("native", native_fwm_rule, native.obstacle),
+    Backend("recurrent", recurrent_fwm_rule, no_obstacle),
+)

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from fwlight.autocast import without_autocast
-from fwlight.ops.backends import Backend, run_rule
+from fwlight.ops import fla, native
+from fwlight.ops.backends import Backend, no_obstacle, run_rule
 from fwlight.ops.chunks import (
     CHUNK_SIZE,
     apply,
@@ -175,9 +176,9 @@ def _backward(
     return dq, join(dK, k), join(dV, v), dbeta, dS0
 
 
-BACKENDS: dict[str, Backend] = {
-    "recurrent": recurrent_sum_rule,
-    "chunk": chunk_sum_rule,
-    "native": native_sum_rule,
-    "fla": fla_sum_rule,
-}
+BACKENDS = (
+    Backend("native", native_sum_rule, native.obstacle),
+    Backend("fla", fla_sum_rule, fla.obstacle),
+    Backend("chunk", chunk_sum_rule, no_obstacle),
+    Backend("recurrent", recurrent_sum_rule, no_obstacle),
+)

@@ -21,7 +21,7 @@ RULES = {
 
 def backends(rule: str) -> list[str]:
     """Names of the back ends that run on any device."""
-    names = list(importlib.import_module(f"fwlight.ops.{rule}").BACKENDS)
+    names = [x.name for x in importlib.import_module(f"fwlight.ops.{rule}").BACKENDS]
     return [*(name for name in names if name != "fla"), *(["auto"] if len(names) > 1 else [])]
 
 

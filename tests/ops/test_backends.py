@@ -7,7 +7,8 @@ import warnings
 import pytest
 import torch
 
-from fwlight.ops import backends, delta_rule, fwm_rule, native, sum_rule
+from fwlight.ops import backends, delta_rule, fwm_rule, sum_rule
+from fwlight.ops.native import build
 from tests.ops.discovery import CASES, RULES, assert_near, make_inputs, run, weighted_sum
 
 each_case = pytest.mark.parametrize(("rule", "backend"), CASES)
@@ -123,7 +124,7 @@ def test_under_a_transform_of_torch_func_recurrent_runs_and_others_name_it(rule,
 @each_choice
 def test_unknown_backend_error_lists_the_choices(function):
     inputs = make_inputs(3)[:4]
-    with pytest.raises(ValueError, match="'chunky' is none of auto, recurrent, chunk, native, fla"):
+    with pytest.raises(ValueError, match="'chunky' is none of auto, native, fla, chunk, recurrent"):
         function(*inputs, backend="chunky")
 
 
@@ -142,11 +143,16 @@ def test_second_derivatives_are_refused_by_chunk_and_given_by_recurrent(function
 @pytest.mark.parametrize("compiled", [True, False])
 def test_auto_chooses_by_length_and_what_can_run(function, compiled, monkeypatch):
     used = []
-    kernels = sys.modules[function.__module__].BACKENDS
-    kernel = kernels["chunk"]
-    for name in ("recurrent", "chunk", "native"):
-        monkeypatch.setitem(kernels, name, lambda *a, name=name: used.append(name) or kernel(*a))
-    monkeypatch.setattr(native, "obstacle", lambda *_: None if compiled else "no compiler")
+    module = sys.modules[function.__module__]
+    kernels = {x.name: x.run for x in module.BACKENDS}
+
+    def watched(name):
+        return lambda *a: used.append(name) or kernels["chunk"](*a)
+
+    watching = tuple(x._replace(run=watched(x.name)) for x in module.BACKENDS)
+    monkeypatch.setattr(module, "BACKENDS", watching)
+    reason = None if compiled else "no compiler"
+    monkeypatch.setattr(build, "build_obstacle", lambda _: reason)
     monkeypatch.setattr(backends, "_warn_once", used.append)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -159,14 +165,36 @@ def test_auto_chooses_by_length_and_what_can_run(function, compiled, monkeypatch
 
 def test_without_a_chunkwise_form_recurrent_is_what_runs_anywhere(monkeypatch):
     told = []
-    monkeypatch.setattr(native, "obstacle", lambda *_: "no compiler")
+    monkeypatch.setattr(build, "build_obstacle", lambda _: "no compiler")
     monkeypatch.setattr(backends, "_warn_once", told.append)
     inputs = make_inputs(64)[:4]
     expected, _ = fwm_rule(*inputs, backend="recurrent")
     assert torch.equal(fwm_rule(*inputs)[0], expected)
     assert told == ["backend='native' cannot run here (no compiler); using backend='recurrent'"]
-    with pytest.raises(ValueError, match="'chunk' is none of auto, recurrent, native"):
+    with pytest.raises(ValueError, match="'chunk' is none of auto, native, recurrent"):
         fwm_rule(*inputs, backend="chunk")
+
+
+@each_choice
+def test_a_list_is_asked_in_its_order(function, monkeypatch):
+    told, obstacles = [], dict.fromkeys(["native", "fla", "chunk"], "busy")
+    module = sys.modules[function.__module__]
+    occupied = tuple(
+        x._replace(obstacle=lambda *_, name=x.name: obstacles.get(name)) for x in module.BACKENDS
+    )
+    monkeypatch.setattr(module, "BACKENDS", occupied)
+    monkeypatch.setattr(backends, "_warn_once", told.append)
+    inputs = make_inputs(64)[:4]
+    expected, _ = function(*inputs, backend="recurrent")
+    assert torch.equal(function(*inputs)[0], expected)
+    assert told == []
+    for name in obstacles:
+        assert torch.equal(function(*inputs, backend=name)[0], expected)
+        assert told.pop() == f"backend={name!r} cannot run here (busy); using backend='recurrent'"
+    del obstacles["chunk"]
+    assert not torch.equal(function(*inputs)[0], expected)
+    function(*inputs, backend="native")
+    assert told == ["backend='native' cannot run here (busy); using backend='chunk'"]
 
 
 def test_importing_the_operators_needs_torch_and_jaxtyping_only():

@@ -53,7 +53,7 @@ def test_fla_obstacles_are_named(change, reason, monkeypatch):
         dtype=case["dtype"],
         shape=(2, 4, case["t"], case["size"]),
     )
-    obstacle = fla.obstacle(x, x)
+    obstacle = fla.obstacle(x, x, torch.float32)
     assert obstacle is None if reason is None else reason in obstacle
 
 
@@ -92,7 +92,10 @@ def fake_fla(monkeypatch):
         setattr(modules[f"fla.ops.{folder}"], function.__name__, function)
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(fla, "obstacle", lambda k, v: None)
+    for rule in (delta_rule, sum_rule):
+        module = sys.modules[rule.__module__]
+        able = tuple(x._replace(obstacle=backends.no_obstacle) for x in module.BACKENDS)
+        monkeypatch.setattr(module, "BACKENDS", able)
 
 
 @each_choice
