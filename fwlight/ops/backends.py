@@ -27,10 +27,11 @@ class Backend(NamedTuple):
 
     Attributes:
         name: What `backend=` calls it.
-        run: `(q, k, v, beta, S_0) -> (o, S_T)`. It may rely on checked shapes, at least one token
-            and one dtype; q is None where only a write is wanted. To "native" alone, an empty
-            memory may be None: it then leaves out all products with it.
-        obstacle: `(k, v, dtype)` -> why it cannot compute such inputs in `dtype`, or None.
+        run: `(q, k, v, beta, S_0, **gates) -> (o, S_T)`, with the gates that were given. It may
+            rely on checked shapes, at least one token and one dtype; q is None where only a write
+            is wanted. To "native" alone, an empty memory may be None: it then leaves out all
+            products with it.
+        obstacle: `(k, v, dtype, **gates)` -> why it cannot compute such inputs in `dtype`, or None.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Backend(NamedTuple):
     obstacle: Callable[..., str | None]
 
 
-def no_obstacle(k: Tensor, v: Tensor, dtype: torch.dtype) -> None:
+def no_obstacle(k: Tensor, v: Tensor, dtype: torch.dtype, **gates: Tensor) -> None:
     """Say that a back end runs anywhere."""
 
 
@@ -50,6 +51,8 @@ def run_rule(
     v: Tensor,
     beta: Tensor | None,
     initial_state: Tensor | None,
+    decay: Tensor | None = None,
+    erase_key: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor]:
     """Check the arguments, choose a back end and run it in its number format.
 
@@ -62,17 +65,20 @@ def run_rule(
         RuntimeError: If a transform of torch.func is at work on another back end than "recurrent".
     """
     _check_shapes(q, k, v, beta, initial_state)
+    gates: dict[str, Tensor] = {}
+    if decay is not None or erase_key is not None:
+        gates = _check_gates(k, v, decay=decay, erase_key=erase_key)
     dtype = torch.float32
     all_float32 = True
-    for x in (q, k, v, beta, initial_state):
+    for x in (q, k, v, beta, initial_state, *gates.values()):
         if x is not None and x.dtype is not dtype:
             if not x.is_floating_point():
-                _refuse_dtype(q, k, v, beta, initial_state)
+                _refuse_dtype(q=q, k=k, v=v, beta=beta, initial_state=initial_state, **gates)
             dtype = torch.promote_types(dtype, x.dtype)
             all_float32 = False
-    name, run, _ = _choose(backends, backend, k, v, dtype)
+    name, run, _ = _choose(backends, backend, k, v, dtype, gates)
     if name == "native" and all_float32 and k.numel():
-        return run(q, k, v, beta, initial_state)  # decoding takes microseconds
+        return run(q, k, v, beta, initial_state, **gates)  # decoding takes microseconds
     state = initial_state
     if state is not None:
         state = state if state.dtype == dtype else state.to(dtype)
@@ -80,20 +86,26 @@ def run_rule(
         state = k.new_zeros((*k.shape[:2], k.shape[3], v.shape[3]), dtype=dtype)
     if k.shape[2] == 0:
         assert state is not None
-        return _nothing_written(q, k, v, beta, state)
+        return _nothing_written(q, k, v, beta, state, *gates.values())
     inputs = v.dtype if name == "fla" else dtype
     arguments = [x if x is None or x.dtype == inputs else x.to(inputs) for x in (q, k, v, beta)]
+    gates = {name: x if x.dtype == dtype else x.to(dtype) for name, x in gates.items()}
     if not k.is_meta and torch.is_autocast_enabled(k.device.type):
         # It would compute the products, and so the state, in half precision.
         with without_autocast(k):
-            o, state = run(*arguments, state)
+            o, state = run(*arguments, state, **gates)
     else:
-        o, state = run(*arguments, state)
+        o, state = run(*arguments, state, **gates)
     return o if o is None or o.dtype == v.dtype else o.to(v.dtype), state
 
 
 def _choose(
-    backends: tuple[Backend, ...], backend: str, k: Tensor, v: Tensor, dtype: torch.dtype
+    backends: tuple[Backend, ...],
+    backend: str,
+    k: Tensor,
+    v: Tensor,
+    dtype: torch.dtype,
+    gates: dict[str, Tensor],
 ) -> Backend:
     """Return the back end of that name or, if it cannot run, the next; the first for "auto".
 
@@ -109,7 +121,7 @@ def _choose(
         name = candidate.name
         asked = asked or name == backend
         if asked:
-            obstacle = candidate.obstacle(k, v, dtype)
+            obstacle = candidate.obstacle(k, v, dtype, **gates)
             if obstacle is None:
                 break
             if name == backend or obstacle == build.build_obstacle(dtype):
@@ -125,12 +137,14 @@ def _choose(
 
 
 def _nothing_written(
-    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, state: Tensor
+    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, state: Tensor, *gates: Tensor
 ) -> tuple[Tensor | None, Tensor]:
     """Return what no tokens read and leave, results of all arguments to those who differentiate."""
     dtype = v.dtype
     u = v if beta is None else beta[..., None] * v
     state = state + k.to(state.dtype).mT @ u.to(state.dtype)
+    for gate in gates:
+        state = state + gate.sum()  # of nothing, 0
     return None if q is None else (q.to(state.dtype) @ state).to(dtype), state
 
 
@@ -158,18 +172,29 @@ def _check_shapes(
             _refuse("initial_state", state, k, v, of_state)
 
 
-def _refuse_dtype(*inputs: Tensor | None) -> NoReturn:
-    names = ("q", "k", "v", "beta", "initial_state")
-    parts = ((name, x) for name, x in zip(names, inputs, strict=True) if x is not None)
-    name, x = next((name, x) for name, x in parts if not x.is_floating_point())
+def _refuse_dtype(**inputs: Tensor | None) -> NoReturn:
+    given = ((name, x) for name, x in inputs.items() if x is not None)
+    name, x = next((name, x) for name, x in given if not x.is_floating_point())
     raise ValueError(
         f"{name} is {str(x.dtype).removeprefix('torch.')}; associations are floating-point "
         f"numbers: give {name}.float()"
     )
 
 
-def _refuse(name: str, x: Tensor, k: Tensor, v: Tensor, shape: tuple[int, ...]) -> NoReturn:
+def _check_gates(
+    k: Tensor, v: Tensor, *, decay: Tensor | None, erase_key: Tensor | None
+) -> dict[str, Tensor]:
+    """Return the gates that are given."""
+    if decay is not None and decay.shape not in (k.shape[:3], k.shape):
+        _refuse("decay", decay, k, v, k.shape[:3], k.shape)
+    if erase_key is not None and erase_key.shape != k.shape:
+        _refuse("erase_key", erase_key, k, v, k.shape)
+    given = {"decay": decay, "erase_key": erase_key}
+    return {name: x for name, x in given.items() if x is not None}
+
+
+def _refuse(name: str, x: Tensor, k: Tensor, v: Tensor, *shapes: tuple[int, ...]) -> NoReturn:
     raise ValueError(
         f"{name} has shape {list(x.shape)}; with k {list(k.shape)} and v {list(v.shape)} "
-        f"it must be {list(shape)}"
+        f"it must be {' or '.join(str(list(shape)) for shape in shapes)}"
     )

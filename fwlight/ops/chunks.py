@@ -1,6 +1,7 @@
 """Cutting sequences into chunks, for the chunkwise forms.
 
-What `split` returns is `[G, N, C, D]`: G = batch times heads, N chunks of C tokens.
+`split` returns all chunks at once, `[G, N, C, D]`: G = batch times heads, N chunks of C tokens;
+`load` returns one of them.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -34,6 +35,21 @@ def join(x: Tensor, like: Tensor) -> Tensor:
     """Undo `split` for the sequences of `like`, `[B, H, T, ...]`."""
     b, h, t = like.shape[:3]
     return x.flatten(1, 2)[:, :t].unflatten(0, (b, h))
+
+
+def load(x: Tensor, c: int, n: int) -> Tensor:
+    """Return chunk n of `[B, H, T, D]`; the last may be shorter.
+
+    It is a view where x is contiguous. Products read views without copies, but write into them by
+    way of copies: what is summed up is stored when it is complete.
+    """
+    return x[:, :, n * c : (n + 1) * c].flatten(0, 1)
+
+
+def store(chunk: Tensor, x: Tensor, c: int, n: int) -> None:
+    """Undo `load` into x."""
+    part = x[:, :, n * c : (n + 1) * c]
+    part.copy_(chunk.view(part.shape))
 
 
 def refuse_second_derivative() -> None:

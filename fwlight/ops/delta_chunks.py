@@ -20,7 +20,15 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from fwlight.autocast import without_autocast
-from fwlight.ops.chunks import CHUNK_SIZE, apply, chunk_length, refuse_second_derivative
+from fwlight.ops.chunks import (
+    CHUNK_SIZE,
+    apply,
+    chunk_length,
+    load,
+    refuse_second_derivative,
+    store,
+)
+from fwlight.ops.gated_chunks import gated_chunks
 
 
 def chunk_delta_rule(
@@ -30,13 +38,17 @@ def chunk_delta_rule(
     beta: Tensor,
     S: Tensor,
     *,
+    decay: Tensor | None = None,
+    erase_key: Tensor | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> tuple[Tensor | None, Tensor]:
-    """Run chunk by chunk.
+    """Run chunk by chunk, with gates by `gated_chunks`.
 
     What is kept for the backward pass are the arguments and the states at chunk starts; the rest
     is computed again.
     """
+    if decay is not None or erase_key is not None:
+        return gated_chunks(q, k, v, beta, S, decay, erase_key, "delta", chunk_size)
     return apply(_ChunkDeltaRule, q, k, v, beta, S, chunk_length(k.shape[2], chunk_size))
 
 
@@ -67,13 +79,13 @@ def _forward(
     S[0] = S0.flatten(0, 1)
     o = None if q is None else torch.empty_like(v)
     for n in range(len(S) - 1):
-        K, b = _load(k, c, n), _load(beta[..., None], c, n)
+        K, b = load(k, c, n), load(beta[..., None], c, n)
         _, T = _inverse(K, b)
-        X = torch.baddbmm(_load(v, c, n), K, S[n], alpha=-1)
+        X = torch.baddbmm(load(v, c, n), K, S[n], alpha=-1)
         U = torch.bmm(T, X.mul_(b))
         if q is not None and o is not None:
-            Q = _load(q, c, n)
-            _store(torch.bmm(Q, S[n]).baddbmm_(torch.bmm(Q, K.mT).tril_(), U), o, c, n)
+            Q = load(q, c, n)
+            store(torch.bmm(Q, S[n]).baddbmm_(torch.bmm(Q, K.mT).tril_(), U), o, c, n)
         torch.baddbmm(S[n], K.mT, U, out=S[n + 1])
     return o, S
 
@@ -104,25 +116,25 @@ def _backward(
     dk, dv, dbeta = torch.empty_like(k), torch.empty_like(v), torch.empty_like(beta)
     dS = dS_T.flatten(0, 1).clone(memory_format=torch.contiguous_format)
     for n in reversed(range(len(S) - 1)):
-        K, b = _load(k, c, n), _load(beta[..., None], c, n)
+        K, b = load(k, c, n), load(beta[..., None], c, n)
         A, T = _inverse(K, b)
-        X = torch.baddbmm(_load(v, c, n), K, S[n], alpha=-1)
+        X = torch.baddbmm(load(v, c, n), K, S[n], alpha=-1)
         U = torch.bmm(T, b * X)
         dU, dK = torch.bmm(K, dS), torch.bmm(U, dS.mT)
         if q is not None and do is not None and dq is not None:
-            Q, dO = _load(q, c, n), _load(do, c, n)
+            Q, dO = load(q, c, n), load(do, c, n)
             dU.baddbmm_(torch.bmm(Q, K.mT).tril_().mT, dO)
             F = torch.bmm(dO, U.mT).tril_()
-            _store(torch.bmm(dO, S[n].mT).baddbmm_(F, K), dq, c, n)
+            store(torch.bmm(dO, S[n].mT).baddbmm_(F, K), dq, c, n)
             dK.baddbmm_(F.mT, Q)
             dS.baddbmm_(Q.mT, dO)
         dR = torch.bmm(T.mT, dU)
         dX = b * dR
-        _store(dX, dv, c, n)
-        _store((X.baddbmm_(A, U, alpha=-1) * dR).sum(-1, keepdim=True), dbeta[..., None], c, n)
+        store(dX, dv, c, n)
+        store((X.baddbmm_(A, U, alpha=-1) * dR).sum(-1, keepdim=True), dbeta[..., None], c, n)
         H = torch.bmm(dX, U.mT).tril_(-1)
         dK.baddbmm_(H + H.mT, K, alpha=-1).baddbmm_(dX, S[n].mT, alpha=-1)
-        _store(dK, dk, c, n)
+        store(dK, dk, c, n)
         dS.baddbmm_(K.mT, dX, alpha=-1)
     return dq, dk, dv, dbeta, dS.view_as(dS_T)
 
@@ -136,18 +148,3 @@ def _inverse(K: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     A = torch.bmm(K, K.mT).tril_(-1)
     eye = torch.eye(A.shape[1], dtype=A.dtype, device=A.device).expand_as(A)
     return A, torch.linalg.solve_triangular(b * A, eye, upper=False, unitriangular=True)
-
-
-def _load(x: Tensor, c: int, n: int) -> Tensor:
-    """Return chunk n of `[B, H, T, D]`; the last may be shorter.
-
-    It is a view where x is contiguous. Products read views without copies, but write into them by
-    way of copies: what is summed up is stored when it is complete.
-    """
-    return x[:, :, n * c : (n + 1) * c].flatten(0, 1)
-
-
-def _store(chunk: Tensor, x: Tensor, c: int, n: int) -> None:
-    """Undo `_load` into x."""
-    part = x[:, :, n * c : (n + 1) * c]
-    part.copy_(chunk.view(part.shape))

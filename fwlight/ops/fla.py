@@ -16,7 +16,7 @@ MAX_KEY_SIZE = 256
 """Longest key that the kernels take."""
 
 
-def obstacle(k: Tensor, v: Tensor, dtype: torch.dtype) -> str | None:
+def obstacle(k: Tensor, v: Tensor, dtype: torch.dtype, **gates: Tensor) -> str | None:
     """Return why the kernels cannot run on such inputs, or None if they can."""
     if not k.is_cuda:
         return f"the tensors are on {k.device.type}, not cuda"
@@ -28,6 +28,8 @@ def obstacle(k: Tensor, v: Tensor, dtype: torch.dtype) -> str | None:
         return f"keys of size {k.shape[3]} and values of size {v.shape[3]} are not both even"
     if k.shape[2] < k.shape[1]:
         return "there are fewer tokens than heads, which fla-core takes for another layout"
+    if gates:
+        return "gates run in the chunk form"
     return _import_obstacle()
 
 

@@ -18,7 +18,9 @@ from fwlight.ops.chunks import (
     refuse_second_derivative,
     split,
 )
+from fwlight.ops.decays import remaining
 from fwlight.ops.fla import fla_sum_rule
+from fwlight.ops.gated_chunks import gated_chunks
 from fwlight.ops.native import native_sum_rule
 
 
@@ -28,6 +30,7 @@ def sum_rule(
     v: Float[Tensor, "b h t v"],
     beta: Float[Tensor, "b h t"] | None = None,
     *,
+    decay: Float[Tensor, "b h t"] | Float[Tensor, "b h t k"] | None = None,
     initial_state: Float[Tensor, "b h k v"] | None = None,
     backend: str = "auto",
 ) -> tuple[Float[Tensor, "b h t v"] | None, Float[Tensor, "b h k v"]]:
@@ -37,6 +40,10 @@ def sum_rule(
 
     Schlag et al. 2021b (arXiv 2102.11174), equations 17 and 19 without a normalisation, S being
     the transpose of their W. The paper has no beta.
+
+    With a decay g_t the memory decays before the write, S_t = Diag(exp(g_t)) S_{t-1} + ..., as in
+    RetNet (Sun et al. 2023, arXiv 2307.08621) and, with one a key channel, gated linear attention
+    (Yang et al. 2024, arXiv 2312.06635). -inf empties the memory before its token.
 
     A number that is not finite spoils reads of its own head and sequence alone: with "recurrent"
     from its token on, with the others, which multiply it by the zeros of a mask, up to 63 tokens of
@@ -48,11 +55,12 @@ def sum_rule(
         k: Keys, features already.
         v: Values.
         beta: Write strengths; None is 1 everywhere.
+        decay: Logs g_t, at most 0, which is not checked; None is 0.
         initial_state: Fast weights S_0 to continue from; None is zero.
         backend: "recurrent" (token by token), "chunk" (chunkwise parallel, differentiable once),
             "native" (the same in C++ on a CPU, compiled at first use), "fla" (fla-core on CUDA in
-            half precision) or "auto", which chooses by length and device. Where "native" or "fla"
-            cannot run, "chunk" does, with one warning.
+            half precision) or "auto", which chooses by length, device and decay. Where "native" or
+            "fla" cannot run, "chunk" does, with one warning.
 
     Returns:
         o in the dtype of v (None without q), and S_T in float32, or in float64 for float64 inputs.
@@ -60,18 +68,27 @@ def sum_rule(
     Raises:
         ValueError: If shapes disagree, numbers are integers or the back end is unknown.
     """
-    return run_rule(BACKENDS, backend, q, k, v, beta, initial_state)
+    return run_rule(BACKENDS, backend, q, k, v, beta, initial_state, decay)
 
 
 def recurrent_sum_rule(
-    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, S: Tensor
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor | None,
+    S: Tensor,
+    *,
+    decay: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor]:
     """Run token by token; this is the specification."""
     u = v if beta is None else beta[..., None] * v
     queries = [None] * k.shape[2] if q is None else q.unbind(2)
     outputs: list[Tensor] = []
     S_t = S
-    for q_t, k_t, u_t in zip(queries, k.unbind(2), u.unbind(2), strict=True):
+    tokens = zip(queries, k.unbind(2), u.unbind(2), remaining(decay, k), strict=True)
+    for q_t, k_t, u_t, left in tokens:
+        if left is not None:
+            S_t = left * S_t
         S_t = S_t + k_t[..., :, None] * u_t[..., None, :]
         if q_t is not None:
             outputs.append((q_t[..., None, :] @ S_t).squeeze(-2))
@@ -85,12 +102,15 @@ def chunk_sum_rule(
     beta: Tensor | None,
     S: Tensor,
     *,
+    decay: Tensor | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> tuple[Tensor | None, Tensor]:
     """Run chunk by chunk: all chunks at once, only their states are summed in order.
 
-    Nothing but the arguments is kept for the backward pass.
+    Nothing but the arguments is kept for the backward pass. Under a decay `gated_chunks` runs.
     """
+    if decay is not None:
+        return gated_chunks(q, k, v, beta, S, decay, None, "sum", chunk_size)
     return apply(_ChunkSumRule, q, k, v, beta, S, chunk_length(k.shape[2], chunk_size))
 
 

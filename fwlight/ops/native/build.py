@@ -50,13 +50,15 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
     return _build(compiler, identity, real, name)
 
 
-def obstacle(k: Tensor, v: Tensor, dtype: torch.dtype) -> str | None:
+def obstacle(k: Tensor, v: Tensor, dtype: torch.dtype, **gates: Tensor) -> str | None:
     """Return why the kernels cannot compute such inputs in `dtype`, or None if they can."""
     if not k.is_cpu:
         return f"the tensors are on {k.device.type}, not cpu"
     # numel, for nearly every call, is less than half the time of the two shapes.
     if not (k.numel() and v.numel()) and 0 in (k.shape[3], v.shape[3]):
         return f"keys of size {k.shape[3]} and values of size {v.shape[3]} hold nothing"
+    if gates:
+        return "gates run in the chunk form"
     return build_obstacle(dtype)
 
 
