@@ -19,12 +19,17 @@ def reference_memory(
     state: Tensor | None = None,
     z: Tensor | None = None,
     eps: float = 0.0,
+    decay: Tensor | None = None,
+    erase_key: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return outputs `[B, H, T, V]`, the transposed last W `[B, H, K, V]` and z `[B, H, K]`.
 
     `read_norm` "output" divides by z.q (eqs. 20, 21); "full" also the retrieved old value by the
     z.k before the write (eqs. 26 to 28), which counts as 1 where z is zero. As in the reference
     code, `eps` is added to both divisors and the write is then z.k / (z.k + eps) of beta.
+
+    With a decay, of logs, W first becomes W Diag(exp(decay)); under the delta rule the old value
+    is then what the erase key retrieves, which is k without one.
     """
     heads = [
         [
@@ -38,6 +43,8 @@ def reference_memory(
                 v.new_zeros(v.shape[3], k.shape[3]) if state is None else state[b, h].T,
                 k.new_zeros(k.shape[3]) if z is None else z[b, h],
                 eps,
+                v.new_zeros(v.shape[2]) if decay is None else decay[b, h],
+                k[b, h] if erase_key is None else erase_key[b, h],
             )
             for h in range(k.shape[1])
         ]
@@ -57,10 +64,13 @@ def _one_head(
     W: Tensor,
     z: Tensor,
     eps: float,
+    decay: Tensor,
+    p: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     outputs = []
-    for q_t, k_t, v_t, beta_t in zip(q, k, v, beta, strict=True):
-        old = torch.mv(W, k_t)
+    for q_t, k_t, v_t, beta_t, g_t, p_t in zip(q, k, v, beta, decay, p, strict=True):
+        W = W * torch.exp(g_t)
+        old = torch.mv(W, p_t)
         if read_norm == "full":
             c = torch.dot(z, k_t) if bool((z != 0).any()) else torch.ones_like(beta_t)
             old = old / (c + eps)

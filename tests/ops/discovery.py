@@ -1,8 +1,14 @@
-"""The update rules found in fwlight.ops, and inputs for them: a new x_rule.py joins by itself."""
+"""The update rules found in fwlight.ops, and inputs for them: a new x_rule.py joins by itself.
+
+So do its gates, which are the keywords that it has beside a state and a back end, in all forms that
+their annotations allow. A choice of them is a tuple of names with dimensions: ("decay", "b h t").
+"""
 
 import importlib
 import inspect
+import itertools
 import pkgutil
+import typing
 
 import pytest
 import torch
@@ -25,6 +31,22 @@ def backends(rule: str) -> list[str]:
     return [*(name for name in names if name != "fla"), *(["auto"] if len(names) > 1 else [])]
 
 
+def gates_of(rule: str) -> list[tuple[tuple[str, str], ...]]:
+    """All choices of gates that a rule takes, but for none."""
+    parameters = inspect.signature(RULES[rule]).parameters.values()
+    gates = [
+        [
+            (x.name, form.dim_str)
+            for form in typing.get_args(x.annotation)
+            if hasattr(form, "dim_str")
+        ]
+        for x in parameters
+        if x.kind is x.KEYWORD_ONLY and x.name not in ("initial_state", "backend")
+    ]
+    choices = itertools.product(*([None, *forms] for forms in gates))
+    return [x for x in (tuple(filter(None, choice)) for choice in choices) if x]
+
+
 _OBSTACLE = build_obstacle(torch.float32)
 needs_compiler = pytest.mark.skipif(_OBSTACLE is not None, reason=str(_OBSTACLE))
 
@@ -32,15 +54,27 @@ CASES = [(rule, backend) for rule in RULES for backend in backends(rule)]
 KERNELS = [(rule, backend) for rule, backend in CASES if backend != "auto"]
 
 
-def run(rule: str, backend: str, q, k, v, beta, state=None) -> tuple[Tensor | None, Tensor]:
+def _can_run(rule: str, backend: str, gates: tuple[tuple[str, str], ...]) -> bool:
+    entries = importlib.import_module(f"fwlight.ops.{rule}").BACKENDS
+    _, k, v, _, _ = make_inputs(5)
+    found = [
+        x.obstacle(k, v, k.dtype, **make_gates(gates, 5)) for x in entries if x.name == backend
+    ]
+    return found in ([], [None])
+
+
+def run(
+    rule: str, backend: str, q, k, v, beta, state=None, **gates
+) -> tuple[Tensor | None, Tensor]:
     function = RULES[rule]
     if "backend" not in inspect.signature(function).parameters:
         return function(q, k, v, beta, initial_state=state)
-    return function(q, k, v, beta, initial_state=state, backend=backend)
+    return function(q, k, v, beta, **gates, initial_state=state, backend=backend)
 
 
-def reference(rule: str, q, k, v, beta, state=None) -> tuple[Tensor, Tensor]:
-    o, state, _ = reference_memory(q, k, v, beta, rule.removesuffix("_rule"), state=state)
+def reference(rule: str, q, k, v, beta, state=None, **gates) -> tuple[Tensor, Tensor]:
+    rule = rule.removesuffix("_rule")
+    o, state, _ = reference_memory(q, k, v, beta, rule, state=state, **gates)
     return o, state
 
 
@@ -58,6 +92,24 @@ def make_inputs(
     inputs = [q, k, v, normal(b, t, h).sigmoid()]
     inputs = [x.transpose(1, 2) for x in inputs] + [normal(b, h, d_key, d_value)]
     return [x.requires_grad_() for x in inputs]
+
+
+def make_gates(
+    gates: tuple[tuple[str, str], ...], t: int, *, b: int = 1, h: int = 2, d_key: int = 5
+) -> dict[str, Tensor]:
+    """Keys of length 1 and logs in (-1, 0), leaves in float64, as `make_inputs` makes them."""
+    generator = torch.Generator().manual_seed(1)
+    sizes = {"b": b, "h": h, "t": t, "k": d_key}
+    found = {}
+    for name, dims in gates:
+        shape = [sizes[x] for x in dims.split()]
+        if name.endswith("_key"):
+            x = torch.randn(*shape, dtype=torch.float64, generator=generator)
+            x = x / x.norm(dim=-1, keepdim=True)
+        else:
+            x = -torch.rand(*shape, dtype=torch.float64, generator=generator)
+        found[name] = x.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    return found
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -82,3 +134,11 @@ def weighted_sum(o: Tensor | None, state: Tensor) -> Tensor:
             weights = torch.linspace(-1, 1.5, x.numel(), dtype=state.dtype).view(x.shape)
             total = total + (weights * x).sum()
     return total
+
+
+GATED = [
+    (rule, backend, gates)
+    for rule, backend in CASES
+    for gates in gates_of(rule)
+    if _can_run(rule, backend, gates)
+]

@@ -5,14 +5,23 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fwlight.ops import delta_rule, sum_rule
-from tests.ops.discovery import CASES, KERNELS, make_inputs, run, weighted_sum
+from tests.ops.discovery import (
+    CASES,
+    GATED,
+    KERNELS,
+    RULES,
+    make_gates,
+    make_inputs,
+    run,
+    weighted_sum,
+)
 
 each_case = pytest.mark.parametrize(("rule", "backend"), CASES)
 each_kernel = pytest.mark.parametrize(("rule", "backend"), KERNELS)
 each_choice = pytest.mark.parametrize("function", [sum_rule, delta_rule])
 
 
-def numbers_saved(function, inputs, backend) -> int:
+def numbers_saved(function, inputs, backend, **gates) -> int:
     """How many numbers autograd keeps between forward and backward, each storage counted once."""
     sizes = {}
 
@@ -21,7 +30,7 @@ def numbers_saved(function, inputs, backend) -> int:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        result = function(*inputs, backend=backend)
+        result = function(*inputs, **gates, backend=backend)
     assert result[1].requires_grad
     return sum(sizes.values())
 
@@ -34,6 +43,17 @@ def test_chunk_keeps_its_arguments_and_one_state_a_chunk(function, t):
     heads, states = 2, 32 * 16 * (t // 64 + 1)
     assert chunk <= heads * (t * (32 + 32 + 16 + 1) + states)
     assert numbers_saved(function, inputs[:4], "recurrent") > heads * t * 32 * 16
+
+
+@pytest.mark.parametrize("t", [512, 1024])
+@pytest.mark.parametrize(("rule", "gates"), [(x[0], x[2]) for x in GATED if x[1] == "chunk"])
+def test_chunk_keeps_gates_too_and_one_state_a_chunk(rule, gates, t):
+    inputs = [x.detach().float().requires_grad_() for x in make_inputs(t, d_key=32, d_value=16)]
+    given = make_gates(gates, t, d_key=32)
+    given = {name: x.detach().float().requires_grad_() for name, x in given.items()}
+    heads, states = 2, 32 * 16 * (t // 64 + 1)
+    arguments = sum(x.numel() for x in (*inputs[:4], *given.values()))
+    assert numbers_saved(RULES[rule], inputs[:4], "chunk", **given) <= arguments + heads * states
 
 
 @each_case
