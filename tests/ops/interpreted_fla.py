@@ -16,7 +16,7 @@ import torch
 from triton.runtime.autotuner import Autotuner
 
 from fwlight.ops import backends, delta_rule, fla, sum_rule
-from tests.ops.discovery import make_inputs, relative_error, weighted_sum
+from tests.ops.discovery import make_gates, make_inputs, relative_error, weighted_sum
 
 
 class Index(int):
@@ -39,17 +39,18 @@ def run_first(self, *args, **kwargs):
 def results(function, backend, inputs, *, carried, reads):
     arguments = [inputs[0] if reads else None, *inputs[1:4]]
     state = inputs[4] if carried else None
-    o, last = function(*arguments, initial_state=state, backend=backend)
+    gates = {"decay": inputs[5]} if len(inputs) > 5 else {}
+    o, last = function(*arguments, **gates, initial_state=state, backend=backend)
     assert last.dtype == (torch.float64 if backend == "recurrent" else torch.float32)
     assert o is None or o.dtype == inputs[2].dtype
     outputs = [None if x is None else x.double() for x in (o, last)]
-    leaves = [x for x in (*arguments, state) if x is not None]
+    leaves = [x for x in (*arguments, state, *gates.values()) if x is not None]
     gradients = torch.autograd.grad(weighted_sum(*outputs), leaves)
     return [*(x for x in outputs if x is not None), *gradients]
 
 
 def main():
-    assert fla._import_obstacle() is None
+    assert all(fla._import_obstacle(modules) is None for modules in fla._MODULES.values())
     for module in (sys.modules[x.__module__] for x in (delta_rule, sum_rule)):
         able = (x._replace(obstacle=backends.no_obstacle) for x in module.BACKENDS)
         module.BACKENDS = tuple(able)
@@ -57,15 +58,18 @@ def main():
     for name, module in list(sys.modules.items()):
         if name.startswith("fla.ops."):
             module.range = lambda *limits: map(Index, builtins.range(*limits))
-    cases = itertools.product((delta_rule, sum_rule), (2, 70), (False, True), (True, False))
-    for function, t, carried, reads in cases:
+    decays = (None, "b h t", "b h t k")
+    cases = itertools.product((delta_rule, sum_rule), (2, 70), (False, True), (True, False), decays)
+    for function, t, carried, reads, dims in cases:
+        gates = [] if dims is None else make_gates((("decay", dims),), t, d_key=16).values()
         *tokens, state = (x.detach() for x in make_inputs(t, d_key=16, d_value=32))
         inputs = [x.requires_grad_() for x in (*(x.half() for x in tokens), state.float())]
+        inputs += [x.detach().float().requires_grad_() for x in gates]
         exact = [x.detach().double().requires_grad_() for x in inputs]
         found = results(function, "fla", inputs, carried=carried, reads=reads)
         wanted = results(function, "recurrent", exact, carried=carried, reads=reads)
         errors = [relative_error(x, y) for x, y in zip(found, wanted, strict=True)]
-        print(function.__name__, t, carried, reads, max(errors), flush=True)
+        print(function.__name__, t, carried, reads, dims, max(errors), sep=";", flush=True)
 
 
 if __name__ == "__main__":
