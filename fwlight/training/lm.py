@@ -29,7 +29,7 @@ class LanguageModelingModule(SupervisedModule):
     _training_state: Any = None
     _evaluation_state: Any = None
 
-    def forward(self, batch: LMBatch) -> Tensor:
+    def forward(self, batch: LMBatch | CarriedBatch) -> Tensor:
         """Negative log-likelihood `[B, T]` of every target; 0 where it is `IGNORE_INDEX`.
 
         Every row starts from an empty memory; see `losses`.
