@@ -4,7 +4,7 @@ Language models of `size=demo` with random weights decode one token at a time af
 to 65,536 tokens: the delta network and the Linear Transformer, whose state has a constant size,
 after reading that many tokens; softmax attention with a cache of that many random keys and values,
 as its own reading would take time that grows with the square of the length. Appending to the cache
-copies it, as `fwlight.attention.KeyValueMemory` does. Medians over the steps of all turns; the
+copies it, as `fwlight.mixers.KeyValues` does. Medians over the steps of all turns; the
 lengths take turns within a model.
 """
 
@@ -17,7 +17,7 @@ import torch
 
 from cli.building import build
 from cli.composition import compose_config
-from fwlight.attention import KeyValueCache, overwriting_states
+from fwlight.mixers import KeyValueCache, overwriting_states
 from fwlight.models import DecoderLM, LMState, map_state
 
 LENGTHS = (16, 256, 1024, 4096, 16_384, 65_536)

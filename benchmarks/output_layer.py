@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import forget_peak, resident
-from fwlight.attention import KeyValueMemory, MultiHeadAttention
+from fwlight.mixers import KeyValues, MultiHeadAttention
 from fwlight.models import DecoderLM
 
 VOCAB, WIDTH, BATCH, LENGTH = 267_735, 128, 8, 256
@@ -38,7 +38,7 @@ def build(output: str) -> DecoderLM:
         d_head=1,
         d_ff=1,
         dropout=0.0,
-        attention=partial(MultiHeadAttention, memory=KeyValueMemory),
+        attention=partial(MultiHeadAttention, memory=KeyValues),
         output=output,
         cutoffs=CUTOFFS,
     )

@@ -14,8 +14,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from fwlight.attention import FastWeightMemory
 from fwlight.feature_maps import DPFPFeatureMap
+from fwlight.mixers import FastWeights
 from fwlight.models import Retriever
 from fwlight.ops import delta_rule
 from fwlight.run import keep_freed_memory
@@ -34,8 +34,8 @@ def step(model: Retriever, optimizer: torch.optim.Optimizer, batch: RetrievalBat
     optimizer.step()
 
 
-def token_loop(q, k, ids, beta, *, memory: FastWeightMemory):
-    """Take the place of `FastWeightMemory.recall`."""
+def token_loop(q, k, ids, beta, *, memory: FastWeights):
+    """Take the place of `FastWeights.recall`."""
     v = F.one_hot(ids, memory.d_value).to(k.dtype)[:, None]
     return memory.read(q[:, :, None], memory.write(k, v, beta)).squeeze(2)
 
@@ -44,7 +44,7 @@ def build(backend: str) -> tuple[Retriever, torch.optim.Optimizer]:
     """Return a model and its optimiser; the same weights for every back end."""
     torch.manual_seed(0)
     memory = partial(
-        FastWeightMemory,
+        FastWeights,
         feature_map=DPFPFeatureMap,
         update_rule=partial(delta_rule, backend=backend),
         key_norm="sum",

@@ -13,8 +13,8 @@ from cli.composition import Composition, compose_config
 from cli.launch import run_dir
 from cli.overrides import CONF, groups
 from cli.stored import check_resume, recompose
-from fwlight.attention import FastWeightMemory, KeyValueMemory
 from fwlight.errors import CheckpointError, ConfigError
+from fwlight.mixers import FastWeights, KeyValues
 from fwlight.models import AdaptiveSoftmax, DecoderLM
 from train import exit_code_and_line
 
@@ -111,12 +111,12 @@ def test_config_named_models_are_the_papers():
     for name, row in TABLE.items():
         attention = network(f"model={name}").blocks[0].attention
         memory = attention.memory
-        assert isinstance(memory, FastWeightMemory)
+        assert isinstance(memory, FastWeights)
         rule, conv = memory.update_rule.func.__name__, attention.short_conv
         slots = (type(memory.feature_map).__name__, memory.key_norm, rule, memory.read_norm)
         assert (*slots, type(memory.out_norm).__name__, conv.width if conv else 0) == row
         assert (memory.output_scale, attention.beta_max) == (1.0, 1.0)
-    assert isinstance(network("model=softmax").blocks[0].attention.memory, KeyValueMemory)
+    assert isinstance(network("model=softmax").blocks[0].attention.memory, KeyValues)
 
 
 def test_config_dpfp_and_favor_have_as_many_features():
@@ -648,7 +648,7 @@ def test_config_parts_follow_the_model_and_its_slots_unless_chosen():
     assert parts("model=delta_dpfp", "model/feature_map=elu") == everywhere
     for part in everywhere:
         chosen = parts("model=linear", f"model@{part}=softmax")
-        assert chosen == {**everywhere, part: {"KeyValueMemory"}}
+        assert chosen == {**everywhere, part: {"KeyValues"}}
     inner = parts(
         "model=softmax", "model@encoder=delta_dpfp", "model/feature_map@encoder.feature_map=favor"
     )

@@ -25,12 +25,13 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.types": ({"fwlight.errors"}, {"torch"}),
     "fwlight.ops": ({"fwlight.autocast", "fwlight.cache"}, LIBRARY | {"fla"}),
     "fwlight.feature_maps": ({"fwlight.checks", "fwlight.ops.native"}, LIBRARY),
-    "fwlight.attention": (
+    "fwlight.mixers": (
         {"fwlight.autocast", "fwlight.checks", "fwlight.ops", "fwlight.feature_maps"},
         LIBRARY,
     ),
+    "fwlight.attention": ({"fwlight.mixers"}, set()),
     "fwlight.models": (
-        {"fwlight.attention", "fwlight.autocast", "fwlight.checks", "fwlight.compiling"}
+        {"fwlight.mixers", "fwlight.autocast", "fwlight.checks", "fwlight.compiling"}
         | {"fwlight.types"},
         LIBRARY,
     ),
@@ -38,7 +39,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.diagnostics": (set(), LIBRARY),
     "fwlight.diagnostics.metric": ({"fwlight.diagnostics"}, LIBRARY | {"torchmetrics"}),
     "fwlight.diagnostics.layers": (
-        {"fwlight.diagnostics", "fwlight.attention", "fwlight.compiling"},
+        {"fwlight.diagnostics", "fwlight.mixers", "fwlight.compiling"},
         LIBRARY,
     ),
     "fwlight.diagnostics.figures": ({"fwlight.diagnostics"}, {"torch", "matplotlib"}),
@@ -155,7 +156,7 @@ def loaded_after(statement: str) -> set[str]:
 
 def test_imports_library_needs_torch_and_jaxtyping_only():
     loaded = loaded_after(
-        "import fwlight.diagnostics, fwlight.ops\nfrom fwlight.attention import MultiHeadAttention"
+        "import fwlight.diagnostics, fwlight.ops\nfrom fwlight.mixers import MultiHeadAttention"
     )
     assert "torch" in loaded
     assert not loaded & {"lightning", "pytorch_lightning", "torchmetrics", "hydra", "omegaconf"}

@@ -8,7 +8,7 @@ import torch
 from cli.building import build
 from cli.composition import compose_config
 from cli.overrides import groups
-from fwlight.attention import KeyValueMemory
+from fwlight.mixers import KeyValues
 from fwlight.models import DecoderLM
 from fwlight.training import OptimizerConfig, lr_factor
 
@@ -112,7 +112,7 @@ def test_published_rows_are_what_the_paper_trained(row: str):
     config, model = composition.config, shapes(*arguments)
     memory = model.blocks[0].attention.memory
     if ROWS[row] is None:
-        assert isinstance(memory, KeyValueMemory)
+        assert isinstance(memory, KeyValues)
     else:
         rule, positions = memory.update_rule.func.__name__, model.positions is not None
         slots = (type(memory.feature_map).__name__, memory.d_dot, rule, memory.read_norm, positions)

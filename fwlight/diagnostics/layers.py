@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from fwlight.attention import FastWeightMemory, KeyValueMemory
-from fwlight.attention.observation import Writes
 from fwlight.compiling import uncompiled
 from fwlight.diagnostics.diagnose import PARTS, diagnosis_statistics
 from fwlight.diagnostics.softmax import softmax_statistics
 from fwlight.diagnostics.statistics import Statistics, merge
+from fwlight.mixers import FastWeights, KeyValues
+from fwlight.mixers.observation import Writes
 
 _PAIRS = 2**22
 """Pairs of positions that are compared at a time: a few hundred megabytes."""
@@ -26,13 +26,13 @@ class Layer(NamedTuple):
     name: str
     """`layer<i>`, in networks of several stacks `<stack>/layer<i>`."""
     memory: Any
-    """A `FastWeightMemory` or `KeyValueMemory`."""
+    """A `FastWeights` or `KeyValues`."""
     n_heads: int
 
     @property
     def is_softmax(self) -> bool:
         """Whether it is softmax attention, which has no fast weights."""
-        return isinstance(self.memory, KeyValueMemory)
+        return isinstance(self.memory, KeyValues)
 
 
 class Sequences(NamedTuple):
@@ -89,7 +89,7 @@ def memory_layers(network: nn.Module) -> list[Layer]:
     found: list[tuple[str, Any, int]] = []
     for name, module in network.named_modules():
         memory = getattr(module, "memory", None)
-        if isinstance(memory, FastWeightMemory | KeyValueMemory):
+        if isinstance(memory, FastWeights | KeyValues):
             found.append((name, memory, getattr(module, "n_heads", 1)))
     stacks = [_stack(name) for name, _, _ in found]
     layers, counts = [], dict.fromkeys(stacks, 0)
@@ -200,7 +200,7 @@ def layer_statistics(
 def empty_statistics(layer: Layer, *, parts: Collection[str] = PARTS) -> Statistics:
     """Return the statistics of no sequence at all: every name there is, with the right shapes."""
     memory, watcher = layer.memory, Watcher()
-    if isinstance(memory, KeyValueMemory):
+    if isinstance(memory, KeyValues):
         nothing = torch.zeros(0, layer.n_heads, 1, memory.d_head)
         watcher.attend(nothing, nothing, None, causal=True)
     else:

@@ -42,7 +42,7 @@ class Block(nn.Module):
         ValueError: If `norm` is unknown.
     """
 
-    attention: Any  # as `fwlight.attention.MultiHeadAttention`
+    attention: Any  # as `fwlight.mixers.MultiHeadAttention`
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class CrossDecoderBlock(Block):
     arguments as of `Block`.
     """
 
-    cross: Any  # as `fwlight.attention.MultiHeadAttention`
+    cross: Any  # as `fwlight.mixers.MultiHeadAttention`
 
     def __init__(
         self,

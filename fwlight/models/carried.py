@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fwlight.attention import ConvState, KeyValueCache, MemoryState
+from fwlight.mixers import ConvState, KeyValueCache, MemoryState
 from fwlight.models.decoder_lm import DecoderLM, LMState
 
 _KINDS = {kind.__name__: kind for kind in (LMState, MemoryState, ConvState, KeyValueCache)}

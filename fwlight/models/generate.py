@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from fwlight.attention import overwriting_states
 from fwlight.checks import check_sizes
 from fwlight.compiling import uncompiled
+from fwlight.mixers import overwriting_states
 from fwlight.models.decoder_lm import DecoderLM
 
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from fwlight.attention import KeyValueMemory
 from fwlight.checks import check_sizes
+from fwlight.mixers import KeyValues
 
 
 class Retriever(nn.Module):
@@ -35,7 +35,7 @@ class Retriever(nn.Module):
         ValueError: If a size is below 1.
     """
 
-    memory: Any  # with the interface of `fwlight.attention.FastWeightMemory`
+    memory: Any  # with the interface of `fwlight.mixers.FastWeights`
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Retriever(nn.Module):
         self.query = nn.Linear(d_embedding, d_head)
         self.beta = nn.Linear(n_values + d_embedding, 1) if self.memory.has_beta else None
         for layer in (self.key, self.query):
-            if isinstance(self.memory, KeyValueMemory):
+            if isinstance(self.memory, KeyValues):
                 nn.init.xavier_uniform_(layer.weight)
             else:
                 nn.init.uniform_(layer.weight, -(d_head**-0.5), d_head**-0.5)

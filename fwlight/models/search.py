@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fwlight.attention import overwriting_states
 from fwlight.checks import check_sizes
+from fwlight.mixers import overwriting_states
 from fwlight.models.carried import map_state
 from fwlight.models.encoder_decoder import DecoderState, EncoderDecoder
 from fwlight.models.generate import evaluation_mode

@@ -13,25 +13,23 @@ from callbacks.gradient_norm import GradientNorm
 from callbacks.memory_capacity import MemoryCapacity
 from callbacks.softmax_attention import SoftmaxAttention
 from fwlight import run
-from fwlight.attention import FastWeightMemory, KeyValueMemory, MultiHeadAttention
 from fwlight.diagnostics import diagnose
 from fwlight.diagnostics.layers import memory_layers, watch_forward
 from fwlight.feature_maps import DPFPFeatureMap, IdentityFeatureMap
+from fwlight.mixers import FastWeights, KeyValues, MultiHeadAttention
 from fwlight.ops import delta_rule
 from tests.run import standin
 from tests.run.standin import Settings, rows
 
 MEMORIES = {
     "delta": partial(
-        FastWeightMemory,
+        FastWeights,
         feature_map=partial(DPFPFeatureMap, nu=1),
         update_rule=delta_rule,
         key_norm="sum",
     ),
-    "unnormalised": partial(
-        FastWeightMemory, feature_map=IdentityFeatureMap, update_rule=delta_rule
-    ),
-    "softmax": KeyValueMemory,
+    "unnormalised": partial(FastWeights, feature_map=IdentityFeatureMap, update_rule=delta_rule),
+    "softmax": KeyValues,
 }
 
 

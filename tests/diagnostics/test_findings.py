@@ -7,8 +7,6 @@ import torch
 
 from cli.building import build
 from cli.composition import compose_config
-from fwlight.attention import FastWeightMemory
-from fwlight.attention.observation import Writes
 from fwlight.diagnostics import finalise_diagnosis, measured_capacity
 from fwlight.diagnostics.findings import find_out
 from fwlight.diagnostics.layer_capacity import key_statistics, layer_capacity
@@ -22,6 +20,8 @@ from fwlight.diagnostics.layers import (
 )
 from fwlight.diagnostics.report import html_report
 from fwlight.feature_maps import IdentityFeatureMap
+from fwlight.mixers import FastWeights
+from fwlight.mixers.observation import Writes
 from fwlight.ops import delta_rule
 from fwlight.types import LMBatch
 
@@ -75,7 +75,7 @@ def test_capacity_is_measured_under_the_layers_own_map_and_norms(model):
 
 
 def test_capacity_is_that_of_gaussian_keys_with_the_given_moments():
-    memory = FastWeightMemory(
+    memory = FastWeights(
         6, feature_map=IdentityFeatureMap, update_rule=delta_rule, key_norm="l2", read_norm="output"
     )
     k = torch.randn(4, 2, 50, 6, generator=torch.Generator().manual_seed(0))

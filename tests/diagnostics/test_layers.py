@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from cli.building import build
 from cli.composition import compose_config
 from cli.overrides import groups
-from fwlight.attention import FastWeightMemory, KeyValueMemory, MultiHeadAttention
 from fwlight.diagnostics.layers import (
     Layer,
     Watcher,
@@ -25,6 +24,7 @@ from fwlight.diagnostics.layers import (
     watch_forward,
 )
 from fwlight.feature_maps import DPFPFeatureMap, IdentityFeatureMap
+from fwlight.mixers import FastWeights, KeyValues, MultiHeadAttention
 from fwlight.models import Retriever, generate
 from fwlight.ops import delta_rule, sum_rule
 from fwlight.types import LMBatch, RetrievalBatch
@@ -65,7 +65,7 @@ def test_writes_and_reads_make_the_layers_output(model, extra):
     network = make_network(f"model={model}", *extra)
     outputs = []
     for module in network.modules():
-        if isinstance(module, FastWeightMemory):
+        if isinstance(module, FastWeights):
             module.out_norm = nn.Identity()
             module.register_forward_hook(lambda _m, _i, out: outputs.append(out[0]))
     layers, watchers = watch(network, make_tokens())
@@ -144,7 +144,7 @@ def test_compiled_networks_are_seen_as_written(monkeypatch):
 def test_one_query_shows_what_many_do(rule, read_norm):
     torch.manual_seed(0)
     memory = partial(
-        FastWeightMemory,
+        FastWeights,
         feature_map=partial(DPFPFeatureMap, nu=1),
         update_rule=rule,
         key_norm="sum",
@@ -192,12 +192,12 @@ class Stacks(nn.Module):
 
 MEMORIES = {
     "delta": partial(
-        FastWeightMemory,
+        FastWeights,
         feature_map=IdentityFeatureMap,
         update_rule=delta_rule,
         key_norm="l2",
     ),
-    "softmax": KeyValueMemory,
+    "softmax": KeyValues,
 }
 
 

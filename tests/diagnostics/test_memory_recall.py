@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from fwlight.attention import FastWeightMemory
 from fwlight.diagnostics import (
     best_error,
     best_statistics,
@@ -19,6 +18,7 @@ from fwlight.diagnostics import (
     verdicts,
 )
 from fwlight.feature_maps import EluFeatureMap
+from fwlight.mixers import FastWeights
 from fwlight.ops import delta_rule, sum_rule
 
 F64 = torch.float64
@@ -108,7 +108,7 @@ def test_two_bases_overload_a_memory_by_two():
 
 @pytest.mark.parametrize("read_norm", ["none", "output", "full"])
 def test_reads_are_those_of_the_layers_memory(read_norm):
-    memory = FastWeightMemory(
+    memory = FastWeights(
         5,
         d_value=3,
         feature_map=EluFeatureMap,

@@ -9,8 +9,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.multiprocessing.spawn import start_processes
 
-from fwlight.attention import FastWeightMemory, MultiHeadAttention
 from fwlight.feature_maps import DPFPFeatureMap
+from fwlight.mixers import FastWeights, MultiHeadAttention
 from fwlight.models import DecoderLM
 from fwlight.ops import delta_rule
 
@@ -21,7 +21,7 @@ def language_model() -> DecoderLM:
     """Return a small model with the delta rule, in float64."""
     torch.manual_seed(0)
     memory = partial(
-        FastWeightMemory, feature_map=DPFPFeatureMap, update_rule=delta_rule, key_norm="sum"
+        FastWeights, feature_map=DPFPFeatureMap, update_rule=delta_rule, key_norm="sum"
     )
     return DecoderLM(
         vocab_size=WORDS,

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import nll_loss
 
-from fwlight.attention import FastWeightMemory, MultiHeadAttention
 from fwlight.feature_maps import DPFPFeatureMap
+from fwlight.mixers import FastWeights, MultiHeadAttention
 from fwlight.models import AdaptiveSoftmax, DecoderLM, generate
 from fwlight.ops import delta_rule
 from fwlight.types import IGNORE_INDEX
@@ -121,7 +121,7 @@ def test_cutoffs_that_leave_a_part_empty_are_refused(cutoffs: tuple[int, ...]) -
 
 def language_model() -> DecoderLM:
     torch.manual_seed(0)
-    memory = partial(FastWeightMemory, feature_map=DPFPFeatureMap, update_rule=delta_rule)
+    memory = partial(FastWeights, feature_map=DPFPFeatureMap, update_rule=delta_rule)
     return DecoderLM(
         vocab_size=VOCAB,
         d_model=WIDTH,

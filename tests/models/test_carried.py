@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fwlight.attention import FastWeightMemory, MultiHeadAttention
 from fwlight.feature_maps import DPFPFeatureMap, EluFeatureMap, FAVORFeatureMap
+from fwlight.mixers import FastWeights, MultiHeadAttention
 from fwlight.models import (
     DecoderLM,
     features_by_document,
@@ -19,21 +19,19 @@ from fwlight.ops import delta_rule, sum_rule
 
 close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12)
 FULL = partial(
-    FastWeightMemory,
+    FastWeights,
     feature_map=EluFeatureMap,
     update_rule=delta_rule,
     key_norm="sum",
     read_norm="full",
 )
 SUM_FAVOR = partial(
-    FastWeightMemory,
+    FastWeights,
     feature_map=partial(FAVORFeatureMap, 4, 6),
     update_rule=sum_rule,
     read_norm="output",
 )
-DELTA = partial(
-    FastWeightMemory, feature_map=DPFPFeatureMap, update_rule=delta_rule, key_norm="sum"
-)
+DELTA = partial(FastWeights, feature_map=DPFPFeatureMap, update_rule=delta_rule, key_norm="sum")
 MEMORIES = {
     "delta": partial(MultiHeadAttention, memory=DELTA),
     "delta_conv": partial(MultiHeadAttention, memory=DELTA, short_conv=4),

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fwlight.attention import FastWeightMemory, MultiHeadAttention
 from fwlight.feature_maps import EluFeatureMap
+from fwlight.mixers import FastWeights, MultiHeadAttention
 from fwlight.models import DecoderLM, chunked
 from fwlight.ops import delta_rule
 from fwlight.types import IGNORE_INDEX
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 
 def make(output: str) -> DecoderLM:
     torch.manual_seed(0)
-    memory = partial(FastWeightMemory, feature_map=EluFeatureMap, update_rule=delta_rule)
+    memory = partial(FastWeights, feature_map=EluFeatureMap, update_rule=delta_rule)
     model = DecoderLM(
         **{"vocab_size": 41, "d_model": 6, "n_layers": 1, "n_heads": 1, "d_head": 6, "d_ff": 8},
         dropout=0.0,

@@ -3,22 +3,22 @@ from functools import partial
 import pytest
 import torch
 
-from fwlight.attention import FastWeightMemory, KeyValueMemory, MultiHeadAttention
 from fwlight.feature_maps import DPFPFeatureMap, FAVORFeatureMap
+from fwlight.mixers import FastWeights, KeyValues, MultiHeadAttention
 from fwlight.models import DecoderLM, generate
 from fwlight.ops import delta_rule, sum_rule
 from fwlight.types import IGNORE_INDEX
 
 MEMORY = {
-    "softmax": KeyValueMemory,
+    "softmax": KeyValues,
     "performer": partial(
-        FastWeightMemory,
+        FastWeights,
         feature_map=partial(FAVORFeatureMap, 4, 6),
         update_rule=sum_rule,
         read_norm="output",
     ),
     "delta": partial(
-        FastWeightMemory, feature_map=DPFPFeatureMap, update_rule=delta_rule, key_norm="sum"
+        FastWeights, feature_map=DPFPFeatureMap, update_rule=delta_rule, key_norm="sum"
     ),
 }
 ATTENTION = {name: partial(MultiHeadAttention, memory=memory) for name, memory in MEMORY.items()}

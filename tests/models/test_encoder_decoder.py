@@ -3,21 +3,21 @@ from functools import partial
 import pytest
 import torch
 
-from fwlight.attention import FastWeightMemory, KeyValueMemory, MultiHeadAttention
 from fwlight.feature_maps import DPFPFeatureMap, FAVORFeatureMap
+from fwlight.mixers import FastWeights, KeyValues, MultiHeadAttention
 from fwlight.models import EncoderDecoder
 from fwlight.ops import delta_rule, sum_rule
 
 MEMORY = {
-    "softmax": KeyValueMemory,
+    "softmax": KeyValues,
     "performer": partial(
-        FastWeightMemory,
+        FastWeights,
         feature_map=partial(FAVORFeatureMap, 4, 6),
         update_rule=sum_rule,
         read_norm="output",
     ),
     "delta": partial(
-        FastWeightMemory, feature_map=DPFPFeatureMap, update_rule=delta_rule, key_norm="sum"
+        FastWeights, feature_map=DPFPFeatureMap, update_rule=delta_rule, key_norm="sum"
     ),
 }
 ATTENTION = {name: partial(MultiHeadAttention, memory=memory) for name, memory in MEMORY.items()}
@@ -127,8 +127,8 @@ def test_each_attention_is_chosen_apart(place: str) -> None:
         "decoder": {type(block.attention.memory) for block in model.decoder},
         "cross": {type(block.cross.memory) for block in model.decoder},
     }
-    assert found.pop(place) == {FastWeightMemory}
-    assert set.union(*found.values()) == {KeyValueMemory}
+    assert found.pop(place) == {FastWeights}
+    assert set.union(*found.values()) == {KeyValues}
     source, inputs = tokens(2, 5), tokens(2, 4, 2)
     source[0, 2:] = PAD
     close(model(source, inputs)[:1], model(source[:1, :2], inputs[:1]))

@@ -3,16 +3,16 @@ from functools import partial
 import pytest
 import torch
 
-from fwlight.attention import FastWeightMemory, KeyValueMemory
 from fwlight.feature_maps import DPFPFeatureMap, EluFeatureMap, FAVORFeatureMap, TanhFeatureMap
+from fwlight.mixers import FastWeights, KeyValues
 from fwlight.models import Retriever
 from fwlight.ops import delta_rule, fwm_rule, sum_rule
 
 D_HEAD, N_KEYS, N_VALUES = 4, 5, 7
-fast = partial(FastWeightMemory, feature_map=DPFPFeatureMap)
+fast = partial(FastWeights, feature_map=DPFPFeatureMap)
 favor = partial(FAVORFeatureMap, D_HEAD, 6)
 MEMORIES = {
-    "softmax": KeyValueMemory,
+    "softmax": KeyValues,
     "linear": partial(fast, feature_map=EluFeatureMap, update_rule=sum_rule, read_norm="output"),
     "performer": partial(fast, feature_map=favor, update_rule=sum_rule, read_norm="output"),
     "sum_dpfp": partial(fast, update_rule=sum_rule, read_norm="output"),
@@ -81,10 +81,10 @@ def test_retriever_has_the_references_sizes_and_initial_weights() -> None:
     assert model.key.weight.shape == (64, 100 + 220)
     bound = model.key.weight.abs().max().item()
     assert 0.12 < bound <= 0.125
-    softmax = Retriever(n_keys=100, memory=KeyValueMemory)
+    softmax = Retriever(n_keys=100, memory=KeyValues)
     assert softmax.query.weight.abs().max().item() <= (6 / (220 + 64)) ** 0.5
 
 
 def test_retriever_of_impossible_size_is_refused() -> None:
     with pytest.raises(ValueError, match="n_keys=0"):
-        Retriever(n_keys=0, memory=KeyValueMemory)
+        Retriever(n_keys=0, memory=KeyValues)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fwlight.attention import FastWeightMemory
 from fwlight.feature_maps import DPFPFeatureMap
+from fwlight.mixers import FastWeights
 from fwlight.ops import delta_rule, dpfp_read_weights, fwm_rule, native, read_weights, sum_rule
 from tests.ops.discovery import assert_near, weighted_sum
 
@@ -139,7 +139,7 @@ def test_the_operator_passes_the_checks_of_torch_and_refuses_second_derivatives(
 @pytest.mark.parametrize("key_norm", ["none", "sum"])
 @pytest.mark.parametrize("read_norm", ["none", "output"])
 def test_a_memory_recalls_with_it_what_it_writes_and_reads(rule, key_norm, read_norm, monkeypatch):
-    memory = FastWeightMemory(
+    memory = FastWeights(
         6, d_value=9, feature_map=partial(DPFPFeatureMap, 2), update_rule=rule,
         key_norm=key_norm, read_norm=read_norm, key_norm_eps=1e-3,
     )  # fmt: skip
@@ -180,9 +180,7 @@ def test_a_changed_map_is_not_passed_by():
         def forward(self, x):
             return super().forward(x) + 1
 
-    memory = FastWeightMemory(
-        6, d_value=9, feature_map=Shifted, update_rule=delta_rule, key_norm="sum"
-    )
+    memory = FastWeights(6, d_value=9, feature_map=Shifted, update_rule=delta_rule, key_norm="sum")
     _, x, beta = make_read(40, 6, h=1)
     q = torch.ones(2, 1, 6, dtype=torch.float64)
     ids = torch.arange(80).reshape(2, 40) % 9

@@ -19,7 +19,7 @@ from callbacks.progress import Progress
 from callbacks.text_samples import TextSamples
 from callbacks.throughput import Throughput
 from fwlight import run
-from fwlight.attention import KeyValueMemory, MultiHeadAttention
+from fwlight.mixers import KeyValues, MultiHeadAttention
 from fwlight.models import DecoderLM
 from fwlight.training import LanguageModelingModule, OptimizerConfig
 from tasks.lanes import EvalLanes, TrainLanes
@@ -39,7 +39,7 @@ class TinyLM(DecoderLM):
             d_head=4,
             d_ff=16,
             dropout=dropout,
-            attention=partial(MultiHeadAttention, memory=KeyValueMemory),
+            attention=partial(MultiHeadAttention, memory=KeyValues),
         )
         self.noise = noise
 

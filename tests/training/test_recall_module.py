@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning import Trainer
 
-from fwlight.attention import KeyValueMemory, MultiHeadAttention
+from fwlight.mixers import KeyValues, MultiHeadAttention
 from fwlight.models import DecoderLM
 from fwlight.training import (
     LanguageModelingModule,
@@ -29,7 +29,7 @@ def network() -> DecoderLM:
         d_head=4,
         d_ff=8,
         dropout=0.0,
-        attention=partial(MultiHeadAttention, memory=KeyValueMemory),
+        attention=partial(MultiHeadAttention, memory=KeyValues),
     )
 
 

@@ -5,7 +5,7 @@ import pytest
 import sacrebleu
 import torch
 
-from fwlight.attention import KeyValueMemory, MultiHeadAttention
+from fwlight.mixers import KeyValues, MultiHeadAttention
 from fwlight.models import EncoderDecoder
 from fwlight.training import OptimizerConfig, TranslationModule, score
 from fwlight.types import IGNORE_INDEX, TranslationBatch
@@ -52,7 +52,7 @@ class Data(lightning.LightningDataModule):
 
 def make(**changes) -> TranslationModule:
     torch.manual_seed(0)
-    attention = partial(MultiHeadAttention, memory=KeyValueMemory)
+    attention = partial(MultiHeadAttention, memory=KeyValues)
     network = EncoderDecoder(
         vocab_size=10, pad_id=0, d_model=16, n_layers=1, n_heads=2, d_head=8, d_ff=32, dropout=0.0,
         encoder=attention, decoder=attention, cross=attention,

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fwlight.attention.short_conv import ShortConv
 from fwlight.checks import check_sizes
+from fwlight.mixers.short_conv import ShortConv
 
 
 class ConvState(NamedTuple):
@@ -26,8 +26,8 @@ class MultiHeadAttention(nn.Module):
 
     One matrix product makes q, k, v and, where the memory has a write strength, its logits: rows
     of `in_proj` are [q of all heads; k; v; beta], and beta = beta_max * sigmoid(logit) is one
-    number per head and position (Schlag et al. 2021b, sec. 4.2). With a `FastWeightMemory` this is
-    linear attention, and its state has a constant size; with a `KeyValueMemory` it is softmax
+    number per head and position (Schlag et al. 2021b, sec. 4.2). With a `FastWeights` this is
+    linear attention, and its state has a constant size; with a `KeyValues` it is softmax
     attention.
 
     With `short_conv`, [q; k; v] of all heads pass a causal depthwise convolution first, and v a
@@ -49,7 +49,7 @@ class MultiHeadAttention(nn.Module):
         ValueError: If a size is below 1, `beta_max` is not positive or `short_conv` negative or 1.
     """
 
-    memory: Any  # with the interface of `FastWeightMemory`
+    memory: Any  # with the interface of `FastWeights`
 
     def __init__(
         self,

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from fwlight.attention import FastWeightMemory, KeyValueMemory, MultiHeadAttention
 from fwlight.feature_maps import (
     DPFPFeatureMap,
     EluFeatureMap,
@@ -14,6 +13,7 @@ from fwlight.feature_maps import (
     SiLUFeatureMap,
     TanhFeatureMap,
 )
+from fwlight.mixers import FastWeights, KeyValues, MultiHeadAttention
 from fwlight.ops import delta_rule, fwm_rule, sum_rule
 
 D_MODEL, HEADS, D_HEAD = 12, 3, 4
@@ -21,13 +21,13 @@ favor = partial(FAVORFeatureMap, D_HEAD, 6)
 
 
 def fast(*, beta_max: float = 1.0, short_conv: int = 0, **slots) -> MultiHeadAttention:
-    memory = partial(FastWeightMemory, **slots)
+    memory = partial(FastWeights, **slots)
     return MultiHeadAttention(
         D_MODEL, HEADS, D_HEAD, memory=memory, beta_max=beta_max, short_conv=short_conv
     )
 
 
-softmax = partial(MultiHeadAttention, D_MODEL, HEADS, D_HEAD, memory=KeyValueMemory)
+softmax = partial(MultiHeadAttention, D_MODEL, HEADS, D_HEAD, memory=KeyValues)
 VARIANTS = {
     "softmax": softmax,
     "softmax_conv": partial(softmax, short_conv=3),
@@ -235,4 +235,4 @@ def test_attention_refuses_bad_options(kwargs: dict, message: str) -> None:
 
 def test_attention_refuses_sizes_below_one() -> None:
     with pytest.raises(ValueError, match="n_heads=0"):
-        MultiHeadAttention(8, 0, 4, memory=KeyValueMemory)
+        MultiHeadAttention(8, 0, 4, memory=KeyValues)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fwlight.attention import FastWeightMemory, KeyValueMemory, MultiHeadAttention
 from fwlight.feature_maps import (
     DPFPFeatureMap,
     EluFeatureMap,
     FAVORFeatureMap,
     TanhFeatureMap,
 )
+from fwlight.mixers import FastWeights, KeyValues, MultiHeadAttention
 from fwlight.models import Retriever
 from fwlight.ops import delta_rule, fwm_rule, sum_rule
 
@@ -60,7 +60,7 @@ def published_layer(group: str) -> MultiHeadAttention:
     if norm == "attn_norm":
         read_norm = "full" if rest == ["with_key_denominator"] else "output"
     memory = partial(
-        FastWeightMemory,
+        FastWeights,
         feature_map=MAPS[feature_map],
         update_rule=RULES[rule],
         key_norm="none" if rule == "sum" else "sum",
@@ -146,11 +146,11 @@ def test_retrieval_model_equals_published(group: str, queries: int) -> None:
     logits = golden["beta_logit"].requires_grad_() if "beta_logit" in golden else None
     beta = None
     if attention == "softmax":
-        memory = KeyValueMemory
+        memory = KeyValues
     else:
         beta = None if rule == "sum" else logits.sigmoid().squeeze(2)
         memory = partial(
-            FastWeightMemory,
+            FastWeights,
             feature_map=MAPS[attention],
             update_rule=RULES[rule],
             key_norm="sum" if rule == "delta" else "none",

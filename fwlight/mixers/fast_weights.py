@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from fwlight.attention.observation import MemoryObserver, Writes
 from fwlight.autocast import without_autocast
 from fwlight.checks import check_choice
 from fwlight.feature_maps import DPFPFeatureMap, FeatureMap
+from fwlight.mixers.observation import MemoryObserver, Writes
 from fwlight.ops import dpfp_read_weights, has_read_weights, native, read_weights
 
 KEY_NORMS = ("none", "sum", "l2")
@@ -32,7 +32,7 @@ class MemoryState(NamedTuple):
     """The feature map's constant for this sequence; None for maps without one."""
 
 
-class FastWeightMemory(nn.Module):
+class FastWeights(nn.Module):
     """Write key/value associations into fast weights and read them with queries.
 
     With k = phi(k) and q = phi(q), both divided as `key_norm` says, and S of shape [K, V]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fwlight.attention import KeyValueCache, KeyValueMemory, MultiHeadAttention, ShortConv
+from fwlight.mixers import KeyValueCache, KeyValues, MultiHeadAttention, ShortConv
 
 
 def gaussian(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -43,17 +43,17 @@ def test_short_conv_of_nothing_but_padding_keeps_the_tail() -> None:
 
 
 def test_without_short_conv_parameters_and_state_are_as_before() -> None:
-    layer = MultiHeadAttention(12, 3, 4, memory=KeyValueMemory, short_conv=0)
+    layer = MultiHeadAttention(12, 3, 4, memory=KeyValues, short_conv=0)
     assert set(layer.state_dict()) == {"in_proj.weight", "out_proj.weight"}
     _, state = layer(torch.randn(1, 3, 12))
     assert isinstance(state, KeyValueCache)
-    conv = MultiHeadAttention(12, 3, 4, memory=KeyValueMemory, short_conv=4)
+    conv = MultiHeadAttention(12, 3, 4, memory=KeyValues, short_conv=4)
     extra = set(conv.state_dict()) - set(layer.state_dict())
     assert extra == {"short_conv.weight"}
 
 
 def test_convolution_is_on_q_k_and_v_and_only_v_is_activated() -> None:
-    layer = MultiHeadAttention(12, 3, 4, memory=KeyValueMemory, short_conv=2).double()
+    layer = MultiHeadAttention(12, 3, 4, memory=KeyValues, short_conv=2).double()
     assert layer.short_conv is not None
     x = gaussian(2, 6, 12)
     _, (cache, _) = layer(x)
@@ -65,7 +65,7 @@ def test_convolution_is_on_q_k_and_v_and_only_v_is_activated() -> None:
 
 
 def test_forward_goes_on_after_write() -> None:
-    layer = MultiHeadAttention(12, 3, 4, memory=KeyValueMemory, short_conv=3).double()
+    layer = MultiHeadAttention(12, 3, 4, memory=KeyValues, short_conv=3).double()
     x = gaussian(2, 9, 12)
     _, state = layer(x[:, 5:], initial_state=layer.write(x[:, :5]))
     _, whole = layer(x)

@@ -41,7 +41,7 @@ class Writes(NamedTuple):
 
 
 class MemoryObserver(Protocol):
-    """Sees a `FastWeightMemory`."""
+    """Sees a `FastWeights`."""
 
     def write(self, writes: Writes, /) -> None:
         """Associations are written."""
@@ -53,7 +53,7 @@ class MemoryObserver(Protocol):
 
 
 class AttentionObserver(Protocol):
-    """Sees a `KeyValueMemory`."""
+    """Sees a `KeyValues`."""
 
     def attend(
         self,

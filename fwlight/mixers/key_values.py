@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from fwlight.attention.observation import AttentionObserver
+from fwlight.mixers.observation import AttentionObserver
 
 
 class KeyValueCache(NamedTuple):
@@ -18,7 +18,7 @@ class KeyValueCache(NamedTuple):
     padding_mask: Bool[Tensor, "b s"] | None
 
 
-class KeyValueMemory(nn.Module):
+class KeyValues(nn.Module):
     """softmax(q k^T / sqrt(d)) v over everything written (Vaswani et al. 2017, eq. 1).
 
     Args:
@@ -83,7 +83,7 @@ class KeyValueMemory(nn.Module):
         ids: Int[Tensor, "b t"],
         beta: None = None,
     ) -> Float[Tensor, "b h v"]:
-        """Write one-hot values and read with one query; see `FastWeightMemory.recall`."""
+        """Write one-hot values and read with one query; see `FastWeights.recall`."""
         del beta
         if self.observer is not None:
             self.observer.attend(q[:, :, None], k, None, causal=False)
