@@ -1,5 +1,6 @@
 """Attention: projections and heads around a memory, a fast weight matrix or a key-value cache."""
 
+from fwlight.mixers.base import Mixer
 from fwlight.mixers.fast_weights import FastWeights, MemoryState
 from fwlight.mixers.heads import ConvState, MultiHeadAttention
 from fwlight.mixers.key_values import KeyValueCache, KeyValues
@@ -12,6 +13,7 @@ __all__ = [
     "KeyValueCache",
     "KeyValues",
     "MemoryState",
+    "Mixer",
     "MultiHeadAttention",
     "ShortConv",
     "overwriting_states",

@@ -89,7 +89,8 @@ class FastWeights(nn.Module):
         self.feature_map = feature_map()
         self.update_rule = update_rule
         self.has_beta = needs_beta(update_rule)
-        self.d_dot, self.d_value = self.feature_map.d_dot(d_head), d_value
+        self.d_head, self.d_value = d_head, d_value
+        self.d_dot = self.feature_map.d_dot(d_head)
         self.key_norm, self.read_norm = key_norm, read_norm
         self.output_scale = output_scale
         self.key_norm_eps, self.query_norm_eps = key_norm_eps, query_norm_eps
@@ -205,6 +206,14 @@ class FastWeights(nn.Module):
         eps = self.key_norm_eps if self.key_norm == "sum" else None
         k = _at_least_float32(k)
         return dpfp_read_weights(self.update_rule, q, k, beta, nu=phi.nu, eps=eps)
+
+    def empty_state(self, like: Float[Tensor, "b t m"], *, n_heads: int) -> MemoryState:
+        """Return the state of sequences that have written nothing yet; see `Mixer.empty_state`."""
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        weights = like.new_zeros(len(like), n_heads, self.d_dot, self.d_value, dtype=dtype)
+        z = None if self.read_norm == "none" else weights[..., 0]
+        _, offset = self._keys(like.new_zeros(len(like), n_heads, 0, self.d_head), None, None)
+        return MemoryState(weights, z, offset)
 
     @property
     def state_size(self) -> int:

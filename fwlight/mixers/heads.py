@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fwlight.checks import check_sizes
+from fwlight.mixers.base import Mixer
 from fwlight.mixers.short_conv import ShortConv
 
 
@@ -21,7 +22,7 @@ class ConvState(NamedTuple):
     """The last projected [q; k; v] before the convolution; q is 0 where nothing but `write` was."""
 
 
-class MultiHeadAttention(nn.Module):
+class MultiHeadAttention(Mixer):
     """Project to heads, let a memory write and read, and project back; no biases.
 
     One matrix product makes q, k, v and, where the memory has a write strength, its logits: rows
@@ -138,6 +139,13 @@ class MultiHeadAttention(nn.Module):
         if size is None:
             return None
         return self.n_heads * size + (0 if conv is None else (conv.width - 1) * conv.channels)
+
+    def empty_state(self, like: Float[Tensor, "b t m"]) -> Any:
+        """Return the state of sequences that have shown nothing yet; see `Mixer`."""
+        memory_state = self.memory.empty_state(like, n_heads=self.n_heads)
+        if self.short_conv is None:
+            return memory_state
+        return ConvState(memory_state, self.short_conv.empty_tail(like))
 
     def _unpack(self, state: Any) -> tuple[Any, Tensor | None]:
         """Return the memory's state and the convolution's tail; None where there is none."""

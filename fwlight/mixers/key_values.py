@@ -72,6 +72,11 @@ class KeyValues(nn.Module):
             )
         return KeyValueCache(torch.cat([old.k, k], 2), torch.cat([old.v, v], 2), padding_mask)
 
+    def empty_state(self, like: Float[Tensor, "b t m"], *, n_heads: int) -> KeyValueCache:
+        """Return the cache of sequences without a position; see `Mixer.empty_state`."""
+        k, v = (like.new_zeros(len(like), n_heads, 0, d) for d in (self.d_head, self.d_value))
+        return KeyValueCache(k, v, None)
+
     def read(self, q: Float[Tensor, "b h t d"], state: KeyValueCache) -> Float[Tensor, "b h t v"]:
         """Attend from every query to everything written."""
         return self._attend(q, state, causal=False)

@@ -50,7 +50,7 @@ class ShortConv(nn.Module):
         """
         (b, t, c), reach = x.shape, self.width - 1
         others = self.channels - c
-        carried = x.new_zeros(b, reach, self.channels) if tail is None else tail.to(x.dtype)
+        carried = self.empty_tail(x) if tail is None else tail.to(x.dtype)
         if t == 0:
             return x, carried
         order = count = None
@@ -69,6 +69,10 @@ class ShortConv(nn.Module):
             last = count[:, None] + torch.arange(reach, device=x.device)
             tail = window.gather(1, last[..., None].expand(b, reach, c))
         return y, F.pad(tail, (others, 0))
+
+    def empty_tail(self, like: Float[Tensor, "b t m"]) -> Float[Tensor, "b w n"]:
+        """Return the inputs before the first position: zeros."""
+        return like.new_zeros(like.shape[0], self.width - 1, self.channels)
 
     def extra_repr(self) -> str:
         """Show what no submodule shows."""

@@ -1,50 +1,65 @@
 """What a language model carries from segment to segment: cut off, regrouped, stored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils._pytree import (
+    tree_leaves,
+    tree_map,
+    tree_map_only,
+    tree_structure,
+    tree_unflatten,
+)
 
-from fwlight.mixers import ConvState, KeyValueCache, MemoryState
 from fwlight.models.decoder_lm import DecoderLM, LMState
-
-_KINDS = {kind.__name__: kind for kind in (LMState, MemoryState, ConvState, KeyValueCache)}
 
 
 def map_state(function: Callable[[Tensor], Tensor], state: Any) -> Any:
     """Return a state of the same shape, every tensor put through `function`."""
-    if isinstance(state, Tensor):
-        return function(state)
-    if isinstance(state, tuple):
-        parts = [map_state(function, part) for part in state]
-        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
-    return state
+    return tree_map_only(Tensor, function, state)
 
 
-def pack_state(state: Any) -> Any:
-    """Return a state as plain containers, for a checkpoint."""
-    if not isinstance(state, tuple):
-        return state
-    parts = [pack_state(part) for part in state]
-    return {"kind": type(state).__name__, "parts": parts} if hasattr(state, "_fields") else parts
+def pack_state(state: Any) -> list[Any]:
+    """Return the leaves of a state in their order, for a checkpoint."""
+    return tree_leaves(state)
 
 
-def unpack_state(packed: Any) -> Any:
+def unpack_state(packed: Any, *, empty_state: Callable[[int], Any]) -> Any:
     """Return the state that was packed.
 
+    Args:
+        packed: Leaves as `pack_state` returns them, or as version 0.1 did, within named parts.
+        empty_state: Of the model; what it returns says what its states look like.
+
     Raises:
-        ValueError: It holds what no state of this version does.
+        ValueError: No state of this model was packed.
     """
+    leaves = list(_leaves(packed))
+    sequences = next((len(x) for x in leaves if isinstance(x, Tensor) and x.ndim), 0)
+    empty = empty_state(sequences)
+    wanted = tree_leaves(empty)
+    if len(leaves) != len(wanted) or not all(map(_fits, leaves, wanted)):
+        raise ValueError("the carried state is not one of this model")
+    return tree_unflatten(leaves, tree_structure(empty))
+
+
+def _leaves(packed: Any) -> Iterator[Any]:
+    if isinstance(packed, dict):
+        packed = packed.get("parts")
     if isinstance(packed, list):
-        return tuple(unpack_state(part) for part in packed)
-    if not isinstance(packed, dict):
-        return packed
-    kind = _KINDS.get(packed.get("kind", ""))
-    if kind is None:
-        raise ValueError(f"a state of kind {packed.get('kind')!r} is unknown")
-    return kind(*(unpack_state(part) for part in packed["parts"]))
+        for part in packed:
+            yield from _leaves(part)
+    else:
+        yield packed
+
+
+def _fits(leaf: Any, wanted: Any) -> bool:
+    if not isinstance(leaf, Tensor) or not isinstance(wanted, Tensor):
+        return type(leaf) is type(wanted)
+    return leaf.shape == wanted.shape and leaf.is_floating_point() == wanted.is_floating_point()
 
 
 def features_by_document(
@@ -90,14 +105,15 @@ def features_by_document(
     row, goes_on = first // t, (first % t == 0) & ~documents.flatten()[first]
     state = None
     if initial_state is not None:
-        state = map_state(lambda x: _for_pieces(x, row, goes_on), initial_state)
+        empty = model.empty_state(n)
+        state = tree_map(lambda x, e: _for_pieces(x, e, row, goes_on), initial_state, empty)
     hidden, state = model.features(laid_out, initial_state=state, padding_mask=padding)
     last = piece[:, -1]
     return hidden[piece, column], map_state(lambda x: x[last], state)
 
 
-def _for_pieces(x: Tensor, row: Tensor, goes_on: Tensor) -> Tensor:
+def _for_pieces(x: Any, empty: Any, row: Tensor, goes_on: Tensor) -> Any:
     """Give every piece its row's state, or where it does not go on what an empty memory has."""
-    keep = goes_on.view(-1, *(1 for _ in x.shape[1:]))
-    empty = -torch.inf if x.ndim == 2 else 0.0  # a map's constant that is not chosen yet
-    return x[row].where(keep, x.new_full((), empty))
+    if not isinstance(x, Tensor):
+        return x
+    return x[row].where(goes_on.view(-1, *(1 for _ in x.shape[1:])), empty.to(x.dtype))

@@ -109,6 +109,12 @@ class DecoderLM(nn.Module):
         sizes = [cast(DecoderBlock, block).attention.state_size for block in self.blocks]
         return None if None in sizes else sum(sizes)
 
+    def empty_state(self, sequences: int) -> LMState:
+        """Return the state of so many sequences before their first token."""
+        like = self.embedding.weight.new_zeros(sequences, 0, self.d_model)
+        blocks = [cast(DecoderBlock, block) for block in self.blocks]
+        return LMState(tuple(block.attention.empty_state(like) for block in blocks), 0)
+
     def forward(
         self, tokens: Int[Tensor, "b t"], *, initial_state: LMState | None = None
     ) -> tuple[Float[Tensor, "b t n"], LMState]:

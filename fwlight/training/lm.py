@@ -105,9 +105,12 @@ class LanguageModelingModule(SupervisedModule):
         if trainer is None or "carried" not in checkpoint:
             return
         rank, world_size = trainer.global_rank, trainer.world_size
-        self._training_state = map_state(
-            lambda x: x.chunk(world_size)[rank].clone(), unpack_state(checkpoint["carried"])
-        )
+        network = cast(DecoderLM, self.network)
+        try:
+            state = unpack_state(checkpoint["carried"], empty_state=network.empty_state)
+        except ValueError as error:
+            raise CheckpointError(f"the checkpoint is damaged: {error}") from error
+        self._training_state = map_state(lambda x: x.chunk(world_size)[rank].clone(), state)
 
     # Parts
 

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from fwlight.models import DecoderLM
 from fwlight.training.lm import LanguageModelingModule
 from fwlight.training.optim import OptimizerConfig
-from fwlight.types import IGNORE_INDEX, LMBatch
+from fwlight.types import IGNORE_INDEX, CarriedBatch, LMBatch
 
 
 class RecallAccuracy(Metric):
@@ -72,7 +72,7 @@ class RecallModule(LanguageModelingModule):
         super().__init__(network, optimizer=optimizer, max_steps=max_steps)
         self.accuracy = RecallAccuracy(n_pairs)
 
-    def forward(self, batch: LMBatch) -> Tensor:
+    def forward(self, batch: LMBatch | CarriedBatch) -> Tensor:
         """Negative log-likelihood `[B, T]` of every target; 0 where it is `IGNORE_INDEX`."""
         return self._nll(batch, self._hidden(batch))
 
@@ -94,12 +94,12 @@ class RecallModule(LanguageModelingModule):
         """Add one batch."""
         self._evaluate(batch)
 
-    def _hidden(self, batch: LMBatch) -> Tensor:
+    def _hidden(self, batch: LMBatch | CarriedBatch) -> Tensor:
         """Return the hidden states of the asked positions `[1, N, d_model]`."""
         hidden, _ = cast(DecoderLM, self.network).features(batch.inputs)
         return hidden[batch.targets != IGNORE_INDEX][None]
 
-    def _nll(self, batch: LMBatch, hidden: Tensor) -> Tensor:
+    def _nll(self, batch: LMBatch | CarriedBatch, hidden: Tensor) -> Tensor:
         asked = batch.targets != IGNORE_INDEX
         nll = cast(DecoderLM, self.network).nll(hidden, batch.targets[asked][None])
         return nll.new_zeros(asked.shape).masked_scatter(asked, nll)

@@ -93,20 +93,29 @@ def test_packed_state_is_plain_and_comes_back(memory):
     packed = pack_state(state)
 
     def plain(value):
-        if isinstance(value, dict):
-            return all(plain(part) for part in value.values())
         if isinstance(value, list):
             return all(plain(part) for part in value)
         return type(value) in (torch.Tensor, str, int, type(None))
 
     assert plain(packed)
     more = tokens(2, 3)
-    again = unpack_state(packed)
+    again = unpack_state(packed, empty_state=model.empty_state)
     assert torch.equal(
         model.features(more, initial_state=again)[0], model.features(more, initial_state=state)[0]
     )
-    with pytest.raises(ValueError, match="'Popen' is unknown"):
-        unpack_state({"kind": "Popen", "parts": []})
+    for other in (
+        [],
+        packed[:-1],
+        [x[..., :1] if isinstance(x, torch.Tensor) else x for x in packed],
+    ):
+        with pytest.raises(ValueError, match="not one of this model"):
+            unpack_state(other, empty_state=model.empty_state)
+    # As version 0.1 wrote it: parts under the names of their kinds, which count for nothing.
+    nested = {"kind": "Popen", "parts": [packed[:-1], packed[-1]]}
+    assert torch.equal(
+        model.features(more, initial_state=unpack_state(nested, empty_state=model.empty_state))[0],
+        model.features(more, initial_state=state)[0],
+    )
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
@@ -138,3 +147,13 @@ def test_gradient_of_reads_of_a_carried_state(memory):
     without, _ = model.features(x)
     (unread,) = torch.autograd.grad(model.nll(without, x.flip(1)).sum(), weight)
     assert not torch.allclose((unread * direction).sum(), numeric, rtol=1e-2)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_empty_state_is_that_of_no_token(memory):
+    model = make(memory)
+    expected, after = model.features(tokens())
+    found, too = model.features(tokens(), initial_state=model.empty_state(2))
+    close(found, expected)
+    for x, y in zip(pack_state(too), pack_state(after), strict=True):
+        assert x is None or torch.equal(torch.as_tensor(x), torch.as_tensor(y))
