@@ -34,10 +34,10 @@ def step(model: Retriever, optimizer: torch.optim.Optimizer, batch: RetrievalBat
     optimizer.step()
 
 
-def token_loop(q, k, ids, beta, *, memory: FastWeights):
+def token_loop(q, k, ids, gates, *, memory: FastWeights):
     """Take the place of `FastWeights.recall`."""
     v = F.one_hot(ids, memory.d_value).to(k.dtype)[:, None]
-    return memory.read(q[:, :, None], memory.write(k, v, beta)).squeeze(2)
+    return memory.read(q[:, :, None], memory.write(k, v, gates)).squeeze(2)
 
 
 def build(backend: str) -> tuple[Retriever, torch.optim.Optimizer]:

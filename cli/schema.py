@@ -57,6 +57,16 @@ class UpdateRule(OpenSection):
 
 
 @dataclass
+class Gate(OpenSection):
+    """model/decay=, model/erase=, model/write=: {} is none."""
+
+    rank: Count | None
+    divisor: Positive
+    maximum: Annotated[float, Range(above=0, high=2)]
+    a_range: list[Positive]
+
+
+@dataclass
 class Model(Section):
     """model=: the slots, and what surrounds them in a block."""
 
@@ -64,15 +74,26 @@ class Model(Section):
     memory: dict
     feature_map: FeatureMap
     update_rule: UpdateRule
-    key_norm: Literal["none", "sum", "l2"]
+    decay: Gate
+    erase: Gate
+    write: Gate
+    key_norm: Literal["none", "sum", "l2", "l2_smooth"]
     read_norm: Literal["none", "output", "full"]
     out_norm: Literal["none", "layernorm", "rmsnorm"]
-    output_scale: Positive
-    beta_max: Annotated[float, Range(above=0, high=2)]
+    out_gate: Literal["none", "silu", "sigmoid"]
+    out_gate_rank: Natural
+    out_gate_bias: bool
+    output_scale: Positive | None
+    beta_max: Annotated[float, Range(above=0, high=2)] | None
     short_conv: Literal[0] | Annotated[int, Range(low=2, high=8)]
+    expand_v: Positive
+    value_heads_per_key: Count
+    writes: Annotated[int, Range(low=1, high=8)]
+    value_skip: bool
     key_norm_eps: NonNegative
     query_norm_eps: NonNegative
     read_eps: NonNegative
+    out_norm_eps: NonNegative
     attention_dropout: Probability
     positions: Positions
     norm: Literal["post", "pre"]

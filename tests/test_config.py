@@ -115,7 +115,7 @@ def test_config_named_models_are_the_papers():
         rule, conv = memory.update_rule.func.__name__, attention.short_conv
         slots = (type(memory.feature_map).__name__, memory.key_norm, rule, memory.read_norm)
         assert (*slots, type(memory.out_norm).__name__, conv.width if conv else 0) == row
-        assert (memory.output_scale, attention.beta_max) == (1.0, 1.0)
+        assert (memory.output_scale, memory.gates.rows) == (1.0, 8 * memory.has_beta)
     assert isinstance(network("model=softmax").blocks[0].attention.memory, KeyValues)
 
 
@@ -151,7 +151,7 @@ def test_config_slots_reach_the_memory():
     memory = attention.memory
     assert memory.update_rule.func.__name__ == "fwm_rule"
     assert (memory.key_norm, memory.read_norm, memory.output_scale) == ("l2", "output", 0.25)
-    assert (memory.read_eps, attention.beta_max, memory.d_dot) == (1e-3, 2, 10)
+    assert (memory.read_eps, memory.gates[0].maximum, memory.d_dot) == (1e-3, 2, 10)
     assert isinstance(memory.out_norm, torch.nn.LayerNorm)
     assert attention.short_conv.width == 3
     conv = network("model=softmax", "model.short_conv=2").blocks[0].attention.short_conv

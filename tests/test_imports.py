@@ -24,7 +24,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.compiling": (set(), {"torch"}),
     "fwlight.types": ({"fwlight.errors"}, {"torch"}),
     "fwlight.ops": ({"fwlight.autocast", "fwlight.cache"}, LIBRARY | {"fla"}),
-    "fwlight.feature_maps": ({"fwlight.checks", "fwlight.ops.native"}, LIBRARY),
+    "fwlight.feature_maps": ({"fwlight.checks", "fwlight.ops"}, LIBRARY),
     "fwlight.mixers": (
         {"fwlight.autocast", "fwlight.checks", "fwlight.ops", "fwlight.feature_maps"},
         LIBRARY,

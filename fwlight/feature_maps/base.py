@@ -1,5 +1,8 @@
 """What every feature map offers to a memory."""
 
+from collections.abc import Callable
+from typing import Any
+
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -53,6 +56,22 @@ class FeatureMap(nn.Module):
         stay as they are.
         """
         del x, eps
+
+    def read_weights(
+        self,
+        update_rule: Callable[..., Any],
+        q: Float[Tensor, "b h k"],
+        x: Float[Tensor, "b h t d"],
+        beta: Float[Tensor, "b h t"] | None,
+        *,
+        eps: float | None,
+    ) -> Float[Tensor, "b h t"] | None:
+        """Return what one query reads of keys whose features are never stored, or None.
+
+        As `fwlight.ops.read_weights` of the features of x, which are divided by their sum and eps
+        unless that is None. A map that has no such short cut leaves this as it is.
+        """
+        del update_rule, q, x, beta, eps
 
     def start_sequence(self) -> None:
         """Called before a memory starts from nothing; a random map may take a new draw."""

@@ -1,12 +1,15 @@
 """Deterministic parameter-free projection (DPFP)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from fwlight.feature_maps.base import FeatureMap
-from fwlight.ops import native
+from fwlight.ops import dpfp_read_weights, native
 
 
 class DPFPFeatureMap(FeatureMap):
@@ -52,6 +55,20 @@ class DPFPFeatureMap(FeatureMap):
         self.d_dot(x.shape[-1])
         compiled = self.is_plain() and native.can_run(x)
         return native.native_dpfp(x, self.nu, eps) if compiled else None
+
+    def read_weights(
+        self,
+        update_rule: Callable[..., Any],
+        q: Float[Tensor, "b h k"],
+        x: Float[Tensor, "b h t d"],
+        beta: Float[Tensor, "b h t"] | None,
+        *,
+        eps: float | None,
+    ) -> Float[Tensor, "b h t"] | None:
+        """Return one query's weights in compiled code, or None where it cannot run."""
+        if not self.is_plain():
+            return None
+        return dpfp_read_weights(update_rule, q, x, beta, nu=self.nu, eps=eps)
 
     def is_plain(self) -> bool:
         """Return whether a subclass has left the map as it is."""

@@ -1,6 +1,5 @@
-"""The fast weight memory: five slots around one state."""
+"""The fast weights: a memory of five slots and its gates around one state."""
 
-import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,15 +9,33 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fwlight.autocast import without_autocast
-from fwlight.checks import check_choice
-from fwlight.feature_maps import DPFPFeatureMap, FeatureMap
+from fwlight.checks import check_choice, check_sizes
+from fwlight.feature_maps import FeatureMap
+from fwlight.mixers.gates import (
+    NO_GATES,
+    Gate,
+    GateList,
+    Gates,
+    UpdateRule,
+    WriteStrength,
+    check_rule,
+    needs_beta,
+)
+from fwlight.mixers.normalisation import (
+    KEY_NORMS,
+    OUT_NORMS,
+    at_least_float32,
+    make_out_norm,
+    normalise,
+    normalised_write,
+    running_key_sum,
+)
 from fwlight.mixers.observation import MemoryObserver, Writes
-from fwlight.ops import dpfp_read_weights, has_read_weights, native, read_weights
+from fwlight.mixers.one_read import one_read
+from fwlight.ops import has_read_weights
 
-KEY_NORMS = ("none", "sum", "l2")
 READ_NORMS = ("none", "output", "full")
-OUT_NORMS = ("none", "layernorm", "rmsnorm")
-UpdateRule = Callable[..., tuple[Tensor | None, Tensor]]
+GateFactory = Callable[..., Gate]
 
 
 class MemoryState(NamedTuple):
@@ -40,25 +57,38 @@ class FastWeights(nn.Module):
         write   S_t = S_{t-1} + k_t (x) (update rule)        Schlag et al. 2021b, eqs. 17, 24
         read    o_t = S_t^T q_t, divided as `read_norm` says  eqs. 19, 25
 
+    What programs it is emitted by the layer around it: `gates` says how many numbers a token it
+    asks for, and makes gates of them.
+
     Args:
         d_head: Size of incoming queries and keys.
         d_value: Size of incoming values; None is `d_head`.
+        n_heads: Number of heads, of which each has its own gates.
         feature_map: Makes this memory's own map phi.
         update_rule: A function of `fwlight.ops`, options bound.
-        key_norm: Divide the features of q and k by their "sum" (eq. 29), by their "l2" norm, or
-            not ("none"). A zero vector stays zero.
+        beta_max: Largest write strength, 1 or 2, of rules that need one; None: every write has
+            strength 1. Other rules have none.
+        decay: Makes a gate that emits a decay; None is none.
+        erase: Makes the gate on the key that erases; None erases with the key itself.
+        write: Makes the gate on the value; None writes it as it is.
+        writes: Keys and values of one token, written one after the other; the decay comes before
+            the first, the query reads after the last (DeltaProduct, Siems et al. 2025).
+        key_norm: Of the features of q and k, see `fwlight.mixers.normalisation`.
         read_norm: "output" divides the read by z_t . q_t with z the running sum of keys (eq. 21);
             "full" also the value retrieved before a delta write (eqs. 26-28); or "none".
-        out_norm: "layernorm" (no gain, the read-out of the fast weight memory), "rmsnorm"
-            (learnt gain, DeltaNet) over each head's output, or "none".
-        output_scale: Factor on every read; the language model of the reference code has
-            d_head^(-1/2) here, the paper's equations have none.
+        out_norm: Over each head's output; see `fwlight.mixers.normalisation`.
+        value_skip: Add D v_t to the read, D one learnt number a head that starts at 1 (Mamba-2).
+        output_scale: Factor on every read; None is d_head^(-1/2), as in the language model of the
+            reference code and in gated memories; the paper's equations have none.
         key_norm_eps: Added to the sum of a key's features; under "l2" the least divisor.
         query_norm_eps: The same for queries.
         read_eps: Added to the divisors of `read_norm`.
+        out_norm_eps: Of rmsnorm.
 
     Raises:
-        ValueError: If an option is unknown, or read_norm is "full" with a rule that only adds.
+        ValueError: If an option is unknown or a size below 1, the rule does not take what a gate
+            emits, read_norm is "full" with a rule that only adds, or there is a read_norm beside a
+            decay: z would have to decay too.
     """
 
     observer: MemoryObserver | None = None
@@ -69,17 +99,26 @@ class FastWeights(nn.Module):
         d_head: int,
         *,
         d_value: int | None = None,
+        n_heads: int = 1,
         feature_map: Callable[[], FeatureMap],
         update_rule: UpdateRule,
+        beta_max: float | None = 1.0,
+        decay: GateFactory | None = None,
+        erase: GateFactory | None = None,
+        write: GateFactory | None = None,
+        writes: int = 1,
         key_norm: str = "none",
         read_norm: str = "none",
         out_norm: str = "none",
-        output_scale: float = 1.0,
+        value_skip: bool = False,
+        output_scale: float | None = 1.0,
         key_norm_eps: float = 0.0,
         query_norm_eps: float = 0.0,
         read_eps: float = 1e-5,
+        out_norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        check_sizes(n_heads=n_heads, writes=writes)
         check_choice("key_norm", key_norm, KEY_NORMS)
         check_choice("read_norm", read_norm, READ_NORMS)
         check_choice("out_norm", out_norm, OUT_NORMS)
@@ -87,55 +126,64 @@ class FastWeights(nn.Module):
             raise ValueError("read_norm='full' needs a rule that removes: delta or fwm")
         d_value = d_head if d_value is None else d_value
         self.feature_map = feature_map()
-        self.update_rule = update_rule
-        self.has_beta = needs_beta(update_rule)
+        self.update_rule, self.writes = update_rule, writes
         self.d_head, self.d_value = d_head, d_value
         self.d_dot = self.feature_map.d_dot(d_head)
         self.key_norm, self.read_norm = key_norm, read_norm
-        self.output_scale = output_scale
+        self.output_scale = d_head**-0.5 if output_scale is None else output_scale
         self.key_norm_eps, self.query_norm_eps = key_norm_eps, query_norm_eps
         self.read_eps = read_eps
-        self.out_norm: nn.Module = {
-            "none": nn.Identity,
-            "layernorm": lambda: nn.LayerNorm(d_value, elementwise_affine=False),
-            "rmsnorm": lambda: nn.RMSNorm(d_value, eps=1e-5),
-        }[out_norm]()
+        self.out_norm = make_out_norm(out_norm, d_value, out_norm_eps)
+        self.skip = nn.Parameter(torch.ones(n_heads)) if value_skip else None
+        sizes = {"n_heads": n_heads, "d_key": self.d_dot, "d_value": d_value}
+        gates = [factory(**sizes) for factory in (decay, erase, write) if factory]
+        needs = needs_beta(update_rule) and not any("beta" in gate.emits for gate in gates)
+        if needs and beta_max is not None:
+            gates.insert(0, WriteStrength(**sizes, maximum=beta_max))
+        self.gates = GateList(gates, writes=writes)
+        self.has_beta = needs_beta(update_rule) or "beta" in self.gates.emits
+        check_rule(update_rule, self.gates)
+        if "decay" in self.gates.emits and read_norm != "none":
+            raise ValueError(
+                f"read_norm={read_norm!r} beside a decay: the sum of the keys would have to decay "
+                "too; use read_norm='none'"
+            )
 
     def forward(
         self,
         q: Float[Tensor, "b h t d"],
-        k: Float[Tensor, "b h t d"],
-        v: Float[Tensor, "b h t v"],
-        beta: Float[Tensor, "b h t"] | None,
+        k: Float[Tensor, "b h n d"],
+        v: Float[Tensor, "b h n v"],
+        gates: Gates = NO_GATES,
         *,
         initial_state: MemoryState | None = None,
         padding_mask: Bool[Tensor, "b t"] | None = None,
     ) -> tuple[Float[Tensor, "b h t v"], MemoryState]:
-        """Write and read token by token, each read after its own write.
+        """Write and read token by token, each read after its own writes; n = t `writes`.
 
         Args:
             q: Queries, before the feature map.
             k: Keys, before the feature map.
             v: Values.
-            beta: Write strengths; None for rules without.
+            gates: Those of every write, as `self.gates` emits them.
             initial_state: The state to continue from; None is an empty memory.
             padding_mask: True where a position is padding: it writes nothing.
         """
-        o, state = self._run(q, k, v, beta, initial_state, padding_mask)
+        o, state = self._run(q, k, v, gates, initial_state, padding_mask)
         assert o is not None  # there were queries
         return o, state
 
     def write(
         self,
-        k: Float[Tensor, "b h t d"],
-        v: Float[Tensor, "b h t v"],
-        beta: Float[Tensor, "b h t"] | None,
+        k: Float[Tensor, "b h n d"],
+        v: Float[Tensor, "b h n v"],
+        gates: Gates = NO_GATES,
         *,
         initial_state: MemoryState | None = None,
         padding_mask: Bool[Tensor, "b t"] | None = None,
     ) -> MemoryState:
         """Write all associations in order and read nothing; arguments as in `forward`."""
-        return self._run(None, k, v, beta, initial_state, padding_mask)[1]
+        return self._run(None, k, v, gates, initial_state, padding_mask)[1]
 
     def read(self, q: Float[Tensor, "b h t d"], state: MemoryState) -> Float[Tensor, "b h t v"]:
         """Read a written memory with any number of queries."""
@@ -154,65 +202,29 @@ class FastWeights(nn.Module):
         q: Float[Tensor, "b h d"],
         k: Float[Tensor, "b h t d"],
         ids: Int[Tensor, "b t"],
-        beta: Float[Tensor, "b h t"] | None,
+        gates: Gates = NO_GATES,
     ) -> Float[Tensor, "b h v"]:
         """Write one-hot values into an empty memory and read it with one query.
 
-        Returns what `write` and `read` return, for rules linear in the values without forming the
-        state: o = sum_t a_t v_t costs T K instead of T K V.
+        Returns what `write` and `read` return; see `fwlight.mixers.one_read`.
 
         Args:
             q: One query, before the feature map.
             k: Keys, before the feature map.
             ids: Which component of each value is 1; below `d_value`.
-            beta: Write strengths; None for rules without.
+            gates: As of `write`.
         """
-        heads = (-1, k.shape[1], -1)
-        if not has_read_weights(self.update_rule):
-            v = F.one_hot(ids, self.d_value).to(k.dtype)[:, None].expand(*heads, -1)
-            return self.read(q[:, :, None], self.write(k, v, beta)).squeeze(2)
-        self.feature_map.start_sequence()
-        projected = k
-        with without_autocast(k):
-            features = self.queries(q[:, :, None]).squeeze(2)
-            weights = self._fused_read_weights(features, k, beta)
-            if weights is None:
-                k, _ = self._keys(k, None, None)
-                written_k, written_beta = k, beta
-                if self.read_norm == "full" and beta is not None:
-                    z = _running_key_sum(k, None)
-                    written_k, written_beta = self._normalised_write(k, beta, z)
-                if self.observer is not None:
-                    v = F.one_hot(ids, self.d_value).to(k.dtype)[:, None].expand(*heads, -1)
-                    z = None if self.read_norm == "none" else k.sum(2)
-                    self.observer.write(Writes(projected, written_k, v, written_beta, z))
-                    self.observer.read(features[:, :, None])
-                weights = read_weights(self.update_rule, features, written_k, written_beta)
-            if self.read_norm != "none":
-                sums = weights if beta is None else (k @ features[..., None]).squeeze(-1)
-                weights = weights / (sums.sum(-1, keepdim=True) + self.read_eps)
-            o = weights.new_zeros(*weights.shape[:2], self.d_value)
-            o = o.scatter_add(-1, ids[:, None].expand(heads), weights)
-            return self.out_norm(o * self.output_scale).to(q.dtype)
-
-    def _fused_read_weights(self, q: Tensor, k: Tensor, beta: Tensor | None) -> Tensor | None:
-        """Return the weights of one read without storing the features of k, if that is possible."""
-        phi = self.feature_map
-        if not isinstance(phi, DPFPFeatureMap) or not phi.is_plain():
-            return None
-        plain = self.read_norm == "none" or (self.read_norm == "output" and beta is None)
-        if not plain or self.observer is not None or self.key_norm == "l2":
-            return None
-        eps = self.key_norm_eps if self.key_norm == "sum" else None
-        k = _at_least_float32(k)
-        return dpfp_read_weights(self.update_rule, q, k, beta, nu=phi.nu, eps=eps)
+        if has_read_weights(self.update_rule) and gates == Gates(gates.beta):
+            return one_read(self, q, k, ids, gates.beta)
+        v = F.one_hot(ids, self.d_value).to(k.dtype)[:, None].expand(-1, k.shape[1], -1, -1)
+        return self.read(q[:, :, None], self.write(k, v, gates)).squeeze(2)
 
     def empty_state(self, like: Float[Tensor, "b t m"], *, n_heads: int) -> MemoryState:
         """Return the state of sequences that have written nothing yet; see `Mixer.empty_state`."""
         dtype = torch.promote_types(like.dtype, torch.float32)
         weights = like.new_zeros(len(like), n_heads, self.d_dot, self.d_value, dtype=dtype)
         z = None if self.read_norm == "none" else weights[..., 0]
-        _, offset = self._keys(like.new_zeros(len(like), n_heads, 0, self.d_head), None, None)
+        _, offset = self.keys(like.new_zeros(len(like), n_heads, 0, self.d_head))
         return MemoryState(weights, z, offset)
 
     @property
@@ -220,58 +232,14 @@ class FastWeights(nn.Module):
         """How many numbers one head carries for one sequence, not counting a map's one constant."""
         return self.d_dot * (self.d_value + (self.read_norm != "none"))
 
-    def _run(
+    def keys(
         self,
-        q: Tensor | None,
-        k: Tensor,
-        v: Tensor,
-        beta: Tensor | None,
-        state: MemoryState | None,
-        padding_mask: Tensor | None,
-    ) -> tuple[Tensor | None, MemoryState]:
-        if state is None:
-            self.feature_map.start_sequence()
-        projected = k
-        # Sums and divisors are taken in float32; the operators decide about the rest.
-        with without_autocast(k):
-            k, offset = self._keys(k, None if state is None else state.key_offset, padding_mask)
-            q = None if q is None else self.queries(q)
-            written_k, written_beta, z = k, beta, None
-            if self.read_norm != "none":
-                z = _running_key_sum(k, None if state is None else state.key_sum)
-                if self.read_norm == "full" and beta is not None:
-                    written_k, written_beta = self._normalised_write(k, beta, z)
-            weights = None if state is None else state.weights
-            if self.observer is not None:
-                last = None if z is None else z[:, :, -1]
-                self.observer.write(
-                    Writes(projected, written_k, v, written_beta, last, weights, padding_mask)
-                )
-                if q is not None:
-                    self.observer.read(q, padding_mask)
-            o, weights = self.update_rule(q, written_k, v, written_beta, initial_state=weights)
-            if o is not None and q is not None:
-                if z is not None:
-                    o = o / ((z[:, :, 1:] * q).sum(-1, keepdim=True) + self.read_eps)
-                o = self.out_norm(_at_least_float32(o) * self.output_scale).to(v.dtype)
-        return o, MemoryState(weights, None if z is None else z[:, :, -1], offset)
-
-    def _normalised_write(self, k: Tensor, beta: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the k and beta with which the plain delta rule follows eqs. 26-28.
-
-        With c_t = z_{t-1} . k_t, and c_t = 1 at the first write of an empty memory, the value
-        retrieved before the write is divided by c_t when k is divided by c_t; beta multiplied by
-        c_t leaves the write itself in proportion. As in the reference code, a key orthogonal to all
-        before has c = 0 and writes nothing; maps that are nowhere 0 have no such keys.
-        """
-        empty = (z[:, :, :-1] == 0).all(-1)
-        c = (z[:, :, :-1] * k).sum(-1).masked_fill(empty, 1.0)
-        return k / (c + self.read_eps)[..., None], beta * c
-
-    def _keys(
-        self, k: Tensor, offset: Tensor | None, padding_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        k = _at_least_float32(k)
+        k: Float[Tensor, "b h t d"],
+        offset: Float[Tensor, "b h"] | None = None,
+        padding_mask: Bool[Tensor, "b t"] | None = None,
+    ) -> tuple[Float[Tensor, "b h t k"], Float[Tensor, "b h"] | None]:
+        """Return the features that keys are written as, normalised, and the map's constant."""
+        k = at_least_float32(k)
         features = self._divided_by_sum(k, self.key_norm_eps)
         if features is None:
             features, offset = self.feature_map.key(
@@ -280,7 +248,7 @@ class FastWeights(nn.Module):
                 scale_cancels=self.key_norm != "none",
                 padding_mask=padding_mask,
             )
-            features = self._normalise(features, self.key_norm_eps)
+            features = normalise(features, self.key_norm, self.key_norm_eps)
         if padding_mask is not None:
             # After the normalisation: what is masked earlier could be scaled up again.
             features = features.masked_fill(padding_mask[:, None, :, None], 0.0)
@@ -288,37 +256,81 @@ class FastWeights(nn.Module):
 
     def queries(self, q: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t k"]:
         """Return the features with which queries read, normalised."""
-        q = _at_least_float32(q)
+        q = at_least_float32(q)
         features = self._divided_by_sum(q, self.query_norm_eps)
         if features is None:
-            features = self._normalise(self.feature_map.query(q), self.query_norm_eps)
+            features = normalise(self.feature_map.query(q), self.key_norm, self.query_norm_eps)
         return features
+
+    # Parts
+
+    def _run(
+        self,
+        q: Tensor | None,
+        k: Tensor,
+        v: Tensor,
+        gates: Gates,
+        state: MemoryState | None,
+        padding_mask: Tensor | None,
+    ) -> tuple[Tensor | None, MemoryState]:
+        if state is None:
+            self.feature_map.start_sequence()
+        projected = k
+        if padding_mask is not None and self.writes > 1:
+            padding_mask = padding_mask.repeat_interleave(self.writes, dim=1)
+        # Sums and divisors are taken in float32; the operators decide about the rest.
+        with without_autocast(k):
+            k, offset = self.keys(k, None if state is None else state.key_offset, padding_mask)
+            q = None if q is None else self._spread(self.queries(q))
+            v_written = v if gates.write is None else v * gates.write
+            options, z = self._options(k, gates, padding_mask), None
+            written_k, beta = k, gates.beta
+            if beta is None and needs_beta(self.update_rule):
+                beta = k.new_ones(k.shape[:3])
+            if self.read_norm != "none":
+                z = running_key_sum(k, None if state is None else state.key_sum)
+                if self.read_norm == "full" and beta is not None:
+                    written_k, beta = normalised_write(k, beta, z, self.read_eps)
+            weights = None if state is None else state.weights
+            if self.observer is not None:
+                last = None if z is None else z[:, :, -1]
+                self.observer.write(
+                    Writes(projected, written_k, v_written, beta, last, weights, padding_mask)
+                )
+                if q is not None:
+                    self.observer.read(q, padding_mask)
+            o, weights = self.update_rule(
+                q, written_k, v_written, beta, initial_state=weights, **options
+            )
+            if o is not None and q is not None:
+                if z is not None:
+                    o = o / ((z[:, :, 1:] * q).sum(-1, keepdim=True) + self.read_eps)
+                o = at_least_float32(o) * self.output_scale
+                if self.skip is not None:
+                    o = o + self.skip[:, None, None] * v
+                o = self.out_norm(o).to(v.dtype)
+                if self.writes > 1:
+                    o = o[:, :, self.writes - 1 :: self.writes]
+        return o, MemoryState(weights, None if z is None else z[:, :, -1], offset)
+
+    def _options(self, k: Tensor, gates: Gates, padding_mask: Tensor | None) -> dict[str, Tensor]:
+        """Return what the rule takes beside beta: only what there is, as not every rule has all."""
+        options: dict[str, Tensor] = {}
+        if gates.decay is not None:
+            decay = gates.decay
+            if padding_mask is not None:
+                hole = padding_mask[:, None]
+                decay = decay.masked_fill(hole if decay.ndim == 3 else hole[..., None], 0.0)
+            options["decay"] = decay
+        if gates.erase is not None:
+            options["erase_key"] = gates.erase * k
+        return options
+
+    def _spread(self, q: Tensor) -> Tensor:
+        """Give the last write of every token its query."""
+        if self.writes == 1:
+            return q
+        return F.pad(q[:, :, :, None], (0, 0, self.writes - 1, 0)).flatten(2, 3)
 
     def _divided_by_sum(self, x: Tensor, eps: float) -> Tensor | None:
         return self.feature_map.divided_by_sum(x, eps) if self.key_norm == "sum" else None
-
-    def _normalise(self, x: Tensor, eps: float) -> Tensor:
-        if self.key_norm == "none":
-            return x
-        if self.key_norm == "l2":
-            return F.normalize(x, dim=-1, eps=max(eps, 1e-12))
-        if native.can_run(x):
-            return native.native_sum_norm(x, eps)
-        total = x.sum(-1, keepdim=True) + eps
-        return x / total.masked_fill(total == 0, 1.0)
-
-
-def needs_beta(update_rule: UpdateRule) -> bool:
-    """Whether an update rule has a write strength that is not optional."""
-    return inspect.signature(update_rule).parameters["beta"].default is inspect.Parameter.empty
-
-
-def _running_key_sum(k: Tensor, carried: Tensor | None) -> Tensor:
-    """Return z_0, z_1, ... z_T `[b, h, t + 1, k]`."""
-    b, h, _, d_dot = k.shape
-    start = k.new_zeros(b, h, 1, d_dot) if carried is None else carried.to(k.dtype)[:, :, None]
-    return torch.cat([start, k], dim=2).cumsum(2)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fwlight.checks import check_sizes
+from fwlight.checks import check_choice, check_sizes
 from fwlight.mixers.base import Mixer
+from fwlight.mixers.gates import Gates
 from fwlight.mixers.short_conv import ShortConv
+
+OUT_GATES = ("none", "silu", "sigmoid")
 
 
 class ConvState(NamedTuple):
@@ -23,31 +25,34 @@ class ConvState(NamedTuple):
 
 
 class MultiHeadAttention(Mixer):
-    """Project to heads, let a memory write and read, and project back; no biases.
+    """Project to heads, let a memory write and read, and project back.
 
-    One matrix product makes q, k, v and, where the memory has a write strength, its logits: rows
-    of `in_proj` are [q of all heads; k; v; beta], and beta = beta_max * sigmoid(logit) is one
-    number per head and position (Schlag et al. 2021b, sec. 4.2). With a `FastWeights` this is
-    linear attention, and its state has a constant size; with a `KeyValues` it is softmax
-    attention.
+    One matrix product makes q, k, v and what the memory's gates ask for: rows of `in_proj` are
+    [q of all heads; k; v; gates; output gate]. With a `FastWeights` this is linear attention, and
+    its state has a constant size; with `KeyValues` it is softmax attention.
 
     With `short_conv`, [q; k; v] of all heads pass a causal depthwise convolution first, and v a
     SiLU after it; on q and k the memory's feature map is what follows (DeltaNet, Yang et al. 2024,
-    arXiv 2406.06484, which is that with SiLU for a feature map). beta is not convolved, and neither
-    are queries of another sequence than the keys' (`source`, `read`): they stand alone, in any
-    order.
+    arXiv 2406.06484, which is that with SiLU for a feature map). Gates are not convolved, and
+    neither are queries of another sequence than the keys' (`read`): they stand alone, in any order.
 
     Args:
         d_model: Width of input and output.
-        n_heads: Number of heads.
-        d_head: Size of a head's q, k and v.
-        memory: Makes the memory from `d_head`.
-        beta_max: Largest write strength: 1, or 2 to allow negative eigenvalues of the state's
-            transition (Grazzi et al. 2025).
+        n_heads: Number of heads of q and k.
+        d_head: Size of a head's q and k.
+        memory: Makes the memory from d_head and the keywords d_value and n_heads.
+        expand_v: Size of a head's values over `d_head`.
+        value_heads_per_key: Value heads, each with a memory and gates of its own, that share one
+            head of q and k; all of them together are n_heads times this many.
         short_conv: Width of the convolution on q, k and v, at least 2; 0 is none.
+        out_gate: "silu" or "sigmoid" multiplies what the memory returns, after its `out_norm`, by
+            that of a further projection (Gated DeltaNet, KDA); "none" does not.
+        out_gate_rank: Numbers that this projection goes through; 0 is a full matrix.
+        out_gate_bias: Whether its second map has a bias.
 
     Raises:
-        ValueError: If a size is below 1, `beta_max` is not positive or `short_conv` negative or 1.
+        ValueError: If a size is below 1, `short_conv` negative or 1, an option unknown, or
+            expand_v d_head is not a whole number.
     """
 
     memory: Any  # with the interface of `FastWeights`
@@ -58,57 +63,59 @@ class MultiHeadAttention(Mixer):
         n_heads: int,
         d_head: int,
         *,
-        memory: Callable[[int], nn.Module],
-        beta_max: float = 1.0,
+        memory: Callable[..., nn.Module],
+        expand_v: float = 1,
+        value_heads_per_key: int = 1,
         short_conv: int = 0,
+        out_gate: str = "none",
+        out_gate_rank: int = 0,
+        out_gate_bias: bool = False,
     ) -> None:
         super().__init__()
-        check_sizes(d_model=d_model, n_heads=n_heads, d_head=d_head)
-        if beta_max <= 0:
-            raise ValueError(f"beta_max={beta_max} must be positive")
-        self.n_heads, self.d_head, self.beta_max = n_heads, d_head, beta_max
-        self.memory = memory(d_head)
-        self.has_beta = self.memory.has_beta
-        self.in_proj = nn.Linear(d_model, n_heads * (3 * d_head + self.has_beta), bias=False)
-        self.out_proj = nn.Linear(n_heads * d_head, d_model, bias=False)
-        self.short_conv = ShortConv(3 * n_heads * d_head, short_conv) if short_conv else None
+        sizes = {"d_model": d_model, "n_heads": n_heads, "d_head": d_head}
+        check_sizes(**sizes, value_heads_per_key=value_heads_per_key)
+        check_choice("out_gate", out_gate, OUT_GATES)
+        d_value = round(expand_v * d_head)
+        if d_value < 1 or abs(expand_v * d_head - d_value) > 1e-6:
+            raise ValueError(f"expand_v={expand_v:g} times d_head={d_head} is not a whole number")
+        self.key_heads, self.n_heads = n_heads, n_heads * value_heads_per_key
+        self.d_head, self.d_value = d_head, d_value
+        self.memory = memory(d_head, d_value=d_value, n_heads=self.n_heads)
+        width, self.out_gate = self.n_heads * d_value, out_gate
+        gated = out_gate != "none"
+        keys, values = n_heads * d_head * self.memory.writes, width * self.memory.writes
+        self.rows = {"q": n_heads * d_head, "k": keys, "v": values}
+        self.rows |= {"gates": self.memory.gates.rows, "out": (out_gate_rank or width) * gated}
+        self.in_proj = nn.Linear(d_model, sum(self.rows.values()), bias=False)
+        self.out_proj = nn.Linear(width, d_model, bias=False)
+        channels = self.rows["q"] + keys + values
+        self.short_conv = ShortConv(channels, short_conv) if short_conv else None
+        self.out_gate_up = (
+            nn.Linear(out_gate_rank, width, bias=out_gate_bias) if gated and out_gate_rank else None
+        )
 
     def forward(
         self,
         x: Float[Tensor, "b t m"],
         *,
-        source: Float[Tensor, "b s m"] | None = None,
         causal: bool = True,
-        padding_mask: Bool[Tensor, "b s"] | None = None,
+        padding_mask: Bool[Tensor, "b t"] | None = None,
         initial_state: Any = None,
     ) -> tuple[Float[Tensor, "b t m"], Any]:
-        """Attend from `x` to itself, or to `source`; return the output and the state.
+        """Let every position see those before it and itself, or all; return also the state.
 
-        Args:
-            x: Where queries come from.
-            source: Where keys and values come from; None is `x` itself.
-            causal: Read token by token, each after its own write; otherwise write everything
-                first, then read with every query (encoder self-attention, cross-attention).
-            padding_mask: True where a position of the keys' side is padding.
-            initial_state: The state to continue from; None starts empty.
-
-        Raises:
-            ValueError: If attention to a `source` is asked to be causal.
+        Not causal, everything is written first and then read with every query. Arguments as of
+        `Mixer`.
         """
-        if source is not None and causal:
-            raise ValueError("attention to a source cannot be causal: pass causal=False")
-        if source is not None:
-            state = self.write(source, padding_mask=padding_mask, initial_state=initial_state)
-            return self.read(x, state), state
         memory_state, tail = self._unpack(initial_state)
-        (q, k, v, beta), tail = self._project(x, padding_mask=padding_mask, tail=tail)
+        (q, k, v, gates), out, tail = self._project(x, padding_mask=padding_mask, tail=tail)
         options = {"initial_state": memory_state, "padding_mask": padding_mask}
         if causal:
-            o, memory_state = self.memory(q, k, v, beta, **options)
+            o, memory_state = self.memory(q, k, v, gates, **options)
         else:
-            memory_state = self.memory.write(k, v, beta, **options)
+            memory_state = self.memory.write(k, v, gates, **options)
             o = self.memory.read(q, memory_state)
-        return self._merge(o), self._pack(memory_state, tail)
+        return self._merge(o, out), self._pack(memory_state, tail)
 
     def write(
         self,
@@ -119,18 +126,21 @@ class MultiHeadAttention(Mixer):
     ) -> Any:
         """Write every position of `source` and return the state; arguments as in `forward`."""
         memory_state, tail = self._unpack(initial_state)
-        (_, k, v, beta), tail = self._project(
+        (_, k, v, gates), _, tail = self._project(
             source, queries=False, padding_mask=padding_mask, tail=tail
         )
         memory_state = self.memory.write(
-            k, v, beta, initial_state=memory_state, padding_mask=padding_mask
+            k, v, gates, initial_state=memory_state, padding_mask=padding_mask
         )
         return self._pack(memory_state, tail)
 
     def read(self, x: Float[Tensor, "b t m"], state: Any) -> Float[Tensor, "b t m"]:
         """Read what was written with the queries of `x`, each on its own."""
-        q = F.linear(x, self.in_proj.weight[: self.n_heads * self.d_head])
-        return self._merge(self.memory.read(self._heads(q), self._unpack(state)[0]))
+        width, out = self.rows["q"], self.rows["out"]
+        q = F.linear(x, self.in_proj.weight[:width])
+        gate = F.linear(x, self.in_proj.weight[len(self.in_proj.weight) - out :]) if out else None
+        o = self.memory.read(self._key_heads(q, 1), self._unpack(state)[0])
+        return self._merge(o, gate)
 
     @property
     def state_size(self) -> int | None:
@@ -161,34 +171,44 @@ class MultiHeadAttention(Mixer):
         queries: bool = True,
         padding_mask: Tensor | None,
         tail: Tensor | None,
-    ) -> tuple[tuple[Tensor | None, Tensor, Tensor, Tensor | None], Tensor | None]:
-        """Return q, k, v by heads and beta, and the convolution's new tail."""
-        width = self.n_heads * self.d_head
-        weight = self.in_proj.weight if queries else self.in_proj.weight[width:]
-        qkv, logits = F.linear(x, weight).split(
-            [width * (2 + queries), self.n_heads * self.has_beta], dim=-1
-        )
+    ) -> tuple[tuple[Tensor | None, Tensor, Tensor, Gates], Tensor | None, Tensor | None]:
+        """Return q, k, v by heads and the gates, the output gate, and the convolution's tail."""
+        rows = self.rows
+        weight, asked = self.in_proj.weight, rows["q"]
+        if not queries:  # and no output gate: nothing is read
+            weight, asked = weight[asked : len(weight) - rows["out"]], 0
+        widths = [asked + rows["k"] + rows["v"], rows["gates"], rows["out"] * queries]
+        qkv, logits, out = F.linear(x, weight).split(widths, dim=-1)
         if self.short_conv is not None:
             qkv, tail = self.short_conv(qkv, tail=tail, padding_mask=padding_mask)
-        *qk, v = qkv.split(width, dim=-1)
+        q, k, v = qkv.split([asked, rows["k"], rows["v"]], dim=-1)
         if self.short_conv is not None:
             v = F.silu(v)
-        q = self._heads(qk[0]) if queries else None
-        k, v = self._heads(qk[-1]), self._heads(v)
-        if not self.has_beta:
-            return (q, k, v, None), tail
-        # In float32: near 1 bfloat16 has steps of 0.004.
-        logits = logits.to(torch.promote_types(x.dtype, torch.float32))
-        return (q, k, v, self.beta_max * logits.sigmoid().transpose(1, 2)), tail
+        writes = self.memory.writes
+        heads = self._key_heads(q, 1) if queries else None, self._key_heads(k, writes)
+        gates = self.memory.gates(logits)
+        return (*heads, _heads(v, writes, self.n_heads), gates), out if rows["out"] else None, tail
 
-    def _heads(self, x: Tensor) -> Tensor:
-        b, t, _ = x.shape
-        return x.view(b, t, self.n_heads, self.d_head).transpose(1, 2)
+    def _key_heads(self, x: Tensor, writes: int) -> Tensor:
+        """Return q or k by value heads."""
+        x = _heads(x, writes, self.key_heads)
+        shared = self.n_heads // self.key_heads
+        return x if shared == 1 else x.repeat_interleave(shared, dim=1)
 
-    def _merge(self, o: Tensor) -> Tensor:
+    def _merge(self, o: Tensor, gate: Tensor | None) -> Tensor:
         b, _, t, _ = o.shape
-        return self.out_proj(o.transpose(1, 2).reshape(b, t, self.n_heads * self.d_head))
+        o = o.transpose(1, 2).reshape(b, t, self.n_heads * self.d_value)
+        if gate is not None:
+            gate = gate if self.out_gate_up is None else self.out_gate_up(gate)
+            o = o * (F.silu(gate) if self.out_gate == "silu" else gate.sigmoid())
+        return self.out_proj(o)
 
     def extra_repr(self) -> str:
         """Show what no submodule shows."""
-        return f"n_heads={self.n_heads}, d_head={self.d_head}, beta_max={self.beta_max}"
+        return f"n_heads={self.n_heads}, d_head={self.d_head}, d_value={self.d_value}"
+
+
+def _heads(x: Float[Tensor, "b t n"], writes: int, heads: int) -> Float[Tensor, "b h w d"]:
+    """Cut rows into heads; of several writes a token, those of one token stand together."""
+    b, t, n = x.shape
+    return x.view(b, t * writes, heads, n // (writes * heads)).transpose(1, 2)

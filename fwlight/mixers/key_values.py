@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from fwlight.mixers.gates import NO_GATES, GateList, Gates
 from fwlight.mixers.observation import AttentionObserver
 
 
@@ -24,17 +25,22 @@ class KeyValues(nn.Module):
     Args:
         d_head: Size of queries and keys.
         d_value: Size of values; None is `d_head`.
+        n_heads: Not used.
         dropout: Probability of dropping an attention weight in training.
     """
 
     has_beta = False
+    writes = 1
     state_size = None
     """What is carried grows with the length."""
     observer: AttentionObserver | None = None
     """Told of every read while it is set; None costs nothing."""
 
-    def __init__(self, d_head: int, *, d_value: int | None = None, dropout: float = 0.0) -> None:
+    def __init__(
+        self, d_head: int, *, d_value: int | None = None, n_heads: int = 1, dropout: float = 0.0
+    ) -> None:
         super().__init__()
+        self.gates = GateList()
         self.d_head, self.d_value = d_head, d_head if d_value is None else d_value
         self.dropout = dropout
 
@@ -43,26 +49,26 @@ class KeyValues(nn.Module):
         q: Float[Tensor, "b h t d"],
         k: Float[Tensor, "b h t d"],
         v: Float[Tensor, "b h t v"],
-        beta: None = None,
+        gates: Gates = NO_GATES,
         *,
         initial_state: KeyValueCache | None = None,
         padding_mask: Bool[Tensor, "b t"] | None = None,
     ) -> tuple[Float[Tensor, "b h t v"], KeyValueCache]:
-        """Attend from each position to itself and everything before; no write strength."""
-        state = self.write(k, v, beta, initial_state=initial_state, padding_mask=padding_mask)
+        """Attend from each position to itself and everything before; it takes no gates."""
+        state = self.write(k, v, gates, initial_state=initial_state, padding_mask=padding_mask)
         return self._attend(q, state, causal=True), state
 
     def write(
         self,
         k: Float[Tensor, "b h t d"],
         v: Float[Tensor, "b h t v"],
-        beta: None = None,
+        gates: Gates = NO_GATES,
         *,
         initial_state: KeyValueCache | None = None,
         padding_mask: Bool[Tensor, "b t"] | None = None,
     ) -> KeyValueCache:
         """Append keys and values."""
-        del beta
+        del gates
         old = initial_state
         if old is None:
             return KeyValueCache(k, v, padding_mask)
@@ -86,10 +92,10 @@ class KeyValues(nn.Module):
         q: Float[Tensor, "b h d"],
         k: Float[Tensor, "b h t d"],
         ids: Int[Tensor, "b t"],
-        beta: None = None,
+        gates: Gates = NO_GATES,
     ) -> Float[Tensor, "b h v"]:
         """Write one-hot values and read with one query; see `FastWeights.recall`."""
-        del beta
+        del gates
         if self.observer is not None:
             self.observer.attend(q[:, :, None], k, None, causal=False)
         weights = ((k @ q[..., None]).squeeze(-1) * k.shape[-1] ** -0.5).softmax(-1)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fwlight.checks import check_sizes
-from fwlight.mixers import KeyValues
+from fwlight.mixers import Gates, KeyValues
 
 
 class Retriever(nn.Module):
@@ -29,10 +29,9 @@ class Retriever(nn.Module):
         d_head: Size of q and k before the feature map.
         d_embedding: Size of the key embeddings; None is `int(2.2 n_keys)`, as in the reference.
         memory: Makes the memory from (d_head, d_value).
-        beta_max: Largest write strength.
 
     Raises:
-        ValueError: If a size is below 1.
+        ValueError: If a size is below 1, or the memory takes several writes a token.
     """
 
     memory: Any  # with the interface of `fwlight.mixers.FastWeights`
@@ -45,18 +44,20 @@ class Retriever(nn.Module):
         d_head: int = 64,
         d_embedding: int | None = None,
         memory: Callable[..., nn.Module],
-        beta_max: float = 1.0,
     ) -> None:
         super().__init__()
         n_values = n_keys if n_values is None else n_values
         d_embedding = int(2.2 * n_keys) if d_embedding is None else d_embedding
         check_sizes(n_keys=n_keys, n_values=n_values, d_head=d_head, d_embedding=d_embedding)
-        self.n_values, self.beta_max = n_values, beta_max
+        self.n_values = n_values
         self.memory = memory(d_head, d_value=n_values)
         self.embedding = nn.Embedding(n_keys, d_embedding)
         self.key = nn.Linear(n_values + d_embedding, d_head)
         self.query = nn.Linear(d_embedding, d_head)
-        self.beta = nn.Linear(n_values + d_embedding, 1) if self.memory.has_beta else None
+        if self.memory.writes > 1:
+            raise ValueError(f"writes={self.memory.writes}: a pair is one association, not several")
+        rows = self.memory.gates.rows
+        self.beta = nn.Linear(n_values + d_embedding, rows) if rows else None
         for layer in (self.key, self.query):
             if isinstance(self.memory, KeyValues):
                 nn.init.xavier_uniform_(layer.weight)
@@ -74,26 +75,22 @@ class Retriever(nn.Module):
         """Return what each query reads after all associations are written, in order."""
         q = self.query(self.embedding(queries))
         k = self._of_pair(self.key, keys, values)
-        beta = None
-        if self.beta is not None:
-            logits = self._of_pair(self.beta, keys, values).squeeze(-1)
-            beta = self.beta_max * logits.sigmoid()
-        return self.answer(q, k, values, beta)
+        logits = k[..., :0] if self.beta is None else self._of_pair(self.beta, keys, values)
+        return self.answer(q, k, values, self.memory.gates(logits))
 
     def answer(
         self,
         q: Float[Tensor, "b n d"],
         k: Float[Tensor, "b t d"],
         values: Int[Tensor, "b t"],
-        beta: Float[Tensor, "b t"] | None,
+        gates: Gates,
     ) -> Float[Tensor, "b n v"]:
         """Return the reads, given the projections; one query takes a path of its own."""
         k = k[:, None]
-        beta = None if beta is None else beta[:, None]
         if q.shape[1] == 1:
-            return self.memory.recall(q, k, values, beta)
+            return self.memory.recall(q, k, values, gates)
         v = F.one_hot(values, self.n_values).to(k.dtype)[:, None]
-        return self.memory.read(q[:, None], self.memory.write(k, v, beta)).squeeze(1)
+        return self.memory.read(q[:, None], self.memory.write(k, v, gates)).squeeze(1)
 
     def _of_pair(self, layer: nn.Linear, keys: Tensor, values: Tensor) -> Tensor:
         """Apply `layer` to [one-hot value; key embedding] by looking its products up."""

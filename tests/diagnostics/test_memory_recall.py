@@ -18,7 +18,7 @@ from fwlight.diagnostics import (
     verdicts,
 )
 from fwlight.feature_maps import EluFeatureMap
-from fwlight.mixers import FastWeights
+from fwlight.mixers import FastWeights, Gates
 from fwlight.ops import delta_rule, sum_rule
 
 F64 = torch.float64
@@ -119,7 +119,8 @@ def test_reads_are_those_of_the_layers_memory(read_norm):
     generator = torch.Generator().manual_seed(6)
     q, k = (torch.randn(2, 2, 9, 5, dtype=F64, generator=generator) for _ in range(2))
     v = torch.randn(2, 2, 9, 3, dtype=F64, generator=generator)
-    state = memory.write(k, v, torch.rand(2, 2, 9, dtype=F64, generator=generator))
+    beta = torch.rand(2, 2, 9, dtype=F64, generator=generator)
+    state = memory.write(k, v, Gates(beta))
     features = torch.nn.functional.elu(q) + 1
     if read_norm != "full":
         features = features / features.sum(-1, keepdim=True)

@@ -14,7 +14,7 @@ from fwlight.feature_maps import (
     FAVORFeatureMap,
     TanhFeatureMap,
 )
-from fwlight.mixers import FastWeights, KeyValues, MultiHeadAttention
+from fwlight.mixers import FastWeights, Gates, KeyValues, MultiHeadAttention
 from fwlight.models import Retriever
 from fwlight.ops import delta_rule, fwm_rule, sum_rule
 
@@ -81,9 +81,9 @@ def from_published(weight: Tensor, has_beta: bool) -> Tensor:
 def test_language_model_layer_equals_published(group: str) -> None:
     golden = load("lm_layers_golden.npz", group)
     attention, norm = published_layer(group), nn.LayerNorm(D_MODEL).double()
-    in_name = "param/qkvb_net.weight" if attention.has_beta else "param/qkv_net.weight"
+    in_name = "param/qkvb_net.weight" if attention.memory.has_beta else "param/qkv_net.weight"
     weights = {
-        "in_proj.weight": from_published(golden[in_name], attention.has_beta),
+        "in_proj.weight": from_published(golden[in_name], attention.memory.has_beta),
         "out_proj.weight": golden["param/o_net.weight"],
     }
     attention.load_state_dict(weights, strict=False)
@@ -93,7 +93,7 @@ def test_language_model_layer_equals_published(group: str) -> None:
 
     h = golden["h"].requires_grad_()  # [T, B, d_model]
     y, state = attention(h.transpose(0, 1))
-    if attention.has_beta:
+    if attention.memory.has_beta:
         close(norm(h + y.transpose(0, 1)), golden["out"])
         overwrite_initial_state(attention, state.weights.detach())
         y, state = attention(h.transpose(0, 1))
@@ -101,7 +101,7 @@ def test_language_model_layer_equals_published(group: str) -> None:
     close(out, golden["out"])
 
     out.square().sum().backward()
-    grad_in = from_published(golden[f"grad_{in_name}"], attention.has_beta)
+    grad_in = from_published(golden[f"grad_{in_name}"], attention.memory.has_beta)
     close(h.grad, golden["grad_h"])
     close(attention.in_proj.weight.grad, grad_in)
     close(attention.out_proj.weight.grad, golden["grad_param/o_net.weight"])
@@ -165,7 +165,7 @@ def test_retrieval_model_equals_published(group: str, queries: int) -> None:
     values = golden["v"].argmax(-1)
     if queries == 2:  # several queries are read from the state, a single one without forming it
         q = q.expand(-1, 2, -1)
-    out = model.answer(q, k, values, beta)[:, 0]
+    out = model.answer(q, k, values, Gates(None if beta is None else beta[:, None]))[:, 0]
     close(out, golden["out"])
 
     loss = (out - golden["target"]).square().sum(-1).mean() / 2

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fwlight.feature_maps import DPFPFeatureMap
-from fwlight.mixers import FastWeights
+from fwlight.mixers import FastWeights, Gates
 from fwlight.ops import delta_rule, dpfp_read_weights, fwm_rule, native, read_weights, sum_rule
 from tests.ops.discovery import assert_near, weighted_sum
 
@@ -148,17 +148,17 @@ def test_a_memory_recalls_with_it_what_it_writes_and_reads(rule, key_norm, read_
     beta = beta if memory.has_beta else None
     ids = torch.arange(80).reshape(2, 40) % 9
     v = torch.nn.functional.one_hot(ids, 9).double()[:, None]
-    expected = memory.read(q[:, :, None], memory.write(x, v, beta)).squeeze(2)
+    expected = memory.read(q[:, :, None], memory.write(x, v, Gates(beta))).squeeze(2)
     reads = []
     operator = native.native_dpfp_read
     monkeypatch.setattr(native, "native_dpfp_read", lambda *a: reads.append(a) or operator(*a))
-    assert_near(memory.recall(q, x, ids, beta), expected, 1e-11)
+    assert_near(memory.recall(q, x, ids, Gates(beta)), expected, 1e-11)
     # The delta rule's own weights are not what a read_norm sums.
     assert len(reads) == (0 if memory.has_beta and read_norm == "output" else 1)
     # Who observes is shown the features.
     memory.observer = Observer()
     reads.clear()
-    assert_near(memory.recall(q, x, ids, beta), expected, 1e-11)
+    assert_near(memory.recall(q, x, ids, Gates(beta)), expected, 1e-11)
     assert reads == []
     assert [y.shape[-1] for y in memory.observer.seen] == [24, 24]
     assert memory.observer.seen[0].shape[2] == 40
@@ -186,5 +186,5 @@ def test_a_changed_map_is_not_passed_by():
     ids = torch.arange(80).reshape(2, 40) % 9
     v = torch.nn.functional.one_hot(ids, 9).double()[:, None]
     assert (memory.queries(q[:, :, None]) > 0).all()
-    expected = memory.read(q[:, :, None], memory.write(x, v, beta)).squeeze(2)
-    assert_near(memory.recall(q, x, ids, beta), expected, 1e-11)
+    expected = memory.read(q[:, :, None], memory.write(x, v, Gates(beta))).squeeze(2)
+    assert_near(memory.recall(q, x, ids, Gates(beta)), expected, 1e-11)
