@@ -70,7 +70,7 @@ class Gate(OpenSection):
 class Model(Section):
     """model=: the slots, and what surrounds them in a block."""
 
-    attention: dict
+    attention: dict | None
     memory: dict
     feature_map: FeatureMap
     update_rule: UpdateRule
@@ -97,6 +97,7 @@ class Model(Section):
     attention_dropout: Probability
     positions: Positions
     norm: Literal["post", "pre"]
+    alternate_every: Annotated[int, Range(low=2)]
     output: Literal["dense", "adaptive", "chunked"]
     cutoffs: list[Count]
 
@@ -251,6 +252,7 @@ class Config(Section):
     encoder: Model
     decoder: Model
     cross: Model
+    alternate: Model
     loss: Loss
     size: Size
     optimizer: Optimizer

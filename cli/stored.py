@@ -15,7 +15,7 @@ _ONE_RUN = (
     *("action", "run_dir", "resume", "ckpt", "prompt", "input", "output", "generate"),
     *("translate", "rank_timeout", "diagnostics", "compile"),
 )
-_ARCHITECTURE = ("model.", "encoder.", "decoder.", "cross.", "size.", "network.")
+_ARCHITECTURE = ("model.", "encoder.", "decoder.", "cross.", "alternate.", "size.", "network.")
 _FREE = (
     *("task.path", "task.train", "task.valid", "task.test"),
     *("task.eval_batch_size", "task.eval_batch_tokens", "task.num_workers"),

@@ -22,6 +22,7 @@ Often used keys (all of them: --cfg):
   task.setting=capacity|update  task.n_keys  task.num_workers
   task.data=cldr|multi30k|wmt14|files  task.{{source_lang,target_lang,vocab_size,batch_tokens}}
   model@encoder= model@decoder= model@cross=   another model in one attention of task=translation
+  model@alternate= model.alternate_every=   another model in every so many layers: a hybrid
   optimizer.lr  trainer.{{max_steps,max_time,devices,precision}}  seed  compile=true|false
   callbacks.checkpoint.every_n_train_steps  diagnostics.{{every_n_steps,sequences}}
   run_dir=PATH     everything of a run: config.yaml, metrics.csv, summary.json, tensorboard/,

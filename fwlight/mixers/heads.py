@@ -199,8 +199,8 @@ class MultiHeadAttention(Mixer):
         b, _, t, _ = o.shape
         o = o.transpose(1, 2).reshape(b, t, self.n_heads * self.d_value)
         if gate is not None:
-            gate = gate if self.out_gate_up is None else self.out_gate_up(gate)
-            o = o * (F.silu(gate) if self.out_gate == "silu" else gate.sigmoid())
+            z = gate if self.out_gate_up is None else self.out_gate_up(gate)
+            o = o * (F.silu(z) if self.out_gate == "silu" else z.sigmoid())
         return self.out_proj(o)
 
     def extra_repr(self) -> str:
@@ -210,5 +210,4 @@ class MultiHeadAttention(Mixer):
 
 def _heads(x: Float[Tensor, "b t n"], writes: int, heads: int) -> Float[Tensor, "b h w d"]:
     """Cut rows into heads; of several writes a token, those of one token stand together."""
-    b, t, n = x.shape
-    return x.view(b, t * writes, heads, n // (writes * heads)).transpose(1, 2)
+    return x.unflatten(-1, (writes, heads, -1)).movedim(3, 1).flatten(2, 3)

@@ -1,7 +1,8 @@
 """A decoder-only language model over any attention layer."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 from jaxtyping import Bool, Float, Int
@@ -13,6 +14,7 @@ from fwlight.models.blocks import DecoderBlock
 from fwlight.models.chunked import check_chunked, chunked_nll
 from fwlight.models.dropout import Dropout
 from fwlight.models.positions import make_positions
+from fwlight.models.stack import MixerFactory, Stack, pattern
 
 OUTPUTS = ("dense", "adaptive", "chunked")
 
@@ -40,7 +42,9 @@ class DecoderLM(nn.Module):
         d_head: Size of a head.
         d_ff: Width of the feed-forward layers.
         dropout: Dropout probability.
-        attention: Makes one attention layer from (d_model, n_heads, d_head).
+        attention: Makes the mixer of a layer from (d_model, n_heads, d_head).
+        alternate: Makes that of every `alternate_every`-th layer instead, for hybrids.
+        alternate_every: See `fwlight.models.stack.pattern`.
         positions: "sinusoidal" (counting up), "sinusoidal_reversed" (down to 0 at the end of a
             segment, the reference code's) or "none".
         norm: "post" (the paper) or "pre".
@@ -64,7 +68,9 @@ class DecoderLM(nn.Module):
         d_head: int,
         d_ff: int,
         dropout: float,
-        attention: Callable[..., nn.Module],
+        attention: MixerFactory,
+        alternate: MixerFactory | None = None,
+        alternate_every: int = 4,
         positions: str = "sinusoidal",
         norm: str = "post",
         output: str = "dense",
@@ -78,18 +84,17 @@ class DecoderLM(nn.Module):
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.positions = make_positions(positions, d_model)
         self.dropout = Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            DecoderBlock(
-                d_model=d_model,
-                n_heads=n_heads,
-                d_head=d_head,
-                d_ff=d_ff,
-                dropout=dropout,
-                attention=attention,
-                norm=norm,
-            )
-            for _ in range(n_layers)
+        block = partial(
+            DecoderBlock,
+            d_model=d_model,
+            n_heads=n_heads,
+            d_head=d_head,
+            d_ff=d_ff,
+            dropout=dropout,
+            norm=norm,
         )
+        mixers = pattern(attention, alternate, alternate_every, n_layers=n_layers)
+        self.blocks = Stack(block, mixers, n_layers=n_layers)
         self.final_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
         self.chunked = output == "chunked"
         if output == "adaptive":
@@ -106,14 +111,12 @@ class DecoderLM(nn.Module):
     @property
     def state_size(self) -> int | None:
         """Numbers carried for one sequence; None where they grow with its length."""
-        sizes = [cast(DecoderBlock, block).attention.state_size for block in self.blocks]
-        return None if None in sizes else sum(sizes)
+        return self.blocks.state_size
 
     def empty_state(self, sequences: int) -> LMState:
         """Return the state of so many sequences before their first token."""
         like = self.embedding.weight.new_zeros(sequences, 0, self.d_model)
-        blocks = [cast(DecoderBlock, block) for block in self.blocks]
-        return LMState(tuple(block.attention.empty_state(like) for block in blocks), 0)
+        return LMState(self.blocks.empty_state(like), 0)
 
     def forward(
         self, tokens: Int[Tensor, "b t"], *, initial_state: LMState | None = None
@@ -144,13 +147,10 @@ class DecoderLM(nn.Module):
         if self.positions is not None:
             h = h + self.positions(tokens.shape[1], start, device=h.device).to(h.dtype)
         h = self.dropout(h)
-        carried = (None,) * len(self.blocks) if initial_state is None else initial_state.layers
-        layers = []
-        for block, state in zip(self.blocks, carried, strict=True):
-            h, state = block(h, initial_state=state, padding_mask=padding_mask)
-            layers.append(state)
+        layers = None if initial_state is None else initial_state.layers
+        h, layers = self.blocks(h, initial_state=layers, padding_mask=padding_mask)
         h = self.dropout(self.final_norm(h))
-        return h, LMState(tuple(layers), start + tokens.shape[1])
+        return h, LMState(layers, start + tokens.shape[1])
 
     def nll(
         self, hidden: Float[Tensor, "b t m"], targets: Int[Tensor, "b t"]

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fwlight.checks import check_sizes
-from fwlight.models.blocks import CrossDecoderBlock, EncoderBlock
+from fwlight.models.blocks import Block, CrossDecoderBlock, EncoderBlock
 from fwlight.models.dropout import Dropout
 from fwlight.models.positions import make_positions
+from fwlight.models.stack import MixerFactory, Stack, pattern, total_size
 
 
 class DecoderState(NamedTuple):
@@ -49,6 +51,9 @@ class EncoderDecoder(nn.Module):
         encoder: Makes an attention layer of the encoder from (d_model, n_heads, d_head).
         decoder: Makes a self-attention layer of the decoder.
         cross: Makes a cross-attention layer.
+        alternate: Makes the self-attention of every `alternate_every`-th layer of both stacks
+            instead, for hybrids.
+        alternate_every: See `fwlight.models.stack.pattern`.
         positions: "sinusoidal" (counting up) or "none".
         norm: "post" (the paper) or "pre".
 
@@ -68,9 +73,11 @@ class EncoderDecoder(nn.Module):
         d_head: int,
         d_ff: int,
         dropout: float,
-        encoder: Callable[..., nn.Module],
-        decoder: Callable[..., nn.Module],
-        cross: Callable[..., nn.Module],
+        encoder: MixerFactory,
+        decoder: MixerFactory,
+        cross: MixerFactory,
+        alternate: MixerFactory | None = None,
+        alternate_every: int = 4,
         positions: str = "sinusoidal",
         norm: str = "post",
     ) -> None:
@@ -86,16 +93,15 @@ class EncoderDecoder(nn.Module):
         self.positions = make_positions(positions, d_model)
         self.dropout = Dropout(dropout)
 
-        def block(kind: Callable[..., nn.Module], **attentions: Callable[..., nn.Module]) -> Any:
-            sizes = {"d_model": d_model, "n_heads": n_heads, "d_head": d_head, "d_ff": d_ff}
-            return kind(**sizes, dropout=dropout, norm=norm, **attentions)
+        sizes: dict[str, Any] = {"d_model": d_model, "n_heads": n_heads, "d_head": d_head}
+        sizes |= {"d_ff": d_ff, "dropout": dropout, "norm": norm}
 
-        self.encoder = nn.ModuleList(
-            block(EncoderBlock, attention=encoder) for _ in range(n_layers)
-        )
-        self.decoder = nn.ModuleList(
-            block(CrossDecoderBlock, attention=decoder, cross=cross) for _ in range(n_layers)
-        )
+        def stack(block: Callable[..., Block], mixer: MixerFactory) -> Stack:
+            mixers = pattern(mixer, alternate, alternate_every, n_layers=n_layers)
+            return Stack(partial(block, **sizes), mixers, n_layers=n_layers)
+
+        self.encoder = stack(EncoderBlock, encoder)
+        self.decoder = stack(partial(CrossDecoderBlock, cross=cross), decoder)
         self.encoder_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
         self.decoder_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
         self.apply(_initialise)
@@ -103,9 +109,11 @@ class EncoderDecoder(nn.Module):
     @property
     def state_size(self) -> int | None:
         """Numbers carried in decoding one sentence; None where they grow with a length."""
-        blocks = [cast(CrossDecoderBlock, block) for block in self.decoder]
-        sizes = [layer.state_size for block in blocks for layer in (block.attention, block.cross)]
-        return None if None in sizes else sum(sizes)
+        return total_size(
+            layer.state_size
+            for block in self.decoder.blocks()
+            for layer in (block.attention, block.cross)
+        )
 
     def forward(
         self, source: Int[Tensor, "b s"], inputs: Int[Tensor, "b t"]
@@ -150,9 +158,10 @@ class EncoderDecoder(nn.Module):
         for block in self.encoder:
             h = block(h, padding_mask=padding_mask)
         h = self.encoder_norm(h)
-        blocks = [cast(CrossDecoderBlock, block) for block in self.decoder]
-        written = tuple(block.cross.write(h, padding_mask=padding_mask) for block in blocks)
-        return DecoderState(written, len(source), (None,) * len(blocks), 0)
+        written = tuple(
+            block.cross.write(h, padding_mask=padding_mask) for block in self.decoder.blocks()
+        )
+        return DecoderState(written, len(source), (None,) * len(written), 0)
 
     def decode(
         self, tokens: Int[Tensor, "b t"], state: DecoderState

@@ -1,0 +1,84 @@
+"""Blocks one after the other, whose mixers follow a pattern."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from fwlight.models.blocks import Block
+
+MixerFactory = Callable[..., nn.Module]
+
+
+def pattern(
+    mixer: MixerFactory, alternate: MixerFactory | None, every: int, *, n_layers: int
+) -> list[MixerFactory]:
+    """Return the mixers of layers 0, 1, ... of a hybrid: `alternate` where i mod n = n - 1.
+
+    Args:
+        mixer: Makes the mixer of the other layers.
+        alternate: None is no hybrid.
+        every: n.
+        n_layers: Layers of the stack.
+
+    Raises:
+        ValueError: If n is below 2, or so large that no layer would be of the other kind.
+    """
+    if not alternate:
+        return [mixer]
+    if not 2 <= every <= n_layers:
+        raise ValueError(
+            f"alternate_every={every} with n_layers={n_layers}: every so many layers one is of the "
+            "other kind, at least 2 and at most all of them"
+        )
+    return [mixer] * (every - 1) + [alternate]
+
+
+class Stack(nn.ModuleList):
+    """`n_layers` blocks; block i mixes tokens with mixers[i mod len(mixers)].
+
+    Args:
+        block: Makes a block from the keyword `attention`, which makes its mixer.
+        mixers: The pattern.
+        n_layers: Number of blocks.
+    """
+
+    def __init__(
+        self, block: Callable[..., Block], mixers: Sequence[MixerFactory], *, n_layers: int
+    ) -> None:
+        super().__init__(block(attention=mixers[i % len(mixers)]) for i in range(n_layers))
+
+    def forward(
+        self,
+        h: Float[Tensor, "b t m"],
+        *,
+        padding_mask: Bool[Tensor, "b t"] | None = None,
+        initial_state: tuple[Any, ...] | None = None,
+    ) -> tuple[Float[Tensor, "b t m"], tuple[Any, ...]]:
+        """Return what the last block leaves, and the state of every block."""
+        carried = (None,) * len(self) if initial_state is None else initial_state
+        states = []
+        for block, state in zip(self, carried, strict=True):
+            h, state = block(h, initial_state=state, padding_mask=padding_mask)
+            states.append(state)
+        return h, tuple(states)
+
+    @property
+    def state_size(self) -> int | None:
+        """Numbers carried for one sequence; None where those of a block grow with its length."""
+        return total_size(block.attention.state_size for block in self.blocks())
+
+    def empty_state(self, like: Float[Tensor, "b t m"]) -> tuple[Any, ...]:
+        """Return the state of sequences that have shown nothing yet; see `Mixer.empty_state`."""
+        return tuple(block.attention.empty_state(like) for block in self.blocks())
+
+    def blocks(self) -> Iterator[Any]:
+        """Return the blocks."""
+        return cast(Iterator[Any], iter(self))
+
+
+def total_size(sizes: Iterator[int | None]) -> int | None:
+    """Return the sum, or None if one of them is."""
+    known = list(sizes)
+    return None if None in known else sum(cast(list[int], known))
