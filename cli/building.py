@@ -61,11 +61,16 @@ def build_callbacks(config: Mapping[str, Any]) -> list[Any]:
 
 
 def _made(node: Any) -> Any:
-    """Return a value as it is, and instead of a node with `_target_` its object or factory."""
+    """Return a value as it is, and instead of a node with `_target_` its object or factory.
+
+    A node without anything, as model/decay=none is, means None.
+    """
     if isinstance(node, list):
         return [_made(item) for item in node]
     if not isinstance(node, Mapping):
         return node
+    if not node:
+        return None
     arguments = {
         key: _made(value)
         for key, value in node.items()

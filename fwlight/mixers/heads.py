@@ -64,7 +64,7 @@ class MultiHeadAttention(Mixer):
         d_head: int,
         *,
         memory: Callable[..., nn.Module],
-        expand_v: float = 1,
+        expand_v: int | float = 1,
         value_heads_per_key: int = 1,
         short_conv: int = 0,
         out_gate: str = "none",
