@@ -4,6 +4,7 @@ What they emit is the logarithm of a factor on what is stored, at most 0.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -55,11 +56,11 @@ class TimeStep(Gate):
         n_heads: int,
         d_key: int,
         d_value: int,
-        a_range: tuple[float, float] = (1.0, 16.0),
+        a_range: Sequence[float] = (1.0, 16.0),
     ) -> None:
         super().__init__()
         self.rows = n_heads
-        self.A_log = nn.Parameter(_log_uniform_a(n_heads, *a_range))
+        self.A_log = nn.Parameter(_log_uniform_a(n_heads, a_range))
         self.dt_bias = nn.Parameter(_dt_bias(n_heads))
 
     def forward(self, logits: Float[Tensor, "b t rows"]) -> dict[str, Tensor]:
@@ -79,7 +80,7 @@ class ScalarDecay(TimeStep):
         n_heads: int,
         d_key: int,
         d_value: int,
-        a_range: tuple[float, float] = (0.01, 16.0),
+        a_range: Sequence[float] = (0.01, 16.0),
     ) -> None:
         super().__init__(n_heads=n_heads, d_key=d_key, d_value=d_value, a_range=a_range)
 
@@ -111,14 +112,14 @@ class ChannelDecay(Gate):
         d_key: int,
         d_value: int,
         rank: int | None = None,
-        a_range: tuple[float, float] = (1.0, 16.0),
+        a_range: Sequence[float] = (1.0, 16.0),
     ) -> None:
         super().__init__()
         self.rows = d_key if rank is None else rank
         check_sizes(rank=self.rows)
         self.n_heads = n_heads
         self.up = nn.Linear(self.rows, n_heads * d_key, bias=False)
-        self.A_log = nn.Parameter(_log_uniform_a(n_heads, *a_range))
+        self.A_log = nn.Parameter(_log_uniform_a(n_heads, a_range))
         # Flat: what has one dimension does not decay under weight decay.
         self.dt_bias = nn.Parameter(_dt_bias(n_heads * d_key))
 
@@ -155,8 +156,11 @@ class LogSigmoidDecay(Gate):
         return {"decay": by_heads(F.logsigmoid(self.up(logits)) / self.divisor, self.n_heads)}
 
 
-def _log_uniform_a(n: int, low: float, high: float) -> Tensor:
-    """Return the logarithms of n draws of A, uniform from `low` to `high`."""
+def _log_uniform_a(n: int, a_range: Sequence[float]) -> Tensor:
+    """Return the logarithms of n draws of A, uniform in `a_range`."""
+    if len(a_range) != 2 or not 0 < a_range[0] <= a_range[1]:
+        raise ValueError(f"a_range={list(a_range)} must be two positive numbers, the smaller first")
+    low, high = a_range
     return torch.empty(n).uniform_(low, high).log()
 
 
