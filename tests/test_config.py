@@ -107,7 +107,7 @@ TABLE = {
 
 
 def test_config_named_models_are_the_papers():
-    assert {*TABLE, "softmax"} == set(MODELS)
+    assert {*TABLE, "softmax"} <= set(MODELS)
     for name, row in TABLE.items():
         attention = network(f"model={name}").blocks[0].attention
         memory = attention.memory

@@ -23,14 +23,13 @@ class FixedDecay(Gate):
 
     def __init__(self, *, n_heads: int, d_key: int, d_value: int) -> None:
         super().__init__()
-        self.rows = 0
-        decay = torch.log1p(-torch.exp2(-5.0 - torch.arange(n_heads, dtype=torch.float64)))
-        self.register_buffer("decay", decay.float(), persistent=False)
+        self.rows, self.n_heads = 0, n_heads
 
     def forward(self, logits: Float[Tensor, "b t rows"]) -> dict[str, Tensor]:
         """Return the decay `[b, h, t]`."""
         b, t, _ = logits.shape
-        decay = self.get_buffer("decay").to(logits.dtype)
+        heads = torch.arange(self.n_heads, dtype=logits.dtype, device=logits.device)
+        decay = torch.log1p(-torch.exp2(-5.0 - heads))
         return {"decay": decay[None, :, None].expand(b, -1, t)}
 
 

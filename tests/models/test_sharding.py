@@ -12,7 +12,7 @@ from cli.composition import compose_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = ["size.d_model=16", "size.n_layers=2", "size.n_heads=2", "size.d_head=8", "size.d_ff=24"]
-MODELS = ("softmax", "linear", "performer", "sum_dpfp", "delta_dpfp", "deltanet", "fwm")
+MODELS = ("softmax", "linear", "performer", "sum_dpfp", "delta_dpfp", "deltanet", "fwm", "retnet")
 
 
 @pytest.mark.slow

@@ -1,0 +1,84 @@
+"""Every named model of conf/, and its hybrid with softmax attention: built, decoded, trained."""
+
+import pytest
+import torch
+
+from cli.building import build
+from cli.composition import compose_config
+from cli.overrides import groups
+from fwlight.models import DecoderLM
+
+SIZES = ["size.d_model=16", "size.n_layers=2", "size.n_heads=2", "size.d_head=8", "size.d_ff=16"]
+HYBRID = ["model@alternate=softmax", "model.alternate_every=2"]
+KINDS = {"plain": [], "hybrid": HYBRID}
+each_model = pytest.mark.parametrize("model", groups()["model"])
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def network(*arguments: str) -> DecoderLM:
+    torch.manual_seed(0)
+    config = compose_config(["task=lm", *SIZES, "size.dropout=0", *arguments]).config["network"]
+    return build("network", {**config, "init_std": 0.3}, vocab_size=11).double()
+
+
+def tokens(t: int, seed: int = 1) -> torch.Tensor:
+    return torch.randint(11, (2, t), generator=torch.Generator().manual_seed(seed))
+
+
+@each_model
+@each_kind
+@torch.no_grad()
+def test_token_by_token_is_the_parallel_pass(model: str, kind: str) -> None:
+    made, x = network(f"model={model}", *KINDS[kind]).eval(), tokens(21)
+    expected, after = made(x)
+    state, parts = made.empty_state(2), []
+    for t in range(21):
+        logits, state = made(x[:, t : t + 1], initial_state=state)
+        parts.append(logits)
+    torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=1e-9, atol=1e-11)
+    more = tokens(4, seed=2)
+    ours, theirs = (made(more, initial_state=s)[0] for s in (state, after))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+    assert (made.state_size is None) == (kind == "hybrid" or model == "softmax")
+
+
+@each_model
+@torch.no_grad()
+def test_padding_leaves_no_trace(model: str) -> None:
+    made, x = network(f"model={model}", "model.positions=none").eval(), tokens(12)
+    padding = torch.zeros(2, 12, dtype=torch.bool)
+    padding[0, [0, 5, 6]] = padding[1, 9:] = True
+    hidden, _ = made.features(x, padding_mask=padding)
+    for row in range(2):
+        real = ~padding[row]
+        alone, _ = made.features(x[row, real][None])
+        torch.testing.assert_close(hidden[row, real], alone[0], rtol=1e-9, atol=1e-11)
+
+
+@each_model
+@each_kind
+def test_every_parameter_learns(model: str, kind: str) -> None:
+    made, x = network(f"model={model}", *KINDS[kind]), tokens(13)
+    hidden, _ = made.features(x[:, :-1])
+    made.nll(hidden, x[:, 1:]).sum().backward()
+    for name, parameter in made.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model=linear", "model/decay=scalar"], "read_norm='output' beside a decay"),
+        (["model=linear", "model/erase=sigmoid"], "sum_rule takes no erase"),
+        (["model=fwm", "model/decay=scalar"], "fwm_rule takes no decay"),
+        (["model=mamba2", "model.writes=2"], "need a beta each"),
+        (["model=kda", "model.expand_v=0.3"], "not a whole number"),
+        ([*HYBRID[:1], "model.alternate_every=9"], "alternate_every=9 with n_layers=2"),
+        (["model/decay=scalar", "model.decay.a_range=[0,1]"], "a_range=[0"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("[", r"\[")):
+        network(*arguments)
