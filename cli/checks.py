@@ -138,7 +138,7 @@ def _names(hint: Any) -> list[str]:
         return list(dict.fromkeys(name for option in get_args(hint) for name in _names(option)))
     if origin is Literal:
         return [_shown(choice) for choice in get_args(hint)]
-    return ["a list"] if origin is list else [_TYPE_NAMES[hint]]
+    return ["a list"] if origin is list else [_TYPE_NAMES.get(hint, "a section of keys")]
 
 
 def _shown(value: Any) -> str:

@@ -19,6 +19,8 @@ NonNegative = Annotated[float, Range(low=0, high=1e30)]
 Probability = Annotated[float, Range(low=0, high=1)]
 BatchLimit = Count | Annotated[float, Range(above=0, high=1)] | None
 MAX_TIME = r"(?!00:00:00:00)[0-9][0-9](:[0-9][0-9]){3}"
+Temperature = Annotated[float, Range(low=1e-6, high=1e30, or_zero=True)]
+TopP = Annotated[float, Range(low=1e-6, high=1)]
 Positions = Literal["sinusoidal", "sinusoidal_reversed", "none"]
 
 
@@ -123,7 +125,7 @@ class Task(OpenSection):
     max_ratio: Annotated[float, Range(low=1)] | None
     seq_len: Count | None
     n_pairs: list[Count]
-    power: Positive
+    power: Annotated[float, Range(above=0, high=100)]
     eval_sequences: Count
     seed: Natural
     min_count: Count | None
@@ -204,10 +206,35 @@ class Diagnostics(WholeSection):
 
 
 @dataclass
+class TextSamples(OpenSection):
+    """callbacks.text_samples."""
+
+    prompts: list[str]
+    max_new_tokens: Count
+    temperature: Temperature
+    top_k: Natural
+    top_p: TopP
+    seed: Natural
+
+
+@dataclass
+class EarlyStopping(OpenSection):
+    """callbacks.early_stopping, whose class looks at no value before the first evaluation."""
+
+    monitor: str
+    min_delta: Annotated[float, Range(low=-1e30, high=1e30)]
+    stopping_threshold: Annotated[float, Range(low=-1e30, high=1e30)] | None
+    patience: Natural
+    check_finite: bool
+
+
+@dataclass
 class Callbacks(OpenSection):
     """callbacks=: one node per callback; null switches it off."""
 
     checkpoint: Checkpoint
+    text_samples: TextSamples | None
+    early_stopping: EarlyStopping | None
 
 
 @dataclass
@@ -222,9 +249,9 @@ class Generate(WholeSection):
     """How text is sampled."""
 
     max_new_tokens: Count
-    temperature: Annotated[float, Range(low=1e-6, high=1e30, or_zero=True)]
+    temperature: Temperature
     top_k: Natural
-    top_p: Annotated[float, Range(low=1e-6, high=1)]
+    top_p: TopP
 
 
 @dataclass
@@ -232,7 +259,7 @@ class Translate(WholeSection):
     """How a translation is searched for."""
 
     beam: Count
-    length_penalty: NonNegative
+    length_penalty: Annotated[float, Range(low=0, high=100)]
     batch_size: Count
 
 
