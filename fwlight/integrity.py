@@ -105,8 +105,41 @@ def _verify(path: Path) -> None:
     if digests and sha256(path) not in digests:
         raise ValueError("its SHA-256 is not the one written beside it")
     with zipfile.ZipFile(path) as archive:
-        # torch never compresses; what unpacks to more than its size was made to.
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise ValueError("it is compressed")
+        members = archive.infolist()
+        for member in members:
+            _check_as_torch_writes(member)
+        if len({member.filename.lower() for member in members}) < len(members):
+            raise ValueError("it holds a name twice")
+        if len({member.filename.partition("/")[0] for member in members}) > 1:
+            raise ValueError("its members are in several folders")
         if not digests and (broken := archive.testzip()) is not None:
             raise ValueError(f"the check sum of {broken} is wrong")
+
+
+def _check_as_torch_writes(member: zipfile.ZipInfo) -> None:
+    """Refuse what two readers of archives could take for different things.
+
+    Check sums cover what a member holds, and not what the archive's directory says of it: torch's
+    reader takes a member whose attributes make it a folder for empty, and leaves memory as it is.
+    """
+    if not _MEMBER.fullmatch(member.filename):
+        raise ValueError(f"torch writes no member {member.filename!r}")
+    # Never compressed: what unpacks to more than its size was made to.
+    if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+        raise ValueError(f"{member.filename} is compressed")
+    found = (
+        member.flag_bits,
+        (member.create_system, member.create_version, member.extract_version),
+        (member.external_attr, member.internal_attr, member.volume),
+        member.comment,
+    )
+    if found != _MEMBER_FIELDS:
+        raise ValueError(f"torch does not write {member.filename} with these flags or attributes")
+
+
+_MEMBER = re.compile(
+    r"[^/]+/(data\.pkl|data/\d+|byteorder|version|\.format_version|\.storage_alignment"
+    r"|\.data/serialization_id)"
+)
+_MEMBER_FIELDS = (0x808, (0, 0, 0), (0, 0, 0), b"")
+"""Flags (UTF-8 names, sizes behind the content), versions, attributes and comment."""

@@ -54,9 +54,12 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
             os.replace(temporary, path)
             sync_folder(path.parent)
         _write_digests(path, [digest])
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+    except (OSError, RuntimeError) as error:
+        # torch reports where its archive had got to, and what the disk said as the cause.
+        cause = error.__cause__ or error.__context__ or error
+        told = (isinstance(cause, OSError) and cause.strerror) or reason(error)
         raise StorageError(
-            f"the checkpoint {path} cannot be written ({reason(error)}); the previous one is "
+            f"the checkpoint {path} cannot be written ({told}); the previous one is "
             "untouched: free some space, then resume=auto"
         ) from error
 

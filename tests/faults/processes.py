@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 INJECTED = ROOT / "tests" / "faults" / "injected.py"
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
     ["cli.building", "fwlight.run", "fwlight.training", "tasks.lm", "torch.utils.tensorboard"]
 )
 
@@ -65,7 +65,7 @@ class Running:
         program = INJECTED if fault else ROOT / "train.py"
         words = [str(program), *map(str, arguments)]
         self._started = time.monotonic()
-        self._process = _CONTEXT.Process(
+        self._process = CONTEXT.Process(
             target=_be, args=(words, environment, str(cwd or folder), *map(str, self._files))
         )
         self._process.start()

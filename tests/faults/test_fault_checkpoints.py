@@ -9,7 +9,9 @@ import zipfile
 import pytest
 import torch
 
-from tests.faults.processes import assert_same_run, run
+from fwlight.errors import CheckpointError
+from fwlight.run.checkpoint_io import load_checkpoint
+from tests.faults.processes import CONTEXT, assert_same_run, run
 
 
 @pytest.fixture
@@ -79,6 +81,68 @@ def test_no_whole_checkpoint_at_all(tiny, copy, tmp_path):
     assert ended.code == 4
     assert len(ended.errors) == 1
     assert str(copy / "checkpoints") in ended.errors[0]
+
+
+def at_random(whole, directory, seed):
+    """Damage bytes in a place of chance, every other time in the archive's directory."""
+    chance, content = random.Random(seed), bytearray(whole)
+    kind = chance.choices(("flip", "byte", "cut", "zeros", "noise"), (20, 1, 1, 1, 1))[0]
+    place = chance.randrange(directory if seed % 2 else 0, len(whole))
+    end = min(len(whole), place + chance.choice((8, 512, 65536)))
+    if kind == "flip":
+        content[place] ^= 1 << chance.randrange(8)
+    elif kind == "byte":
+        content[place] = chance.randrange(256)
+    elif kind == "cut":
+        del content[place:]
+    elif kind == "zeros":
+        content[place:end] = bytes(end - place)
+    else:
+        content[place:end] = chance.randbytes(end - place)
+    return bytes(content)
+
+
+def identical(one, other):
+    """Whether two values are of one type and, bit for bit, of one content."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        same = one.dtype == other.dtype and one.shape == other.shape
+        return same and one.numpy().tobytes() == other.numpy().tobytes()
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(identical(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(identical, one, other))
+    return one == other
+
+
+def load_damaged(path, seeds):
+    """In a process of its own, which a wrong byte may crash: end well if nothing wrong is taken."""
+    whole, expected = path.read_bytes(), load_checkpoint(path)
+    with zipfile.ZipFile(path) as archive:
+        directory = archive.start_dir
+    refused = 0
+    for seed in seeds:
+        path.write_bytes(at_random(whole, directory, seed))
+        try:
+            loaded = load_checkpoint(path)
+        except CheckpointError:
+            refused += 1
+        else:
+            assert identical(loaded, expected), f"seed {seed}"
+    assert refused > len(seeds) / 2
+
+
+@pytest.mark.fault(4)
+@pytest.mark.parametrize("part", [0, *(pytest.param(i, marks=pytest.mark.full) for i in (1, 2, 3))])
+def test_random_damage_without_a_digest_is_refused_or_changes_no_value(request, copy, part):
+    path = copy / "checkpoints" / "last.ckpt"
+    path.with_name("last.ckpt.sha256").unlink()
+    n = 600 if request.config.getoption("--full") else 60
+    process = CONTEXT.Process(target=load_damaged, args=(path, range(part * n, part * n + n)))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 OTHERS = {

@@ -224,10 +224,14 @@ def saved() -> bytes:
 def repacked(seed: int, n: int) -> bytes:
     """A whole archive, check sums and all, whose pickle is not what was written."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(saved())) as old, zipfile.ZipFile(buffer, "w") as new:
-        for name in old.namelist():
-            content = old.read(name)
-            new.writestr(name, spoilt(content, seed, n) if name.endswith(".pkl") else content)
+    new = torch._C.PyTorchFileWriter(buffer)
+    with zipfile.ZipFile(io.BytesIO(saved())) as old:
+        for path in old.namelist():
+            content, name = old.read(path), path.partition("/")[2]
+            if name not in ("version", ".data/serialization_id"):  # which the writer adds itself
+                content = spoilt(content, seed, n) if name.endswith(".pkl") else content
+                new.write_record(name, content, len(content))
+    new.write_end_of_file()
     return buffer.getvalue()
 
 

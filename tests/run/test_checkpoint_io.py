@@ -144,7 +144,8 @@ def test_full_disk_keeps_the_old_checkpoint_and_removes_the_temporary_file(saved
         try:
             save_checkpoint(checkpoint(2), saved)
         except StorageError as error:
-            return 17 if str(saved) in str(error) and "resume=auto" in str(error) else 1
+            told = (str(saved), "resume=auto", "(File too large)")
+            return 17 if all(text in str(error) for text in told) else 1
 
     assert in_child(write_with_a_full_disk) == 17
     assert load_checkpoint(saved)["global_step"] == 1
@@ -226,6 +227,36 @@ class Payload:
 
     def __reduce__(self):
         return os.mkdir, (self.path,)
+
+
+def spoil_directory(path, member, field, value):
+    """Change a field of a member in the archive's directory, which no check sum covers."""
+    content = bytearray(path.read_bytes())
+    start = content.rindex(f"/{member}".encode())
+    start = content.rindex(b"PK\1\2", 0, start)
+    content[start + field] ^= value
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(38, 1 << 4), (36, 1), (8, 1), (5, 1), (10, 8), (46 + 8, 1)],
+    ids=["folder", "text", "encrypted", "system", "compressed", "name"],
+)
+@pytest.mark.parametrize("member", ["data/0", "data.pkl"])
+def test_archive_whose_directory_torch_would_not_write_is_refused(saved, member, field, value):
+    digest_path(saved).unlink()
+    spoil_directory(saved, member, field, value)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(saved)
+
+
+def test_archive_of_another_writer_is_refused(saved, tmp_path):
+    with zipfile.ZipFile(saved) as old, zipfile.ZipFile(tmp_path / "new.ckpt", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(CheckpointError, match="flags or attributes"):
+        load_checkpoint(tmp_path / "new.ckpt")
 
 
 @pytest.mark.parametrize("form", ["torch", "pickle"])
