@@ -20,6 +20,7 @@ NORMS = ("independent", "shared")
 REDRAW = ("never", "training", "always")
 
 _UNSET = -math.inf  # the carried offset of a sequence that has shown only padding so far
+_USES = 4096  # how many uses of draws are remembered until a backward pass asks for them
 _MAX_EXPONENT = 60.0  # exp(60) = 1e26 leaves room for sums of products in float32
 
 
@@ -38,6 +39,10 @@ class FAVORFeatureMap(FeatureMap):
     orthogonal="features", norms="shared", redraw="always"` (synthetic tasks) and
     `input_scale=1.0, stabilise=False, kernel_eps=1e-4, orthogonal="inputs", redraw="training"`
     (language model).
+
+    Where activations are computed again in the backward pass (torch.utils.checkpoint), it is with
+    the draw of the first pass, found by a number from the CPU's generator, which preserve_rng_state
+    puts back; without that it is the newest draw.
 
     Args:
         d_head: Size d of the head vectors.
@@ -88,7 +93,9 @@ class FAVORFeatureMap(FeatureMap):
         # a resumed run draws what an uninterrupted one would.
         self.register_buffer("seed", torch.randint(2**62, (), device="cpu"))
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64, device="cpu"))
-        self.register_buffer("projection", self._draw(torch.get_default_dtype()))
+        self.register_buffer("projection", self._draw(torch.get_default_dtype(), 0))
+        self._uses: dict[int, int] = {}
+        """Which draw was used, by the number that was drawn for that use; the newest come last."""
 
     def d_dot(self, d_head: int) -> int:
         """Return 2 m."""
@@ -98,11 +105,10 @@ class FAVORFeatureMap(FeatureMap):
 
     def start_sequence(self) -> None:
         """Take a new draw where the policy says so."""
-        if self.seed.is_meta:
-            return  # shapes alone are asked for
-        if self.redraw == "always" or (self.redraw == "training" and self.training):
+        if self._redraws() and not _in_backward():
             self.draws = self.draws + 1
-            self.projection = self._draw(self.projection.dtype).to(self.projection.device)
+            w = self._draw(self.projection.dtype, int(self.draws))
+            self.projection = w.to(self.projection.device)
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch k"]:
         """Return the features without any stabiliser."""
@@ -137,8 +143,11 @@ class FAVORFeatureMap(FeatureMap):
     def _exponents(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return W^T x, and |x|^2 / 2, which is still to be subtracted from it and its negative."""
         x = x * self.input_scale
+        projection = self.projection
+        if self._redraws():
+            projection: Any = self._used()  # pyright: ignore[reportCallIssue]
         # To the device too: a model that is built on the meta device has its draw elsewhere.
-        return x @ self.projection.to(x), x.square().sum(-1, keepdim=True) / 2
+        return x @ projection.to(x), x.square().sum(-1, keepdim=True) / 2
 
     def _features(self, wx: Tensor, shift: Tensor, *, max_exponent: float | None = None) -> Tensor:
         # A token has one shift and many features: the scale joins the shift, not the features.
@@ -152,9 +161,27 @@ class FAVORFeatureMap(FeatureMap):
             phi = _PositiveFeatures.apply(wx, shift - log_scale)
         return phi + self.kernel_eps * math.exp(log_scale) if self.kernel_eps else phi
 
-    def _draw(self, dtype: torch.dtype) -> Tensor:
+    def _redraws(self) -> bool:
+        if self.seed.is_meta:
+            return False  # shapes alone are asked for
+        return self.redraw == "always" or (self.redraw == "training" and self.training)
+
+    @torch.compiler.disable
+    def _used(self) -> Tensor:
+        """Return the newest draw; where a pass is computed again, the one it was computed with."""
+        number = int(torch.randint(2**62, (), device="cpu"))
+        newest = int(self.draws)
+        draw = self._uses.get(number, newest) if _in_backward() else newest
+        if draw != newest:
+            return self._draw(self.projection.dtype, draw)
+        self._uses[number] = draw
+        if len(self._uses) > _USES:
+            del self._uses[next(iter(self._uses))]
+        return self.projection
+
+    def _draw(self, dtype: torch.dtype, number: int) -> Tensor:
         """Draw W: blocks of orthonormal vectors, rescaled to the norms of Gaussian vectors."""
-        generator = torch.Generator().manual_seed(int(self.seed) + int(self.draws))
+        generator = torch.Generator().manual_seed(int(self.seed) + number)
         d, m = self.d_head, self.num_features
         count, size = (m, d) if self.orthogonal == "features" else (d, m)
         blocks: list[Tensor] = []
@@ -174,6 +201,11 @@ class FAVORFeatureMap(FeatureMap):
             f"kernel_eps={self.kernel_eps}, orthogonal={self.orthogonal}, norms={self.norms}, "
             f"redraw={self.redraw}"
         )
+
+
+def _in_backward() -> bool:
+    """Say whether a backward pass is at work, which computes only what it was not left."""
+    return torch._C._current_graph_task_id() != -1  # pyright: ignore
 
 
 class _PositiveFeatures(Function):

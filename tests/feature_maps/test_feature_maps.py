@@ -1,11 +1,15 @@
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
+from fwlight.attention import FastWeightMemory
+from fwlight.attention.memory import MemoryState
 from fwlight.feature_maps import (
     DPFPFeatureMap,
     EluFeatureMap,
@@ -17,7 +21,8 @@ from fwlight.feature_maps import (
     TanhFeatureMap,
 )
 from fwlight.feature_maps.favor import _PositiveFeatures
-from fwlight.ops import native
+from fwlight.models.dropout import Dropout
+from fwlight.ops import native, sum_rule
 
 D = 6
 MAPS = {
@@ -214,6 +219,47 @@ def test_favor_redraws_by_policy_and_reproducibly(
         phi.start_sequence(), twin.start_sequence()
         assert (not torch.equal(before, phi.projection)) == changes
         assert torch.equal(phi.projection, twin.projection)
+
+
+RECOMPUTED = {
+    **MAPS,
+    **{f"favor {x}": partial(FAVORFeatureMap, D, 8, redraw=x) for x in ("training", "always")},
+}
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", RECOMPUTED)
+def test_what_is_computed_again_in_the_backward_pass_is_the_first_pass(
+    name: str, training: bool, use_reentrant: bool
+) -> None:
+    """Two sequences, the first in two segments, are under way before the gradients are taken."""
+
+    def steps(compute: Callable) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        phi = RECOMPUTED[name]().double().train(training)
+        memory = FastWeightMemory(D, feature_map=lambda: phi, update_rule=sum_rule).train(training)
+        dropout = Dropout(0.5).train(training)
+        x = gaussian(4, 2, 3, 5, D).requires_grad_()
+
+        def segment(part: torch.Tensor, *carried: torch.Tensor) -> tuple:
+            # One by one: checkpoints with use_reentrant=True see no tensors inside of tuples.
+            weights, offset, *_ = *carried, None, None
+            state = None if weights is None else MemoryState(weights, None, offset)
+            o, last = memory(part, part, dropout(part), None, initial_state=state)
+            return o, *(y for y in last if y is not None)
+
+        o1, *state = compute(segment, x[0])
+        o2, *_ = compute(segment, x[1], *state)
+        o3, *_ = compute(segment, x[2])
+        (o1.square().sum() + o2.sum() + (o3**3).sum()).backward()
+        o4, *_ = compute(segment, x[3])  # draws go on as if nothing had been computed again
+        kept = [y.clone() for y in phi.state_dict().values()]
+        return [x.grad, o4, *kept]
+
+    again = steps(lambda f, *inputs: checkpoint(f, *inputs, use_reentrant=use_reentrant))
+    for found, wanted in zip(again, steps(lambda f, *inputs: f(*inputs)), strict=True):
+        assert torch.equal(found, wanted)
 
 
 def test_favor_layers_draw_differently() -> None:
