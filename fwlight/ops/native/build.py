@@ -6,14 +6,12 @@ import hashlib
 import os
 import shlex
 import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fwlight.cache import cache_folder
+from fwlight.ops.native import commands, store
 
 SOURCE = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-w")
@@ -42,12 +40,18 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
     real = REALS[dtype]
     compiler, identity = _compiler()
     name = _file_name(compiler, identity, real)
-    for folder in _cache_folders():
+    found = store.find(name)
+    if found is None:
         try:
-            return _load(folder / name)
-        except OSError:  # not there, or damaged
-            continue
-    return _build(compiler, identity, real, name)
+            found = store.make(name, lambda work: _compile(compiler, identity, real, work))
+        except commands.CommandError as error:
+            raise BuildError(str(error)) from error
+        except OSError as error:
+            raise BuildError(f"compiled kernels cannot be kept or loaded: {error}") from error
+    for function in FUNCTIONS:
+        entry = getattr(found, function)
+        entry.restype, entry.argtypes = ctypes.c_int, [ctypes.c_char_p]
+    return found
 
 
 def obstacle(k: Tensor, v: Tensor, dtype: torch.dtype, **gates: Tensor) -> str | None:
@@ -84,36 +88,27 @@ def _file_name(compiler: list[str], identity: str, real: str) -> str:
     key = hashlib.sha256(f"{compiler}\n{identity}\n{FLAGS}\n{_openmp_library()}".encode())
     for path in sorted([*SOURCE.glob("*.h"), *SOURCE.glob("*.cpp")]):
         key.update(path.read_bytes())
-    return f"rules-{real}-{key.hexdigest()[:24]}.so"
+    return f"rules-{real}-{key.hexdigest()[:24]}"
 
 
 def _compiler() -> tuple[list[str], str]:
     """Return the compiler's command, and its version with what it knows of this CPU."""
     chosen = os.environ.get("CXX")
-    commands = [shlex.split(chosen)] if chosen else [["c++"], ["g++"], ["clang++"]]
-    for command in commands:
+    candidates = [shlex.split(chosen)] if chosen else [["c++"], ["g++"], ["clang++"]]
+    for command in candidates:
         if command and shutil.which(command[0]):
             try:
-                version = _run([*command, "--version"])
+                version = commands.answer([*command, "--version"])
                 # The instruction sets that -march=native stands for are among the macros.
-                macros = _run([*command, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
-            except BuildError:
+                asked = [*command, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
+                macros = commands.answer(asked)
+            except commands.CommandError:
                 continue
             return command, version + macros
     wanted = (
         f"CXX={chosen!r} does not work" if chosen else "c++, g++ or clang++ are not on the PATH"
     )
     raise BuildError(f"there is no C++ compiler: {wanted}")
-
-
-def _run(command: list[str]) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
-    except (OSError, subprocess.SubprocessError) as error:
-        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        reason = next((line for line in lines if "error" in line), lines[0] if lines else "")
-        raise BuildError(f"{command[0]} failed: {reason.strip()}") from error
-    return done.stdout
 
 
 def _openmp_library() -> Path | None:
@@ -124,31 +119,6 @@ def _openmp_library() -> Path | None:
     root = Path(torch.__file__).parent
     folders = (root / "lib", root.parent / "torch.libs")
     return next((path for folder in folders for path in sorted(folder.glob("libgomp*.so*"))), None)
-
-
-def _cache_folders() -> list[Path]:
-    folder = cache_folder()
-    return [] if folder is None else [folder]
-
-
-def _build(compiler: list[str], identity: str, real: str, name: str) -> ctypes.CDLL:
-    """Compile into the first cache folder that can be written, else into one for this process."""
-    for folder in _cache_folders():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as work:
-                built = _compile(compiler, identity, real, Path(work))
-                # At once and whole: other processes may build, or load, the same file.
-                os.replace(built, folder / name)
-            return _load(folder / name)
-        except OSError:
-            continue
-    # What is loaded stays loaded when its file goes.
-    with tempfile.TemporaryDirectory(prefix="fwlight-") as work:
-        try:
-            return _load(_compile(compiler, identity, real, Path(work)))
-        except OSError as error:
-            raise BuildError(f"the compiled kernels cannot be loaded: {error}") from error
 
 
 def _compile(compiler: list[str], identity: str, real: str, work: Path) -> Path:
@@ -162,18 +132,10 @@ def _compile(compiler: list[str], identity: str, real: str, work: Path) -> Path:
         attempts.insert(0, (["-fopenmp"], [str(shared)]))
     for last, (compile_flags, link_flags) in enumerate(attempts, start=1 - len(attempts)):
         try:
-            _run([*compile_, str(target[0]), *compile_flags])
-            _run([*link, *link_flags])
+            commands.run([*compile_, str(target[0]), *compile_flags], temporary=str(work))
+            commands.run([*link, *link_flags], temporary=str(work))
             break
-        except BuildError:
+        except commands.CommandError:
             if last == 0:
                 raise
     return target[1]
-
-
-def _load(path: Path) -> ctypes.CDLL:
-    loaded = ctypes.CDLL(str(path.absolute()))
-    for name in FUNCTIONS:
-        function = getattr(loaded, name)
-        function.restype, function.argtypes = ctypes.c_int, [ctypes.c_char_p]
-    return loaded

@@ -68,7 +68,7 @@ void fwm_forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
           for (Index j = 0; j <= i; ++j) remains[j] = j == i ? T(1) : left.write[i][j];
           after = measure(s, left.state[i], S, remains, K, U, i + 1, row);
         }
-        if (square != 0 && after > 1) {
+        if (square != 0 && !(after <= 1)) {  // also what is not a number spoils the whole state
           sizes[i] = std::sqrt(after);
           after = 1;
         }
