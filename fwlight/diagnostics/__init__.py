@@ -35,6 +35,7 @@ from fwlight.diagnostics.norms import (
     state_norms,
     states_along,
     write_norms,
+    write_norms_of_states,
 )
 from fwlight.diagnostics.recall import (
     Recall,
@@ -87,4 +88,5 @@ __all__ = [
     "token_statistics",
     "verdicts",
     "write_norms",
+    "write_norms_of_states",
 ]

@@ -14,6 +14,7 @@ from fwlight.diagnostics.capacity import (
     cluster_keys,
     finalise_capacity,
 )
+from fwlight.diagnostics.kind import rule_kind
 from fwlight.diagnostics.norms import (
     UpdateRule,
     finalise_norms,
@@ -22,6 +23,7 @@ from fwlight.diagnostics.norms import (
     state_norms,
     states_along,
     write_norms,
+    write_norms_of_states,
 )
 from fwlight.diagnostics.recall import (
     finalise_recall,
@@ -185,13 +187,18 @@ def _norms(
         "growth/frobenius": binned(norms * reached, bins, OCTAVES),
         "growth/states": binned(reached, bins, OCTAVES),
     }
-    old = None
-    if _removes(rule, k):
-        old = old_values(k, v, beta, rule=rule, initial_state=initial_state)
+    kind = rule_kind(rule, k, v, beta)
+    if kind == "other":
+        writes = write_norms_of_states(k, v, beta, rule=rule, initial_state=initial_state)
+    else:
+        old = None
+        if kind == "delta":
+            old = old_values(k, v, beta, rule=rule, initial_state=initial_state)
+        writes = write_norms(k, v, beta, old)
     p, q = mixed
     return merge(
         norm_statistics(state_norms(states[:, :, -1], p=p, q=q)),
-        norm_statistics(write_norms(k, v, beta, old), written(k, padding_mask)),
+        norm_statistics(writes, written(k, padding_mask)),
         Statistics(growth, {}),
     )
 
@@ -203,10 +210,3 @@ def _queries(
     targets = nearest_writes(q, clusters)
     outcome = recall(reads, v, clusters, targets=targets, counted=counted)
     return recall_statistics("queries", outcome, clusters)
-
-
-def _removes(rule: UpdateRule, k: Tensor) -> bool:
-    """Say whether a second write of the same association leaves the memory as it was."""
-    ones = k.new_ones(1, 1, 2, 1)
-    _, state = rule(None, ones, ones, ones[..., 0])
-    return float(state) < 1.5

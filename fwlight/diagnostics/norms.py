@@ -41,7 +41,7 @@ class WriteNorms(NamedTuple):
     insert: Float[Tensor, "b h t"]
     """|beta_t k_t v_t^T|."""
     remove: Float[Tensor, "b h t"]
-    """|beta_t k_t (S_{t-1}^T k_t)^T|; zero for rules that only add."""
+    """|beta_t k_t (S_{t-1}^T k_t)^T| of a delta write; zero for rules that only add."""
     change: Float[Tensor, "b h t"]
     """|beta_t k_t (v_t - S_{t-1}^T k_t)^T|: what the two leave of each other."""
 
@@ -116,6 +116,36 @@ def write_norms(
     v = v.double()
     old = torch.zeros_like(v) if old is None else old.double()
     return WriteNorms(scale * _norm(v), scale * _norm(old), scale * _norm(v - old))
+
+
+def write_norms_of_states(
+    k: Float[Tensor, "b h t k"],
+    v: Float[Tensor, "b h t v"],
+    beta: Float[Tensor, "b h t"] | None,
+    *,
+    rule: UpdateRule,
+    initial_state: Float[Tensor, "b h k v"] | None = None,
+) -> WriteNorms:
+    """Return the same of any rule, from its states: remove = |beta_t k_t v_t^T - (S_t - S_{t-1})|.
+
+    The rule is run token by token.
+    """
+    before: Tensor | float = 0.0 if initial_state is None else initial_state.double()
+    state, removed, changed = initial_state, [], []
+    for t in range(k.shape[2]):
+        part = slice(t, t + 1)
+        strength = None if beta is None else beta[:, :, part]
+        _, state = rule(None, k[:, :, part], v[:, :, part], strength, initial_state=state)
+        change = state.double() - before
+        u = v[:, :, t] if beta is None else beta[:, :, t, None] * v[:, :, t]
+        inserted = k[:, :, t, :, None].double() * u[..., None, :].double()
+        removed.append(_norm((inserted - change).flatten(-2)))
+        changed.append(_norm(change.flatten(-2)))
+        before = state.double()
+    norms = write_norms(k, v, beta)
+    if not removed:
+        return norms
+    return WriteNorms(norms.insert, torch.stack(removed, dim=2), torch.stack(changed, dim=2))
 
 
 def old_values(

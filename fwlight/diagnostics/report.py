@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fwlight.diagnostics.beta import TokenBeta
@@ -19,6 +20,7 @@ from fwlight.diagnostics.figures import (
     recall_figure,
 )
 from fwlight.diagnostics.findings import Findings
+from fwlight.diagnostics.kind import rule_kind
 from fwlight.diagnostics.verdict import HEALTHY, LIMIT, OVER_CAPACITY, RULE_LIMITED, UNUSED
 
 MEANING = {
@@ -29,8 +31,7 @@ MEANING = {
     ),
     RULE_LIMITED: (
         f"The keys leave room (best possible error at most {LIMIT}), but the memory does not use "
-        f"it: the error of recall exceeds {LIMIT}. A rule that removes (delta instead of sum), "
-        "stronger writes (beta, g) or keys further apart can help."
+        f"it: the error of recall exceeds {LIMIT}."
     ),
     HEALTHY: "What was written last under every key can be read back.",
     UNUSED: "Nothing was written.",
@@ -101,17 +102,18 @@ def html_report(
 def _summary(memories: Sequence[Findings]) -> str:
     counts = Counter(verdict for found in memories for verdict in found.heads.verdicts)
     total = sum(counts.values())
+    meaning = {**MEANING, RULE_LIMITED: f"{MEANING[RULE_LIMITED]} {_advice(memories)}"}
     said = [
         f'<p><span class="chip" style="background:{COLOURS[verdict]}">{verdict}</span>'
-        f"<b>{counts[verdict]} of {total} heads.</b> {html.escape(MEANING[verdict])}</p>"
+        f"<b>{counts[verdict]} of {total} heads.</b> {html.escape(meaning[verdict])}</p>"
         for verdict in (OVER_CAPACITY, RULE_LIMITED, HEALTHY, UNUSED)
         if counts[verdict]
     ]
-    # A rule without a write strength removes nothing: its g is no eigenvalue.
+    # Of a rule that writes in another way g is no eigenvalue.
     expanding = [
         x.layer.name
         for x in memories
-        if x.tokens is not None and float(x.whole["g/from_2"].nan_to_num(0)) > 0
+        if _kind(x) == "delta" and float(x.whole["g/from_2"].nan_to_num(0)) > 0
     ]
     if expanding:
         names = html.escape(", ".join(expanding))
@@ -127,6 +129,25 @@ def _summary(memories: Sequence[Findings]) -> str:
         rows.append([found.layer.name, _chips(found.heads.verdicts), *cells])
     heading = ["layer", "verdict", *(column[0] for column in COLUMNS), "measured capacity"]
     return f"<h2>Verdict</h2>{''.join(said)}{_table(heading, rows)}"
+
+
+def _advice(memories: Sequence[Findings]) -> str:
+    """Return what can help those layers whose heads are limited by their rule."""
+    limited = [found for found in memories if RULE_LIMITED in found.heads.verdicts]
+    choices = ["keys further apart"]
+    if any(found.layer.memory.has_beta for found in limited):
+        choices.insert(0, "stronger writes (beta, g)")
+    if any(_kind(found) == "sum" for found in limited):
+        choices.insert(0, "a rule that removes (delta instead of sum)")
+    text = " or ".join([", ".join(choices[:-1]), choices[-1]] if choices[1:] else choices)
+    return f"{text[0].upper()}{text[1:]} can help."
+
+
+def _kind(found: Findings) -> str:
+    memory = found.layer.memory
+    k = torch.zeros(1, found.layer.n_heads, 1, memory.d_dot)
+    v = k.new_zeros(1, found.layer.n_heads, 1, memory.d_value)
+    return rule_kind(memory.update_rule, k, v, k[..., 0] if memory.has_beta else None)
 
 
 def _figures(memories: Sequence[Findings]) -> str:

@@ -1,5 +1,7 @@
 """All measurements at once: shards, padding, other people's layers, and the verdict."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -85,6 +87,49 @@ def test_removal_is_zero_for_rules_that_add():
     for rule, removes in ((sum_rule, False), (delta_rule, True), (fwm_rule, True)):
         largest = diagnose(k, v, beta, rule=rule).values["remove/max"]
         assert bool((largest > 0).all()) == removes
+
+
+def decaying(q, k, v, beta, *, initial_state=None):
+    """S_t = 0.9 S_{t-1} + beta_t k_t (x) v_t."""
+    S = (
+        k.new_zeros(*k.shape[:2], k.shape[3], v.shape[3])
+        if initial_state is None
+        else initial_state
+    )
+    for t in range(k.shape[2]):
+        S = 0.9 * S + beta[:, :, t, None, None] * k[:, :, t, :, None] * v[:, :, t, None]
+    return None if q is None else q @ S, S
+
+
+def cleaning(q, k, v, beta, *, initial_state=None):
+    """S_t = S_{t-1} - k_t (x) S_{t-1}^T k_t + beta_t k_t (x) v_t: beta is no share of what goes."""
+    S = (
+        k.new_zeros(*k.shape[:2], k.shape[3], v.shape[3])
+        if initial_state is None
+        else initial_state
+    )
+    for t in range(k.shape[2]):
+        key = k[:, :, t, :, None]
+        S = S - key * (key.mT @ S) + beta[:, :, t, None, None] * key * v[:, :, t, None]
+    return None if q is None else q @ S, S
+
+
+@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize("rule", [decaying, cleaning])
+def test_what_a_rule_of_ones_own_removes_is_the_difference_of_its_states(rule, carried):
+    _, k, v, beta = make_writes(12)
+    S = torch.ones(3, 2, 6, 5, dtype=F64) if carried else None
+    values = diagnose(k, v, beta, rule=rule, initial_state=S).values
+    states = [torch.zeros(3, 2, 6, 5, dtype=F64) if S is None else S]
+    for t in range(12):
+        part = (x[:, :, t : t + 1] for x in (k, v, beta))
+        states.append(rule(None, *part, initial_state=states[-1])[1])
+    change = torch.stack([b - a for a, b in pairwise(states)], dim=2)
+    insert = beta[..., None, None] * k[..., :, None] * v[..., None, :]
+    for name, x in (("insert", insert), ("change", change), ("remove", insert - change)):
+        wanted = x.flatten(-2).norm(dim=-1)
+        torch.testing.assert_close(values[f"{name}/mean"], wanted.mean((0, 2)))
+        torch.testing.assert_close(values[f"{name}/max"], wanted.amax((0, 2)))
 
 
 def test_growth_is_the_norm_after_powers_of_two():

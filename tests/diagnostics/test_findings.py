@@ -129,3 +129,22 @@ def test_report_needs_nothing_else_and_puts_the_verdict_first(model):
     assert ("Write strengths" in headings) == (model == "delta_dpfp")
     assert re.search(r"<b>\d of 4 heads.</b>", text)
     assert ("Tokens by beta" in text) == (model == "delta_dpfp")
+
+
+@pytest.mark.parametrize(
+    ("model", "advice"),
+    [
+        ("delta_dpfp", "Stronger writes (beta, g) or keys further apart can help."),
+        ("fwm", "Stronger writes (beta, g) or keys further apart can help."),
+        ("sum_dpfp", "A rule that removes (delta instead of sum) or keys further apart can help."),
+    ],
+)
+def test_report_advises_what_a_layer_does_not_have_already(model, advice):
+    layers = found(make_network(f"model={model}"), make_batches(1), draws=0)
+    limited = [
+        x._replace(heads=x.heads._replace(verdicts=["rule-limited"] * len(x.heads.verdicts)))
+        for x in layers
+    ]
+    text = html_report(limited, title="", of="", configuration="")
+    assert advice in text
+    assert ("delta instead of sum" in text) == (model == "sum_dpfp")
