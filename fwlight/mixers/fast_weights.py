@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fwlight.autocast import without_autocast
-from fwlight.checks import check_choice, check_sizes
+from fwlight.checks import check_choice, check_factory, check_rule, check_sizes
 from fwlight.feature_maps import FeatureMap
 from fwlight.mixers.gates import (
     NO_GATES,
@@ -18,7 +18,7 @@ from fwlight.mixers.gates import (
     Gates,
     UpdateRule,
     WriteStrength,
-    check_rule,
+    check_gates,
     needs_beta,
 )
 from fwlight.mixers.normalisation import (
@@ -86,7 +86,8 @@ class FastWeights(nn.Module):
         out_norm_eps: Of rmsnorm.
 
     Raises:
-        ValueError: If an option is unknown or a size below 1, the rule does not take what a gate
+        ValueError: If an option is unknown or a size below 1, a map is given instead of what makes
+            one, the rule does not take what a gate
             emits, read_norm is "full" with a rule that only adds, or there is a read_norm beside a
             decay: z would have to decay too.
     """
@@ -119,6 +120,8 @@ class FastWeights(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(n_heads=n_heads, writes=writes)
+        check_factory(feature_map=feature_map)
+        check_rule(update_rule)
         check_choice("key_norm", key_norm, KEY_NORMS)
         check_choice("read_norm", read_norm, READ_NORMS)
         check_choice("out_norm", out_norm, OUT_NORMS)
@@ -142,7 +145,7 @@ class FastWeights(nn.Module):
             gates.insert(0, WriteStrength(**sizes, maximum=beta_max))
         self.gates = GateList(gates, writes=writes)
         self.has_beta = needs_beta(update_rule) or "beta" in self.gates.emits
-        check_rule(update_rule, self.gates)
+        check_gates(update_rule, self.gates)
         if "decay" in self.gates.emits and read_norm != "none":
             raise ValueError(
                 f"read_norm={read_norm!r} beside a decay: the sum of the keys would have to decay "

@@ -169,7 +169,7 @@ def needs_beta(update_rule: UpdateRule) -> bool:
     return inspect.signature(update_rule).parameters["beta"].default is inspect.Parameter.empty
 
 
-def check_rule(update_rule: UpdateRule, gates: GateList) -> None:
+def check_gates(update_rule: UpdateRule, gates: GateList) -> None:
     """Raise ValueError if a rule does not take what the gates emit."""
     taken = inspect.signature(update_rule).parameters
     keywords = {"beta": "beta", "decay": "decay", "erase": "erase_key", "write": "v"}

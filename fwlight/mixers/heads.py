@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fwlight.checks import check_choice, check_sizes
+from fwlight.checks import check_choice, check_factory, check_sizes
 from fwlight.mixers.base import Mixer
 from fwlight.mixers.gates import Gates
 from fwlight.mixers.short_conv import ShortConv
@@ -75,6 +75,7 @@ class MultiHeadAttention(Mixer):
         sizes = {"d_model": d_model, "n_heads": n_heads, "d_head": d_head}
         check_sizes(**sizes, value_heads_per_key=value_heads_per_key)
         check_choice("out_gate", out_gate, OUT_GATES)
+        check_factory(memory=memory)
         d_value = round(expand_v * d_head)
         if d_value < 1 or abs(expand_v * d_head - d_value) > 1e-6:
             raise ValueError(f"expand_v={expand_v:g} times d_head={d_head} is not a whole number")

@@ -6,7 +6,7 @@ from typing import Any
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fwlight.checks import check_choice
+from fwlight.checks import check_choice, check_factory
 from fwlight.models.dropout import Dropout
 
 NORMS = ("post", "pre")
@@ -57,6 +57,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("norm", norm, NORMS)
+        check_factory(attention=attention)
         self.norm = norm
         self.attention = attention(d_model=d_model, n_heads=n_heads, d_head=d_head)
         self.attention_norm = nn.LayerNorm(d_model)
@@ -138,6 +139,7 @@ class CrossDecoderBlock(Block):
             attention=attention,
             norm=norm,
         )
+        check_factory(cross=cross)
         self.cross = cross(d_model=d_model, n_heads=n_heads, d_head=d_head)
         self.cross_norm = nn.LayerNorm(d_model)
 

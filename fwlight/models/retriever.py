@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from fwlight.checks import check_sizes
+from fwlight.checks import check_factory, check_sizes
 from fwlight.mixers import Gates, KeyValues
 
 
@@ -49,6 +49,7 @@ class Retriever(nn.Module):
         n_values = n_keys if n_values is None else n_values
         d_embedding = int(2.2 * n_keys) if d_embedding is None else d_embedding
         check_sizes(n_keys=n_keys, n_values=n_values, d_head=d_head, d_embedding=d_embedding)
+        check_factory(memory=memory)
         self.n_values = n_values
         self.memory = memory(d_head, d_value=n_values)
         self.embedding = nn.Embedding(n_keys, d_embedding)

@@ -6,10 +6,10 @@ from functools import partial
 
 import pytest
 import torch
+from fwlight.attention.memory import MemoryState
 from torch.utils.checkpoint import checkpoint
 
 from fwlight.attention import FastWeightMemory
-from fwlight.attention.memory import MemoryState
 from fwlight.feature_maps import (
     DPFPFeatureMap,
     EluFeatureMap,

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from fwlight.feature_maps import (
     TanhFeatureMap,
 )
 from fwlight.mixers import FastWeights, KeyValues, MultiHeadAttention
+from fwlight.models import DecoderLM
+from fwlight.models.blocks import CrossDecoderBlock, EncoderBlock
+from fwlight.models.retriever import Retriever
 from fwlight.ops import delta_rule, fwm_rule, sum_rule
 
 D_MODEL, HEADS, D_HEAD = 12, 3, 4
@@ -233,3 +237,36 @@ def test_attention_refuses_bad_options(kwargs: dict, message: str) -> None:
 def test_attention_refuses_sizes_below_one() -> None:
     with pytest.raises(ValueError, match="n_heads=0"):
         MultiHeadAttention(8, 0, 4, memory=KeyValues)
+
+
+MADE = {"feature_map": EluFeatureMap(), "memory": KeyValues(D_HEAD), "attention": softmax()}
+SIZES = {"d_model": D_MODEL, "n_heads": HEADS, "d_head": D_HEAD, "d_ff": 8, "dropout": 0.0}
+TAKERS = {
+    "feature_map": [partial(FastWeights, D_HEAD, update_rule=sum_rule)],
+    "memory": [
+        partial(MultiHeadAttention, D_MODEL, HEADS, D_HEAD),
+        partial(Retriever, n_keys=5),
+    ],
+    "attention": [
+        partial(DecoderLM, vocab_size=9, n_layers=2, **SIZES),
+        partial(EncoderBlock, **SIZES),
+    ],
+    "cross": [
+        partial(CrossDecoderBlock, attention=partial(MultiHeadAttention, memory=KeyValues), **SIZES)
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "taker"), [(x, y) for x, ys in TAKERS.items() for y in ys])
+def test_a_module_instead_of_what_makes_one_is_refused_in_one_line(name, taker):
+    module = MADE.get(name, MADE["attention"])
+    told = rf"{name} must be what makes one.*, not the module {type(module).__name__} itself$"
+    with pytest.raises(ValueError, match=told):
+        taker(**{name: module})
+
+
+@pytest.mark.parametrize("rule", ["delta", (1, 2)])
+def test_what_is_no_update_rule_is_refused_in_one_line(rule, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=r"a function like fwlight\.ops\.delta_rule, not a"):
+        FastWeights(D_HEAD, feature_map=EluFeatureMap, update_rule=rule)
