@@ -1,7 +1,8 @@
-"""Random numbers of training: one stream per rank, stored with every checkpoint."""
+"""What a run must have to be repeated bit for bit: random numbers of its own, as many threads."""
 
 import hashlib
 import random
+import sys
 from typing import Any
 
 import torch
@@ -15,6 +16,10 @@ class RandomState(Callback):
     Training draws from torch's and Python's global generators (dropout, for one). The model is
     built before training starts, with the same seed on all ranks.
 
+    The number of threads is stored too: long sums are split over them, in torch (the gradients of
+    LayerNorm, for one) as in the native kernels where there are more threads than heads. Going on
+    with another one is told.
+
     Args:
         seed: The run's seed; rank r draws from a stream given by (seed, r).
     """
@@ -23,6 +28,15 @@ class RandomState(Callback):
         self.seed = seed
         self._restored: list[dict[str, Any]] | None = None
         self._before_evaluation: dict[str, Any] | None = None
+        self._threads: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of threads of a process."""
+        return {"threads": torch.get_num_threads()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep it until training starts."""
+        self._threads = state_dict["threads"]
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -31,7 +45,16 @@ class RandomState(Callback):
         self._restored = checkpoint.get("rng")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with the stored stream, or start one."""
+        """Go on with the stored stream, or start one; say if the threads are not as many."""
+        before, now = self._threads, torch.get_num_threads()
+        if before not in (None, now) and pl_module.device.type == "cpu" and trainer.is_global_zero:
+            print(
+                f"warning: the checkpoint is of a run with {before} threads a process, this one "
+                f"has {now}: sums are rounded differently from here on; OMP_NUM_THREADS={before} "
+                "repeats it bit for bit",
+                file=sys.stderr,
+                flush=True,
+            )
         restored, self._restored = self._restored, None
         if restored is not None and len(restored) == trainer.world_size:
             set_rng_state(restored[trainer.global_rank])

@@ -347,6 +347,22 @@ def test_time_limit_ends_every_start_with_evaluation_checkpoint_and_summary(tmp_
     assert fit(tmp_path, **limit)["global_step"] > step
 
 
+def test_another_number_of_threads_is_told_on_resume(tmp_path, capsys):
+    fit(tmp_path, max_steps=5)
+    fit(tmp_path, max_steps=10, resume="auto", schedule="constant")
+    assert "threads" not in capsys.readouterr().err
+    try:
+        torch.set_num_threads(2)
+        fit(tmp_path, max_steps=15, resume="auto", schedule="constant")
+    finally:
+        torch.set_num_threads(1)
+    told = [line for line in capsys.readouterr().err.splitlines() if "threads" in line]
+    assert len(told) == 1
+    assert told[0].startswith("warning: the checkpoint is of a run with 1 threads a process")
+    assert "this one has 2" in told[0]
+    assert "OMP_NUM_THREADS=1" in told[0]
+
+
 def test_damaged_last_checkpoint_falls_back_and_still_resumes_exactly(whole, tmp_path, capsys):
     fit(tmp_path, keep=10)
     (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"rubbish")
