@@ -6,10 +6,8 @@ from functools import partial
 
 import pytest
 import torch
-from fwlight.attention.memory import MemoryState
 from torch.utils.checkpoint import checkpoint
 
-from fwlight.attention import FastWeightMemory
 from fwlight.feature_maps import (
     DPFPFeatureMap,
     EluFeatureMap,
@@ -21,6 +19,7 @@ from fwlight.feature_maps import (
     TanhFeatureMap,
 )
 from fwlight.feature_maps.favor import _PositiveFeatures
+from fwlight.mixers import FastWeights, MemoryState
 from fwlight.models.dropout import Dropout
 from fwlight.ops import native, sum_rule
 
@@ -238,7 +237,7 @@ def test_what_is_computed_again_in_the_backward_pass_is_the_first_pass(
     def steps(compute: Callable) -> list[torch.Tensor]:
         torch.manual_seed(0)
         phi = RECOMPUTED[name]().double().train(training)
-        memory = FastWeightMemory(D, feature_map=lambda: phi, update_rule=sum_rule).train(training)
+        memory = FastWeights(D, feature_map=lambda: phi, update_rule=sum_rule).train(training)
         dropout = Dropout(0.5).train(training)
         x = gaussian(4, 2, 3, 5, D).requires_grad_()
 
@@ -246,7 +245,7 @@ def test_what_is_computed_again_in_the_backward_pass_is_the_first_pass(
             # One by one: checkpoints with use_reentrant=True see no tensors inside of tuples.
             weights, offset, *_ = *carried, None, None
             state = None if weights is None else MemoryState(weights, None, offset)
-            o, last = memory(part, part, dropout(part), None, initial_state=state)
+            o, last = memory(part, part, dropout(part), initial_state=state)
             return o, *(y for y in last if y is not None)
 
         o1, *state = compute(segment, x[0])
