@@ -209,7 +209,7 @@ class Diagnostics(WholeSection):
 class TextSamples(OpenSection):
     """callbacks.text_samples."""
 
-    prompts: list[str]
+    prompts: list[str] | None
     max_new_tokens: Count
     temperature: Temperature
     top_k: Natural

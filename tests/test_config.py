@@ -49,7 +49,7 @@ def test_config_groups_are_every_yaml_file():
         "_translation_wmt14.yaml",
         *(f"_lm_wt103{size}.yaml" for size in ("", "_small", "_medium", "_medium_full_context")),
     }
-    assert {path.name for path in others} == {"config.yaml", "_same.yaml", *bases}
+    assert {path.name for path in others} == {"config.yaml", "_same.yaml", "_none.yaml", *bases}
     assert {"task", "model", "size", "optimizer", "trainer", "callbacks", "logger"} <= set(groups())
 
 
@@ -115,7 +115,7 @@ def test_config_named_models_are_the_papers():
         rule, conv = memory.update_rule.func.__name__, attention.short_conv
         slots = (type(memory.feature_map).__name__, memory.key_norm, rule, memory.read_norm)
         assert (*slots, type(memory.out_norm).__name__, conv.width if conv else 0) == row
-        assert (memory.output_scale, memory.gates.rows) == (1.0, 8 * memory.has_beta)
+        assert (memory.output_scale, memory.gates.rows) == (1.0, 2 * memory.has_beta)
     assert isinstance(network("model=softmax").blocks[0].attention.memory, KeyValues)
 
 
@@ -226,12 +226,12 @@ MISTAKES = [
     (["optimizer.lr=nan"], ["optimizer.lr=nan"]),
     (["task.num_workers=100000"], ["task.num_workers asks for 100000 processes", "4 a core"]),
     (
-        ["trainer=ddp", "trainer.devices=50000", "task.batch_size=50000", "task.num_workers=2"],
-        ["task.num_workers asks for 100000 processes"],
+        ["trainer=ddp", "trainer.devices=4000", "task.batch_size=4000", "task.num_workers=2"],
+        ["task.num_workers asks for 8000 processes"],
     ),
     (
-        ["trainer=ddp", "trainer.devices=90000", "task.batch_size=90000"],
-        ["trainer.devices asks for 90000 processes"],
+        ["trainer=ddp", "trainer.devices=4000", "task.batch_size=4000"],
+        ["trainer.devices asks for 4000 processes"],
     ),
     (["optimizer.betas=[0.9]"], ["optimizer.betas=[0.9]", "two"]),
     (["optimizer.betas=[0.9,1]"], ["optimizer.betas=[0.9, 1]", "must be below 1"]),

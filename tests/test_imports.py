@@ -42,9 +42,10 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"fwlight.diagnostics", "fwlight.mixers", "fwlight.compiling"},
         LIBRARY,
     ),
+    "fwlight.diagnostics.layer_capacity": ({"fwlight.diagnostics", "fwlight.mixers"}, LIBRARY),
     "fwlight.diagnostics.figures": ({"fwlight.diagnostics"}, {"torch", "matplotlib"}),
     **dict.fromkeys(
-        [f"fwlight.diagnostics.{x}" for x in ("layer_capacity", "findings", "report")],
+        [f"fwlight.diagnostics.{x}" for x in ("findings", "report")],
         ({"fwlight.diagnostics"}, LIBRARY),
     ),
     "fwlight.training": (

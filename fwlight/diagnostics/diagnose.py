@@ -1,6 +1,6 @@
 """All measurements of one layer at once, from the tensors that its operator used."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -14,8 +14,10 @@ from fwlight.diagnostics.capacity import (
     cluster_keys,
     finalise_capacity,
 )
+from fwlight.diagnostics.decay import decay_statistics, finalise_decay
 from fwlight.diagnostics.kind import rule_kind
 from fwlight.diagnostics.norms import (
+    NO_GATES,
     UpdateRule,
     finalise_norms,
     norm_statistics,
@@ -35,7 +37,7 @@ from fwlight.diagnostics.recall import (
 from fwlight.diagnostics.statistics import OCTAVES, Statistics, binned, merge, octave, written
 from fwlight.diagnostics.verdict import best_error, best_statistics, verdicts
 
-PARTS = ("norms", "capacity", "beta")
+PARTS = ("norms", "capacity", "beta", "decay")
 
 
 class Diagnosis(NamedTuple):
@@ -60,6 +62,7 @@ def diagnose(
     initial_state: Float[Tensor, "b h k v"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
     mixed: tuple[float, float] = (2.0, 1.0),
+    gates: Mapping[str, Tensor] = NO_GATES,
 ) -> Diagnosis:
     """Write these associations and say what the memory made of them.
 
@@ -79,6 +82,7 @@ def diagnose(
         initial_state: The state before the first write; None is zero.
         query_mask: True where a query is padding.
         mixed: Exponents p and q of the mixed norm; see `state_norms`.
+        gates: What the rule takes beside beta, by keyword: decay, erase_key.
     """
     statistics = diagnosis_statistics(
         k,
@@ -92,6 +96,7 @@ def diagnose(
         initial_state=initial_state,
         query_mask=query_mask,
         mixed=mixed,
+        gates=gates,
     )
     return finalise_diagnosis(statistics, k.shape[-1])
 
@@ -109,6 +114,7 @@ def diagnosis_statistics(
     initial_state: Float[Tensor, "b h k v"] | None = None,
     query_mask: Bool[Tensor, "b n"] | None = None,
     mixed: tuple[float, float] = (2.0, 1.0),
+    gates: Mapping[str, Tensor] = NO_GATES,
     parts: Collection[str] = PARTS,
 ) -> Statistics:
     """Return what `diagnose` reports as statistics that `merge` adds; arguments as there.
@@ -120,14 +126,18 @@ def diagnosis_statistics(
         hole = padding_mask[:, None]
         k, v = (x.masked_fill(hole[..., None], 0.0) for x in (k, v))
         beta = None if beta is None else beta.masked_fill(hole, 0.0)
+        gates = {
+            name: x.masked_fill(hole if x.ndim == 3 else hole[..., None], 0.0)
+            for name, x in gates.items()
+        }
     k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (k, v))
     found = []
     if "norms" in parts:
-        found.append(_norms(k, v, beta, rule, initial_state, padding_mask, mixed))
+        found.append(_norms(k, v, beta, rule, initial_state, padding_mask, mixed, gates))
     if "capacity" in parts:
         clusters = cluster_keys(k, padding_mask=padding_mask)
         found += [capacity_statistics(k, clusters), best_statistics(k, v, clusters)]
-        _, S = rule(None, k, v, beta, initial_state=initial_state)
+        _, S = rule(None, k, v, beta, initial_state=initial_state, **gates)
         reads = read_state(k, S, key_sum=key_sum, eps=read_eps)
         for name, counted in (
             ("last", clusters.last),
@@ -140,6 +150,8 @@ def diagnosis_statistics(
             found.append(_queries(q, own, v, clusters, query_mask))
     if "beta" in parts:
         found.append(beta_statistics(k, beta, padding_mask=padding_mask))
+    if "decay" in parts and "decay" in gates:
+        found.append(decay_statistics(gates["decay"], padding_mask=padding_mask))
     return merge(*found)
 
 
@@ -152,6 +164,8 @@ def finalise_diagnosis(statistics: Statistics, d_dot: int) -> Diagnosis:
         values["growth/frobenius"] = sums["growth/frobenius"] / sums["growth/states"]
     if "beta/count" in sums:
         values |= finalise_beta(statistics)
+    if "decay/count" in sums:
+        values |= finalise_decay(statistics)
     if "best/size" not in sums:
         return Diagnosis(values, [])
     values |= finalise_capacity(statistics, d_dot)
@@ -170,12 +184,13 @@ def _norms(
     initial_state: Tensor | None,
     padding_mask: Tensor | None,
     mixed: tuple[float, float],
+    gates: Mapping[str, Tensor],
 ) -> Statistics:
     """Return the norms of the last state, of every write, and after 1, 2, 4, ... positions."""
     length = k.shape[2]
     steps = [2**i for i in range(length.bit_length())]
     positions, along = torch.tensor(steps, dtype=torch.long, device=k.device), [*steps, length]
-    states = states_along(k, v, beta, along, rule=rule, initial_state=initial_state)
+    states = states_along(k, v, beta, along, rule=rule, initial_state=initial_state, gates=gates)
     norms = states[:, :, :-1].double().square().sum((3, 4)).sqrt()
     reached = torch.ones_like(norms)
     if padding_mask is not None and length:
@@ -188,12 +203,14 @@ def _norms(
         "growth/states": binned(reached, bins, OCTAVES),
     }
     kind = rule_kind(rule, k, v, beta)
-    if kind == "other":
-        writes = write_norms_of_states(k, v, beta, rule=rule, initial_state=initial_state)
+    if kind == "other" or "decay" in gates:  # what is forgotten is removed, too
+        writes = write_norms_of_states(
+            k, v, beta, rule=rule, initial_state=initial_state, gates=gates
+        )
     else:
         old = None
         if kind == "delta":
-            old = old_values(k, v, beta, rule=rule, initial_state=initial_state)
+            old = old_values(k, v, beta, rule=rule, initial_state=initial_state, gates=gates)
         writes = write_norms(k, v, beta, old)
     p, q = mixed
     return merge(

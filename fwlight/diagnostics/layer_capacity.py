@@ -10,6 +10,7 @@ from fwlight.diagnostics.layers import Layer, Sequences, Watcher
 from fwlight.diagnostics.measured import measured_capacity
 from fwlight.diagnostics.recall import read_state
 from fwlight.diagnostics.statistics import Statistics, merge
+from fwlight.mixers import Gates
 
 
 def key_statistics(watcher: Watcher, of: Sequences | None = None) -> Statistics:
@@ -59,7 +60,7 @@ def layer_capacity(
 
     def write_and_read(k: Tensor, values: Tensor) -> Tensor:
         beta = torch.ones_like(k[..., 0]) if memory.has_beta else None
-        state = memory.write(k, values, beta)
+        state = memory.write(k, values, Gates(beta))
         # Without `out_norm`, which is made for values of the layer's own size.
         q = memory.queries(k)
         return read_state(q, state.weights, key_sum=state.key_sum, eps=memory.read_eps)

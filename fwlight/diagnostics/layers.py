@@ -138,13 +138,18 @@ def sequences(layer: Layer, network: nn.Module, batch: Any) -> Sequences:
     A decoder needs no mask to train, nothing reads what comes later, but what it writes at padding
     is no part of a sentence.
     """
+    writes = layer.memory.writes
     if not hasattr(batch, "source"):
-        return Sequences(batch.keys if hasattr(batch, "keys") else batch.inputs, None, None)
+        tokens = batch.keys if hasattr(batch, "keys") else batch.inputs
+        return Sequences(tokens.repeat_interleave(writes, dim=1), None, None)
     source, inputs = (x == network.pad_id for x in (batch.source, batch.inputs))
     stack = layer.name.split("/")[0]
     if stack == "decoder":
-        return Sequences(batch.inputs, inputs, inputs)
-    return Sequences(batch.source, source, inputs if stack == "cross" else source)
+        written, mask, asked = batch.inputs, inputs, inputs
+    else:
+        written, mask, asked = batch.source, source, inputs if stack == "cross" else source
+    written, mask = (x.repeat_interleave(writes, dim=1) for x in (written, mask))
+    return Sequences(written, mask, asked)
 
 
 def layer_statistics(
@@ -191,6 +196,7 @@ def layer_statistics(
                     initial_state=few.initial_state,
                     query_mask=None if query_mask is None else query_mask[part],
                     mixed=mixed,
+                    gates=few.gates,
                     parts=parts,
                 )
             )
@@ -207,7 +213,9 @@ def empty_statistics(layer: Layer, *, parts: Collection[str] = PARTS) -> Statist
         k = torch.zeros(0, layer.n_heads, 1, memory.d_dot)
         v = torch.zeros(0, layer.n_heads, 1, memory.d_value)
         beta = k[..., 0] if memory.has_beta else None
-        watcher.write(Writes(k, k, v, beta, k.sum(2) if memory.read_norm != "none" else None))
+        z = k.sum(2) if memory.read_norm != "none" else None
+        decay = k[..., 0] if "decay" in memory.gates.emits else None
+        watcher.write(Writes(k, k, v, beta, z, decay=decay))
         watcher.read(k)
     return layer_statistics(layer, watcher, parts=parts)
 

@@ -1,7 +1,8 @@
 """Norms of the fast weights, of what every write puts in and takes out, and their growth."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from fwlight.diagnostics.statistics import (
 
 UpdateRule = Callable[..., Any]
 """A rule of `fwlight.ops`: `rule(q, k, v, beta, *, initial_state=None) -> (o, state)`."""
+NO_GATES: Mapping[str, Tensor] = MappingProxyType({})
+"""What a rule takes beside beta, by keyword, as decay= and erase_key=: nothing."""
 
 
 class StateNorms(NamedTuple):
@@ -125,6 +128,7 @@ def write_norms_of_states(
     *,
     rule: UpdateRule,
     initial_state: Float[Tensor, "b h k v"] | None = None,
+    gates: Mapping[str, Tensor] = NO_GATES,
 ) -> WriteNorms:
     """Return the same of any rule, from its states: remove = |beta_t k_t v_t^T - (S_t - S_{t-1})|.
 
@@ -135,7 +139,8 @@ def write_norms_of_states(
     for t in range(k.shape[2]):
         part = slice(t, t + 1)
         strength = None if beta is None else beta[:, :, part]
-        _, state = rule(None, k[:, :, part], v[:, :, part], strength, initial_state=state)
+        own = {name: x[:, :, part] for name, x in gates.items()}
+        _, state = rule(None, k[:, :, part], v[:, :, part], strength, initial_state=state, **own)
         change = state.double() - before
         u = v[:, :, t] if beta is None else beta[:, :, t, None] * v[:, :, t]
         inserted = k[:, :, t, :, None].double() * u[..., None, :].double()
@@ -155,18 +160,23 @@ def old_values(
     *,
     rule: UpdateRule,
     initial_state: Float[Tensor, "b h k v"] | None = None,
+    gates: Mapping[str, Tensor] = NO_GATES,
 ) -> Float[Tensor, "b h t v"]:
     """Return S_{t-1}^T k_t, what every key retrieved just before it was written.
 
-    One run of the rule: the read after write t is made with the next key.
+    With a decay it is what is left after that, and with an erase key what that retrieves: what a
+    delta write takes away. One run of the rule: the read after write t is made for the next one.
     """
     if k.shape[2] == 0:
         return torch.zeros_like(v)
-    queries = torch.cat([k[:, :, 1:], torch.zeros_like(k[:, :, :1])], dim=2)
-    reads, _ = rule(queries, k, v, beta, initial_state=initial_state)
+    asking, decay = gates.get("erase_key", k), gates.get("decay")
+    if decay is not None:  # (Diag(exp(g)) S)^T p = S^T (exp(g) p)
+        asking = asking * (decay if decay.ndim == 4 else decay[..., None]).exp()
+    queries = torch.cat([asking[:, :, 1:], torch.zeros_like(k[:, :, :1])], dim=2)
+    reads, _ = rule(queries, k, v, beta, initial_state=initial_state, **gates)
     first = torch.zeros_like(reads[:, :, :1])
     if initial_state is not None:
-        first = (k[:, :, :1].to(initial_state.dtype) @ initial_state).to(reads.dtype)
+        first = (asking[:, :, :1].to(initial_state.dtype) @ initial_state).to(reads.dtype)
     return torch.cat([first, reads[:, :, :-1]], dim=2)
 
 
@@ -178,6 +188,7 @@ def states_along(
     *,
     rule: UpdateRule,
     initial_state: Float[Tensor, "b h k v"] | None = None,
+    gates: Mapping[str, Tensor] = NO_GATES,
 ) -> Float[Tensor, "b h p k v"]:
     """Return the states after the given numbers of writes, to see norms grow.
 
@@ -188,6 +199,7 @@ def states_along(
         positions: Ascending numbers of writes, 0 to T.
         rule: The update rule.
         initial_state: The state before the first write; None is zero.
+        gates: What the rule takes beside beta, by keyword.
 
     Raises:
         ValueError: If positions are not ascending or out of range.
@@ -199,7 +211,8 @@ def states_along(
     for start, stop in pairwise(edges):
         part = slice(start, stop)
         strength = None if beta is None else beta[:, :, part]
-        _, state = rule(None, k[:, :, part], v[:, :, part], strength, initial_state=state)
+        own = {name: x[:, :, part] for name, x in gates.items()}
+        _, state = rule(None, k[:, :, part], v[:, :, part], strength, initial_state=state, **own)
         states.append(state)
     empty = k.new_zeros(*k.shape[:2], 0, k.shape[3], v.shape[3])
     return torch.stack(states, dim=2) if states else empty

@@ -278,13 +278,13 @@ class FastWeights(nn.Module):
     ) -> tuple[Tensor | None, MemoryState]:
         if state is None:
             self.feature_map.start_sequence()
-        projected = k
+        projected, asked = k, padding_mask
         if padding_mask is not None and self.writes > 1:
             padding_mask = padding_mask.repeat_interleave(self.writes, dim=1)
         # Sums and divisors are taken in float32; the operators decide about the rest.
         with without_autocast(k):
             k, offset = self.keys(k, None if state is None else state.key_offset, padding_mask)
-            q = None if q is None else self._spread(self.queries(q))
+            q = None if q is None else self.queries(q)
             v_written = v if gates.write is None else v * gates.write
             options, z = self._options(k, gates, padding_mask), None
             written_k, beta = k, gates.beta
@@ -298,10 +298,14 @@ class FastWeights(nn.Module):
             if self.observer is not None:
                 last = None if z is None else z[:, :, -1]
                 self.observer.write(
-                    Writes(projected, written_k, v_written, beta, last, weights, padding_mask)
+                    Writes(
+                        *(projected, written_k, v_written, beta, last, weights, padding_mask),
+                        **options,
+                    )
                 )
                 if q is not None:
-                    self.observer.read(q, padding_mask)
+                    self.observer.read(q, asked)
+            q = None if q is None else self._spread(q)
             o, weights = self.update_rule(
                 q, written_k, v_written, beta, initial_state=weights, **options
             )

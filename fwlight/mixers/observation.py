@@ -28,16 +28,20 @@ class Writes(NamedTuple):
     """The weights before the first write; None is an empty memory."""
     padding_mask: Bool[Tensor, "b t"] | None = None
     """True where a position is padding."""
+    decay: Float[Tensor, "b h t"] | Float[Tensor, "b h t k"] | None = None
+    """Logarithm of the factor on the memory before every write; None is no decay."""
+    erase_key: Float[Tensor, "b h t k"] | None = None
+    """Keys with which is erased; None are `k`."""
+
+    @property
+    def gates(self) -> dict[str, Tensor]:
+        """What the rule takes beside beta, by keyword."""
+        gates = {"decay": self.decay, "erase_key": self.erase_key}
+        return {name: x for name, x in gates.items() if x is not None}
 
     def rows(self, part: slice) -> "Writes":
         """Return those of a part of the batch."""
-        optional = (self.beta, self.key_sum, self.initial_state, self.padding_mask)
-        return Writes(
-            self.projected_k[part],
-            self.k[part],
-            self.v[part],
-            *(None if x is None else x[part] for x in optional),
-        )
+        return Writes(*(None if x is None else x[part] for x in self))  # pyright: ignore
 
 
 class MemoryObserver(Protocol):

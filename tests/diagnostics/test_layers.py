@@ -53,8 +53,7 @@ def watch(network, *inputs):
 
 
 FAST_WEIGHTS = [m for m in groups()["model"] if m != "softmax"]
-# A rule that only adds retrieves nothing before it writes, so there is nothing to normalise.
-FULL = [m for m in FAST_WEIGHTS if m not in ("linear", "performer", "sum_dpfp")]
+FULL = ("delta_dpfp", "delta_linear", "delta_performer", "deltanet", "fwm", "deltaproduct")
 
 
 @pytest.mark.parametrize(
@@ -76,13 +75,17 @@ def test_writes_and_reads_make_the_layers_output(model, extra):
             watchers[layer.name].reads[0:1][0:1][0],
         )
         assert mask is None
-        reads, state = layer.memory.update_rule(q, writes.k, writes.v, writes.beta)
+        n = layer.memory.writes  # the last one of a token is followed by its read
+        q = torch.nn.functional.pad(q[:, :, :, None], (0, 0, n - 1, 0)).flatten(2, 3)
+        reads, state = layer.memory.update_rule(q, writes.k, writes.v, writes.beta, **writes.gates)
         if writes.key_sum is not None:
             # z_T is what reads after the last write are divided by.
             last = q[:, :, -1:] @ state / (q[:, :, -1:] @ writes.key_sum[..., None] + 1e-5)
             reads = torch.cat([reads[:, :, :-1], last], dim=2)
-        scale = layer.memory.output_scale
-        torch.testing.assert_close(reads[:, :, -1] * scale, o[:, :, -1], rtol=1e-4, atol=1e-5)
+        expected = reads[:, :, -1] * layer.memory.output_scale
+        if layer.memory.skip is not None:
+            expected = expected + layer.memory.skip[:, None] * writes.v[:, :, -1]
+        torch.testing.assert_close(expected, o[:, :, -1], rtol=1e-4, atol=1e-5)
         assert layer.memory.observer is None
 
 
@@ -228,9 +231,13 @@ def test_stacks_are_told_apart_and_padding_is_irrelevant(kind):
 
 def test_sequences_are_those_that_a_layer_writes():
     ids = torch.ones(1, 3, dtype=torch.long)
-    layer = Layer("layer0", None, 1)
-    assert sequences(layer, nn.Identity(), LMBatch(ids, ids)).tokens is ids
-    assert sequences(layer, nn.Identity(), RetrievalBatch(ids, ids, ids, ids)).tokens is ids
+    layer = Layer("layer0", KeyValues(4), 1)
+    for batch in (LMBatch(ids, ids), RetrievalBatch(ids, ids, ids, ids)):
+        assert torch.equal(sequences(layer, nn.Identity(), batch).tokens, ids)
+    twice = FastWeights(4, feature_map=IdentityFeatureMap, update_rule=delta_rule, writes=2)
+    batch = LMBatch(torch.tensor([[3, 5]]), ids)
+    tokens = sequences(Layer("layer0", twice, 1), nn.Identity(), batch).tokens
+    assert tokens.tolist() == [[3, 3, 5, 5]]  # of every write
     batch = Pair(ids, ids[:, :2])
     network = Stacks(MEMORIES["delta"])
     sides = {x.name: sequences(x, network, batch) for x in memory_layers(network)}
