@@ -38,10 +38,12 @@ def check_resumable(checkpoint: Mapping[str, Any], *, data: str | None) -> None:
     Raises:
         ValueError: A part is missing.
     """
-    for name in (*_PARTS_OF_A_TRAINING, *([] if data is None else [data])):
+    for name in _PARTS_OF_A_TRAINING:
         holder, _, part = name.rpartition(".")
         if part not in (checkpoint[holder] if holder else checkpoint):
             raise ValueError(f"it has no {name}")
+    if data is not None and data not in checkpoint:
+        raise ValueError(f"it has no {data}")
 
 
 # Forms are made of these

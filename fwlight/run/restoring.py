@@ -24,8 +24,12 @@ def check_loops(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
     stored = checkpoint["loops"]["fit_loop"]
     if checkpoint["pytorch-lightning_version"] == lightning.__version__:
         _check_kinds(stored, trainer.fit_loop.state_dict(), "loops.fit_loop")
-    progress = stored["epoch_loop.automatic_optimization.optim_progress"]
-    if progress["optimizer"]["step"]["total"]["completed"] != checkpoint["global_step"]:
+    loop = "epoch_loop.{}_optimization.{}"
+    counters = (
+        stored[loop.format("automatic", "optim_progress")]["optimizer"]["step"],
+        stored[loop.format("manual", "optim_step_progress")],
+    )
+    if sum(counter["total"]["completed"] for counter in counters) != checkpoint["global_step"]:
         raise ValueError("its loops count other updates than its global_step")
 
 
