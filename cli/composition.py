@@ -268,7 +268,8 @@ def _warnings(values: dict[str, Any], choices: dict[str, str]) -> list[str]:
             f"model/feature_map={feature_map} has features of both signs, whose sum may be near 0: "
             "divide by something else (model.key_norm=l2 model.read_norm=none)"
         ]
-    if choices.get("model/update_rule") == "sum" and model.get("read_norm") == "none":
+    unbounded = choices.get("model/decay") == "none" and model.get("out_norm") == "none"
+    if choices.get("model/update_rule") == "sum" and model.get("read_norm") == "none" and unbounded:
         return [
             f"model={choices['model']} model/update_rule=sum with read_norm=none is an "
             "un-normalised sum; the models of the paper have model.read_norm=output"
