@@ -37,8 +37,8 @@ FAULTS = {
     26: "same seed twice",
     27: "a callback raises",
     28: "no HOME, read-only package",
-    35: "compiled kernel flipped, cut, zeroed",
-    36: "kernels' cache full or without execution",
+    29: "compiled kernel flipped, cut, zeroed",
+    30: "kernels' cache full or without execution",
 }
 
 

@@ -24,7 +24,7 @@ def kernel() -> tuple[str, bytes]:
 
 
 @needs_compiler
-@pytest.mark.fault(35)
+@pytest.mark.fault(29)
 @pytest.mark.parametrize(
     "count", [SAMPLE, pytest.param(200, marks=pytest.mark.full)], ids=lambda x: f"{x}_flips"
 )
@@ -56,7 +56,7 @@ def _written(path: Path, content: bytes) -> Path:
 
 
 @needs_compiler
-@pytest.mark.fault(35)
+@pytest.mark.fault(29)
 @pytest.mark.full
 def test_a_process_that_finds_a_damaged_kernel_makes_it_anew(tmp_path):
     cache = tmp_path / "cache"
@@ -73,7 +73,7 @@ def test_a_process_that_finds_a_damaged_kernel_makes_it_anew(tmp_path):
 
 
 @needs_compiler
-@pytest.mark.fault(36)
+@pytest.mark.fault(30)
 @pytest.mark.full
 @pytest.mark.parametrize("kind", ["full", "noexec"])
 def test_a_disk_that_holds_no_kernels_is_replaced_once_in_one_line(kind, tmp_path):
