@@ -81,7 +81,7 @@ def mutate(checkpoint, seed, within=None):
 
 @pytest.mark.parametrize("within", [None, "optimizer_states"])
 def test_changed_content_is_resumed_or_refused(request, tmp_path, stored, within):
-    n, path = 400 if request.config.getoption("--full") else 12, tmp_path / "x.ckpt"
+    n, path = 200 if request.config.getoption("--full") else 6, tmp_path / "x.ckpt"
     ended = []
     for seed in range(n):
         checkpoint = copy.deepcopy(stored)
