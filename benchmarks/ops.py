@@ -15,12 +15,11 @@ own flags, or left out with a line that says why.
 """
 
 import argparse
+import functools
 import importlib
 import importlib.util
-import os
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils import cpp_extension
 
+from benchmarks.fast_transformers import PACKAGE, build_fast_transformers, load
 from benchmarks.measuring import (
     Work,
     add_common,
@@ -45,7 +44,6 @@ from benchmarks.measuring import (
 )
 from fwlight.ops import delta_rule, sum_rule
 
-PACKAGE = "pytorch-fast-transformers"
 FLA_CHUNK = 32  # its default
 
 
@@ -100,20 +98,37 @@ def inputs(shape: Shape) -> list[Tensor]:
     return [*(x.requires_grad_() for x in leaves), normal(b, h, t, shape.values)]
 
 
+def make_gates(shape: Shape) -> dict[str, Tensor]:
+    """A decay a token, one a channel, and a key that erases."""
+    tokens, keys = (shape.batch, shape.heads, shape.tokens), shape.keys
+    found = {"decay": -torch.rand(tokens), "decay a channel": -torch.rand(*tokens, keys)}
+    found["erase key"] = torch.randn(*tokens, keys) / keys**0.5
+    return {name: x.requires_grad_() for name, x in found.items()}
+
+
 def contenders(rule: str, shape: Shape, product: Any, *, longest: int = 4096) -> dict[str, Work]:
     """What to time, by name: forward and backward to all arguments; SDPA up to the `longest` T."""
     q, k, v, beta, d_o = inputs(shape)
     function = {"sum": sum_rule, "delta": delta_rule}[rule]
     arguments = (q, k, v, beta) if rule == "delta" else (q, k, v)
 
-    def ours(backend: str) -> Work:
+    gates = functools.cache(lambda: make_gates(shape))  # where they are wanted
+
+    def ours(backend: str, *names: str) -> Work:
         def call() -> object:
-            o, _ = function(*arguments, backend=backend)
-            return torch.autograd.grad(o, arguments, d_o)
+            given = {name.split(" a ")[0].replace(" ", "_"): gates()[name] for name in names}
+            o, _ = function(*arguments, **given, backend=backend)
+            return torch.autograd.grad(o, (*arguments, *given.values()), d_o)
 
         return call
 
-    found = {"native": ours("native"), "chunk": ours("chunk")}
+    choices = [(), ("decay",), ("decay", "erase key")][: 3 if rule == "delta" else 2]
+    found = {
+        ", ".join([backend, *names]): ours(backend, *names)
+        for names in choices
+        for backend in ("native", "chunk")
+    }
+    found["chunk, decay a channel"] = ours("chunk", "decay a channel")
     if shape.tokens <= 256:
         found["token loop"] = ours("recurrent")
     if shape.tokens <= longest:
@@ -159,7 +174,7 @@ def fla_chunkwise() -> Any:
     if package is None or importlib.util.find_spec("einops") is None:
         return None
     folder = next(iter(package.submodule_search_locations or []))
-    return _load("fla_naive", Path(folder) / "ops/delta_rule/naive.py").delta_rule_chunkwise
+    return load("fla_naive", Path(folder) / "ops/delta_rule/naive.py").delta_rule_chunkwise
 
 
 def _fla(naive: Any, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, d_o: Tensor) -> Work:
@@ -168,15 +183,6 @@ def _fla(naive: Any, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, d_o: Tensor)
         return torch.autograd.grad(o, (q, k, v, beta), d_o)
 
     return call
-
-
-def _load(name: str, path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no module")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _fast_transformers(product: Any, q: Tensor, k: Tensor, v: Tensor, d_o: Tensor) -> Work:
@@ -190,38 +196,6 @@ def _fast_transformers(product: Any, q: Tensor, k: Tensor, v: Tensor, d_o: Tenso
         return gradients
 
     return call
-
-
-def build_fast_transformers(source: Path | None) -> Any:
-    """Compile the causal product with upstream's flags and import it."""
-    name = "causal_product_cpu"
-    with tempfile.TemporaryDirectory() as folder:
-        source = source or download(Path(folder))
-        target = Path(folder) / f"{name}.so"
-        includes = [*cpp_extension.include_paths(), _python_headers()]
-        lib = Path(torch.__file__).parent / "lib"
-        command = [os.environ.get("CXX", "c++"), "-O2", "-fopenmp", "-ffast-math", "-std=c++20"]
-        command += ["-shared", "-fPIC", "-w", f"-DTORCH_EXTENSION_NAME={name}"]
-        command += [*(f"-I{path}" for path in includes), str(source), "-o", str(target)]
-        command += [f"-L{lib}", "-ltorch", "-ltorch_cpu", "-ltorch_python", "-lc10"]
-        subprocess.run(command, check=True, capture_output=True)
-        return _load(name, target)
-
-
-def download(folder: Path) -> Path:
-    """Return the one CPU source of the source distribution, as pip leaves it when it gives up."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-clean", "--no-deps"]
-    command += ["--no-build-isolation", "--no-binary", ":all:", PACKAGE]
-    environment = {**os.environ, "TMPDIR": str(folder)}
-    subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
-    found = next(folder.rglob("causal_product_cpu.cpp"), None)
-    if found is None:
-        raise FileNotFoundError(f"pip could not download the source of {PACKAGE}")
-    return found
-
-
-def _python_headers() -> str:
-    return importlib.import_module("sysconfig").get_path("include")
 
 
 def report(title: str, times: dict[str, list[float]], operations: int) -> list[list[object]]:

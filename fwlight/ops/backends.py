@@ -22,6 +22,9 @@ the delta rule are equally fast at 2 to 4 tokens, of the sum rule at 4 to 5; "na
 both at every length (`python -m benchmarks.ops --shapes one four chunk`)."""
 
 
+_NO_GATES: dict[str, Tensor] = {}
+
+
 class Backend(NamedTuple):
     """One way to compute a rule.
 
@@ -65,20 +68,24 @@ def run_rule(
         RuntimeError: If a transform of torch.func is at work on another back end than "recurrent".
     """
     _check_shapes(q, k, v, beta, initial_state)
-    gates: dict[str, Tensor] = {}
+    gates = _NO_GATES
+    inputs = q, k, v, beta, initial_state
     if decay is not None or erase_key is not None:
         gates = _check_gates(k, v, decay=decay, erase_key=erase_key)
+        inputs = *inputs, *gates.values()
     dtype = torch.float32
     all_float32 = True
-    for x in (q, k, v, beta, initial_state, *gates.values()):
+    for x in inputs:
         if x is not None and x.dtype is not dtype:
             if not x.is_floating_point():
                 _refuse_dtype(q=q, k=k, v=v, beta=beta, initial_state=initial_state, **gates)
             dtype = torch.promote_types(dtype, x.dtype)
             all_float32 = False
     name, run, _ = _choose(backends, backend, k, v, dtype, gates)
-    if name == "native" and all_float32 and k.numel():
-        return run(q, k, v, beta, initial_state, **gates)  # decoding takes microseconds
+    if name == "native" and all_float32 and k.numel():  # decoding takes microseconds
+        if not gates:
+            return run(q, k, v, beta, initial_state)
+        return run(q, k, v, beta, initial_state, **gates)
     state = initial_state
     if state is not None:
         state = state if state.dtype == dtype else state.to(dtype)
@@ -87,8 +94,8 @@ def run_rule(
     if k.shape[2] == 0:
         assert state is not None
         return _nothing_written(q, k, v, beta, state, *gates.values())
-    inputs = v.dtype if name == "fla" else dtype
-    arguments = [x if x is None or x.dtype == inputs else x.to(inputs) for x in (q, k, v, beta)]
+    wanted = v.dtype if name == "fla" else dtype
+    arguments = [x if x is None or x.dtype == wanted else x.to(wanted) for x in (q, k, v, beta)]
     gates = {name: x if x.dtype == dtype else x.to(dtype) for name, x in gates.items()}
     if not k.is_meta and torch.is_autocast_enabled(k.device.type):
         # It would compute the products, and so the state, in half precision.
@@ -118,10 +125,11 @@ def _choose(
         )
     asked, unable, reason = backend == "auto", "", None
     for candidate in backends:
-        name = candidate.name
-        asked = asked or name == backend
-        if asked:
-            obstacle = candidate.obstacle(k, v, dtype, **gates)
+        name, _, obstacle_of = candidate
+        if asked or name == backend:
+            asked = True
+            # Without `**` where there is nothing: each takes as long as the obstacle.
+            obstacle = obstacle_of(k, v, dtype, **gates) if gates else obstacle_of(k, v, dtype)
             if obstacle is None:
                 break
             if name == backend or obstacle == build.build_obstacle(dtype):
@@ -131,7 +139,7 @@ def _choose(
         raise ValueError(f"backend={backend!r} is none of {names}")
     if reason is not None:
         _warn_once(f"backend={unable!r} cannot run here ({reason}); using backend={name!r}")
-    if backend == "auto" and name != "native" and k.shape[2] <= RECURRENT_MAX_LENGTH:
+    if name != "native" and backend == "auto" and k.shape[2] <= RECURRENT_MAX_LENGTH:
         return backends[-1]
     return candidate
 
@@ -157,19 +165,17 @@ def _check_shapes(
     q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, state: Tensor | None
 ) -> None:
     shape, of_v = k.shape, v.shape
-    tokens = shape[:3]
-    if len(shape) != 4 or len(of_v) != 4 or of_v[:3] != tokens:
+    if len(shape) != 4 or len(of_v) != 4 or tuple(shape)[:3] != tuple(of_v)[:3]:
         raise ValueError(
             f"k must be [B, H, T, K] and v [B, H, T, V], not {list(k.shape)} and {list(v.shape)}"
         )
+    b, h, t, keys = shape  # slices of shapes are shapes again, which take longer
     if q is not None and q.shape != shape:
         _refuse("q", q, k, v, shape)
-    if beta is not None and beta.shape != tokens:
-        _refuse("beta", beta, k, v, tokens)
-    if state is not None:
-        of_state = *shape[:2], shape[3], of_v[3]
-        if state.shape != of_state:
-            _refuse("initial_state", state, k, v, of_state)
+    if beta is not None and beta.shape != (b, h, t):
+        _refuse("beta", beta, k, v, (b, h, t))
+    if state is not None and state.shape != (b, h, keys, of_v[3]):
+        _refuse("initial_state", state, k, v, (b, h, keys, of_v[3]))
 
 
 def _refuse_dtype(**inputs: Tensor | None) -> NoReturn:

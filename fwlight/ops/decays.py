@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-BLOCK = 16
+BLOCK = 8
 """Tokens between which a decay by channels is taken pair by pair; products take the others."""
 
 

@@ -73,10 +73,14 @@ def test_operations_are_those_of_the_chunkwise_algorithm():
 def test_contenders_compute_the_same_gradients(monkeypatch):
     monkeypatch.setattr(ops.importlib.util, "find_spec", lambda name: None)
     found = ops.contenders("delta", SMALL, None)
-    assert list(found) == ["native", "chunk", "token loop", "SDPA"]
-    wanted = found["token loop"]()
-    for name in ("native", "chunk"):
-        for actual, expected in zip(found[name](), wanted, strict=True):
+    gates = [", decay", ", decay, erase key"]
+    ours = [backend + gate for gate in ["", *gates] for backend in ("native", "chunk")]
+    names = [*ours, "chunk, decay a channel", "token loop", "SDPA"]
+    assert list(found) == names
+    pairs = [("native", "token loop"), ("chunk", "token loop")]
+    pairs += [(f"native{gate}", f"chunk{gate}") for gate in gates]
+    for name, other in pairs:
+        for actual, expected in zip(found[name](), found[other](), strict=True):
             assert torch.allclose(actual, expected, atol=1e-5)
 
 
@@ -112,9 +116,9 @@ def test_ops_writes_table_numbers_and_plot(monkeypatch, tmp_path, capsys):
     assert "### delta B1 H2 T32 K8 V4; matrix product" in out
     assert "### sum B1 H2 T32 K8 V4; matrix product" in out
     rows = rows_of(table)
-    assert len(rows) == 8
+    assert [row["name"] for row in rows if row["share"]] == ["native", "chunk"] * 2
+    assert len(rows) == 16
     assert all(float(row["median"]) > 0 for row in rows)
-    assert [row["share"] != "" for row in rows] == [True, True, False, False] * 2
     assert plot.stat().st_size > 1000
 
 

@@ -64,7 +64,8 @@ def main():
         gates = [] if dims is None else make_gates((("decay", dims),), t, d_key=16).values()
         *tokens, state = (x.detach() for x in make_inputs(t, d_key=16, d_value=32))
         inputs = [x.requires_grad_() for x in (*(x.half() for x in tokens), state.float())]
-        inputs += [x.detach().float().requires_grad_() for x in gates]
+        # Gently: what is left of the first token is not small beside rounding errors.
+        inputs += [(x.detach().float() / 32).requires_grad_() for x in gates]
         exact = [x.detach().double().requires_grad_() for x in inputs]
         found = results(function, "fla", inputs, carried=carried, reads=reads)
         wanted = results(function, "recurrent", exact, carried=carried, reads=reads)

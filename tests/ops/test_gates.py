@@ -2,12 +2,11 @@
 
 import functools
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from fwlight.ops import delta_rule, sum_rule
+from fwlight.ops import delta_rule
 from tests.ops.discovery import (
     GATED,
     assert_near,
@@ -299,67 +298,3 @@ def test_second_derivatives_under_gates_are_refused_by_chunk(rule, gates):
     loss = weighted_sum(*run(rule, "chunk", *inputs, **make_gates(gates, 5))) ** 2
     with pytest.raises(RuntimeError, match="use backend='recurrent'"):
         torch.autograd.grad(loss, inputs[:4], create_graph=True)
-
-
-GOLDEN = [
-    "scalar_delta",
-    "channel_delta",
-    "erase_write",
-    "erase_key",
-    "scalar_sum",
-    "channel_sum",
-    "product2",
-    "product3",
-]
-
-
-def run_golden(name: str, backend: str, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Run a case as the specification says that its rule is called."""
-    q, k, v, beta, decay, state = (
-        inputs.get(x) for x in ("q", "k", "v", "beta", "decay", "initial_state")
-    )
-    assert q is not None
-    options = {"initial_state": state, "backend": backend}
-    if name.endswith("sum"):
-        return sum_rule(q, k, v, beta, decay=decay, **options)
-    erase_key = inputs.get("erase_key")
-    if name == "erase_write":
-        v, erase_key = inputs["write"] * v, inputs["erase"] * k
-        beta = torch.ones_like(v[..., 0])
-    writes = k.shape[2] // q.shape[2]
-
-    def at(x: Tensor, which: int) -> Tensor:
-        """Put x into one write of a token and zeros into the others."""
-        parts = [x if n == which else torch.zeros_like(x) for n in range(writes)]
-        return torch.stack(parts, 3).flatten(2, 3)
-
-    o, last = delta_rule(
-        at(q, writes - 1), k, v, beta, decay=at(decay, 0), erase_key=erase_key, **options
-    )
-    return o[:, :, writes - 1 :: writes], last
-
-
-@pytest.mark.parametrize("name", GOLDEN)
-@pytest.mark.parametrize("backend", ["recurrent", "chunk", "auto"])
-def test_golden_gated_rules(name, backend, shared_dir):
-    file = np.load(shared_dir / "reference" / "gated_rules_golden.npz")
-    cases = {key.split("/")[1] for key in file if key.startswith(f"{name}/")}
-    assert len(cases) == 4
-    for case in cases:
-        found = {
-            part: {
-                key.split("/")[-1]: torch.from_numpy(file[key])
-                for key in file
-                if key.startswith(f"{name}/{case}/{part}/")
-            }
-            for part in ("in", "out", "weight", "grad")
-        }
-        inputs = {key: x.requires_grad_() for key, x in found["in"].items()}
-        o, state = run_golden(name, backend, inputs)
-        weights = found["weight"]
-        loss = (o * weights["o"]).sum() + (state * weights["state"]).sum()
-        gradients = torch.autograd.grad(loss, list(inputs.values()))
-        assert_near(o, found["out"]["o"])
-        assert_near(state, found["out"]["state"])
-        for key, gradient in zip(inputs, gradients, strict=True):
-            assert_near(gradient, found["grad"][key])

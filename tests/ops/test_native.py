@@ -170,11 +170,12 @@ def test_a_transform_of_torch_func_is_refused_in_words(rule):
 COMPILE = """
 import torch
 from fwlight.ops import {rule}
-from tests.ops.discovery import assert_near, make_inputs, weighted_sum
+from tests.ops.discovery import assert_near, make_gates, make_inputs, weighted_sum
 
-def function(q, k, v, beta, state):
-    o, last = {rule}(q, k, v, beta, initial_state=state, backend="{backend}")
-    return o + {rule}(q, k, v, beta, backend="{backend}")[0], last
+def function(q, k, v, beta, state, *values):
+    gates = dict(zip({gates}, values))
+    o, last = {rule}(q, k, v, beta, **gates, initial_state=state, backend="{backend}")
+    return o + {rule}(q, k, v, beta, **gates, backend="{backend}")[0], last
 
 def results(function, inputs):
     outputs = function(*inputs)
@@ -182,7 +183,7 @@ def results(function, inputs):
 
 compiled = torch.compile(function, fullgraph=True)
 for t in (40, 50, 60):  # after the first change of a size it becomes a symbol
-    inputs = make_inputs(t)
+    inputs = [*make_inputs(t), *make_gates({gates}.items(), t).values()]
     for actual, wanted in zip(results(compiled, inputs), results(function, inputs), strict=True):
         assert_near(actual, wanted)
 
@@ -201,17 +202,19 @@ assert_near(exported.module()(*detached)[0], function(*inputs)[0])
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("rule", "backend"),
+    ("rule", "backend", "gates"),
     [
-        ("sum_rule", "auto"),
-        ("delta_rule", "native"),
-        ("delta_rule", "chunk"),
-        ("fwm_rule", "auto"),
+        ("sum_rule", "auto", {}),
+        ("delta_rule", "native", {}),
+        ("delta_rule", "chunk", {}),
+        ("fwm_rule", "auto", {}),
+        ("delta_rule", "native", {"decay": "b h t", "erase_key": "b h t k"}),
+        ("sum_rule", "chunk", {"decay": "b h t"}),
     ],
 )
-def test_compiled_and_exported_programs_hold_the_operator(rule, backend):
+def test_compiled_and_exported_programs_hold_the_operator(rule, backend, gates):
     # In a process of its own: the checks of annotations under pytest cannot be compiled.
-    command = [sys.executable, "-c", COMPILE.format(rule=rule, backend=backend)]
+    command = [sys.executable, "-c", COMPILE.format(rule=rule, backend=backend, gates=gates)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -146,20 +146,25 @@ def test_without_a_compiler_one_line_says_that_chunk_is_used(backend, environmen
 
 GRADIENTS = """
 import torch
-from fwlight.ops import delta_rule, fwm_rule, sum_rule
-from tests.ops.discovery import assert_near, make_inputs, weighted_sum
+from tests.ops.discovery import GATED, RULES, assert_near, make_gates, make_inputs, run
+from tests.ops.discovery import weighted_sum
 
-for rule in (delta_rule, fwm_rule, sum_rule):
+cases = [(rule, gates) for rule, backend, gates in GATED if backend == "native"]
+for rule, gates in [*((rule, ()) for rule in RULES), *cases]:
     for t, d_key, d_value in ((3, 5, 70), (70, 40, 20), (70, 5, 7), (300, 40, 20)):
         inputs = make_inputs(t, d_key=d_key, d_value=d_value)
+        given = make_gates(gates, t, d_key=d_key)
         for dtype, tolerance in ((torch.float32, 5e-6), (torch.float64, 1e-12)):
             arguments = [x.detach().to(dtype).requires_grad_() for x in inputs]
+            given = {name: x.detach().to(dtype).requires_grad_() for name, x in given.items()}
             results = []
             for backend in ("native", "recurrent"):
-                outputs = rule(*arguments[:4], initial_state=arguments[4], backend=backend)
-                gradients = torch.autograd.grad(weighted_sum(*outputs), arguments)
+                outputs = run(rule, backend, *arguments, **given)
+                leaves = [*arguments, *given.values()]
+                gradients = torch.autograd.grad(weighted_sum(*outputs), leaves)
                 with torch.no_grad():
-                    results.append([*outputs, *gradients, *rule(*arguments[:4], backend=backend)])
+                    read = run(rule, backend, *arguments[:4], **given)
+                results.append([*outputs, *gradients, *read])
             for actual, wanted in zip(*results, strict=True):
                 assert_near(actual, wanted, tolerance)
 """

@@ -12,6 +12,10 @@ struct BackwardHead {
   // A null d_last is zeros; dbeta may be null (sum rule), and d_initial where the state begins at zero.
   T *dq, *dk, *dv, *dbeta, *d_initial;
   Index dq_ld, dk_ld, dv_ld, dbeta_ld;
+  const T *decay, *erase;  // either may be null, and the gradient of the one that is
+  Index decay_ld, erase_ld;
+  T *ddecay, *derase;
+  Index ddecay_ld, derase_ld;
 };
 
 // One panel of dR = dU - strict_tril(G)^T b dR in place and dV = b dR, by back substitution in
@@ -37,8 +41,14 @@ inline Index backward_scratch(const Shape& s, Index every) {
          (2 * every + 3) * CHUNK * s.values_pad + every * CHUNK;
 }
 
+// What gates take beside it.
+template <class T>
+Index gates_scratch(const Shape& s, Index every) {
+  return 2 * CHUNK * s.keys_pad + every * (CHUNK + sizeof(Decays<T>) / sizeof(T));
+}
+
 // All matrices are in panels.
-template <class T, bool DELTA>
+template <class T, bool DELTA, bool GATED>
 void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
   const Index Kp = s.keys_pad, Vp = s.values_pad, C = CHUNK, KV = Kp * Vp;
   constexpr int W = Simd<T>::width;
@@ -59,6 +69,11 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
   T* Uts = Ks + a.every * C * Kp;     // [every, Vp, C]
   T* Xts = Uts + a.every * C * Vp;    // the same, under the sum rule alone
   T* bs = Xts + a.every * C * Vp;     // [every, C]
+  T* bls = bs + a.every * C;          // b l, where there are gates, which the rest is for
+  auto* all_decays = reinterpret_cast<Decays<T>*>(bls + a.every * C);
+  T* E = reinterpret_cast<T*>(all_decays + a.every);  // [C, Kp]
+  T* lowerH = E + C * Kp;                             // [C, C], L H
+  Crossing<T> crossing;
 
   // Keys of chunk n, and what it wrote.
   const auto load_writes = [&](Index n) {
@@ -66,6 +81,12 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
     T* b = bs + at * C;
     to_panels(a.k + t * a.k_ld, a.k_ld, rows, s.keys, Ks + at * C * Kp, C);
     load_beta(a.beta ? a.beta + t * a.beta_ld : nullptr, a.beta_ld, rows, b);
+    if constexpr (GATED) {
+      Decays<T>& decays = all_decays[at];
+      decays.load(offset(a.decay, t * a.decay_ld), a.decay_ld, rows);
+      for (int i = 0; i < C; ++i) bls[at * C + i] = b[i] * decays.left[i];
+      b = bls + at * C;
+    }
     const T* X = a.errors + n * a.errors_step;
     if constexpr (!DELTA) {
       to_panels(a.v + t * a.v_ld, a.v_ld, rows, s.values, dV, C);
@@ -115,7 +136,12 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
           block.zero();
           block.template add<true>(Ut + i * PAD, 0, K + j * C, BLOCK, C);
           if (a.d_initial || n > 0) {
-            block.plus(before + j * before_rows + i * PAD, PAD, before_rows * PAD);
+            const T* from = before + j * before_rows + i * PAD;
+            if constexpr (GATED) {
+              block.plus(from, PAD, before_rows * PAD, all_decays[n - first].whole);
+            } else {
+              block.plus(from, PAD, before_rows * PAD);
+            }
           }
           block.write(after + j * Vp + i * PAD, PAD, Vp * PAD);
           prefetch.step();
@@ -133,6 +159,15 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
       const T *b = bs + (n - first) * C;
       const T* X = DELTA ? a.errors + n * a.errors_step : Xts + (n - first) * C * Vp;
       transpose_panels(K, KT, C, Kp);
+      const Decays<T>& decays = all_decays[n - first];
+      const T* erased = K;
+      if constexpr (GATED) {
+        if (a.erase) {
+          to_panels(a.erase + t * a.erase_ld, a.erase_ld, rows, s.keys, E, C);
+          erased = E;
+        }
+        crossing.clear();
+      }
       if (reads) {
         to_panels(a.q + t * a.q_ld, a.q_ld, rows, s.keys, Q, C);
         to_panels(a.d_o + t * a.do_ld, a.do_ld, rows, s.values, dO, C);
@@ -160,8 +195,17 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
       for (Index v = 0; v < Vp; v += PAD) {
         for_rows<T>(Panels<1>{}, PAD, FW_BLOCK {
           block.zero();
-          if (reads) block.template add<false>(dO + v * C + i, 0, P, 0, C);
-          if (!ends) block.template add_in_parts<true>(dSt + (v + i) * PAD, Vp * PAD, KT, 0, Kp);
+          if constexpr (GATED) {
+            if (!ends) block.template add_in_parts<true>(dSt + (v + i) * PAD, Vp * PAD, KT, 0, Kp);
+            block.each([&](auto& x, int, int, int token) FW_ALWAYS {
+              x *= load(decays.left + token);
+            });
+            crossing.write(block, X + (v + i) * C);
+            if (reads) block.template add<false>(dO + v * C + i, 0, P, 0, C);
+          } else {
+            if (reads) block.template add<false>(dO + v * C + i, 0, P, 0, C);
+            if (!ends) block.template add_in_parts<true>(dSt + (v + i) * PAD, Vp * PAD, KT, 0, Kp);
+          }
           block.write(dUt + i * PAD, PAD, 0);
         });
         transpose_block(dUt, R + v * C);
@@ -186,8 +230,23 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
           block.write(H + i * PAD, PAD, 0);
         });
         for (Index i = 0; i < C; ++i) sums[i] = Ht[i * PAD + i];
-        transpose_block(H, Ht);
-        for (Index i = 0; i < BLOCK; i += W) store(H + i, load(H + i) + load(Ht + i));
+        if constexpr (GATED) {
+          // Above the diagonal, products holds b_i A[i, j] at [j, i].
+          transpose_block(products, lowerH);
+          for (Index i = 0; i < C; ++i) {
+            for (int v = 0; v < PAD; v += W) {
+              const Index l = i * PAD + v;
+              const auto pairs = load(b + v) * load(Ht + l) * load(lowerH + l);
+              store(crossing.pairs + l, lower<T, true>(-pairs, i, v));
+              store(H + l, load(H + l) * load(decays.pairs + l));
+            }
+          }
+          std::memcpy(lowerH, H, BLOCK * sizeof(T));
+        }
+        if (erased == K) {
+          transpose_block(H, Ht);
+          for (Index i = 0; i < BLOCK; i += W) store(H + i, load(H + i) + load(Ht + i));
+        }
       }
       if (a.dbeta) {
         for (Index i = 0; i < rows; ++i) a.dbeta[(t + i) * a.dbeta_ld] = sums[i];
@@ -198,12 +257,24 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
           block.template add<true>(dO + i * PAD, BLOCK, X, 0, Vp);
           block.each([&](auto& x, int m, int, int v) FW_ALWAYS {
             x = lower<T, false>(load(b + v) * x, i + m, v);
+            if constexpr (GATED) {
+              const Index l = (i + m) * PAD + v;
+              store(crossing.pairs + l, load(crossing.pairs + l) + x * load(P + l));
+              x *= load(decays.pairs + l);
+            }
           });
           block.write(dP + i * PAD, PAD, 0);
         });
       }
+      if constexpr (GATED) {  // from here on a dO and a dV are wanted alone
+        for (Index v = 0; v < Vp; v += PAD) {
+          if (reads) scale_panel(decays.since, dO + v * C, dO + v * C);
+          if (DELTA) scale_panel(decays.since, dV + v * C, dV + v * C);
+        }
+      }
       const Rows<T> dQ = {offset(a.dq, t * a.dq_ld), a.dq_ld, rows, s.keys};
       const Rows<T> dK = {a.dk + t * a.dk_ld, a.dk_ld, rows, s.keys};
+      const Rows<T> dE = {offset(a.derase, t * a.derase_ld), a.derase_ld, rows, s.keys};
       for_panels<T>(Kp, FW_PANELS {
         const T *Qj = Q + j * C, *Kj = K + j * C, *Sj = St + j * St_rows;
         T* dSj = dSt + j * Vp;
@@ -212,31 +283,62 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
           for_rows<T>(panels, C, FW_BLOCK {
             block.zero();
             if (!begins) block.template add<true>(dO + i * PAD, BLOCK, Sj, S_step, Vp);
+            if constexpr (GATED) crossing.read(block, i, Qj, BLOCK);
             block.template add<true>(dP + i * PAD, 0, Kj, BLOCK, i + block.rows);
             dQ.put(block, i, j);
           });
         }
+        if constexpr (DELTA && GATED) {
+          if (erased != K) {
+            for_rows<T>(panels, C, FW_BLOCK {
+              block.zero();
+              if (!begins) block.template add<true, -1>(dV + i * PAD, BLOCK, Sj, S_step, Vp);
+              crossing.read(block, i, E + j * C, BLOCK);
+              block.template add<true>(lowerH + i * PAD, 0, Kj, BLOCK, i + block.rows);
+              dE.put(block, i, j);
+            });
+          }
+        }
         for_rows<T>(panels, C, FW_BLOCK {
           block.zero();
+          if constexpr (DELTA && GATED) {
+            if (erased == K && !begins) {
+              block.template add<true, -1>(dV + i * PAD, BLOCK, Sj, S_step, Vp);
+              crossing.read(block, i, Kj, BLOCK);
+            }
+            block.template add<false>(H + i, 0, erased + j * C, BLOCK, C);
+          }
           if (!ends) block.template add<false>(Ut + i, BLOCK, dSj, step, Vp);
           if (reads) block.template add<false>(dP + i * PAD + i, 0, Qj + i * PAD, BLOCK, C - i);
-          if constexpr (DELTA) {
+          if constexpr (DELTA && !GATED) {
             if (!begins) block.template add<true, -1>(dV + i * PAD, BLOCK, Sj, S_step, Vp);
             block.template add<false>(H + i, 0, Kj, BLOCK, C);
           }
           dK.put(block, i, j);
         });
-        if (begins || (!reads && !DELTA)) return;
+        if (begins || (!reads && !DELTA && !GATED)) return;
         for_rows<T>(panels, Vp, FW_BLOCK {
           const Index at = i / PAD * BLOCK + i % PAD;
           block.zero();
           if (reads) block.template add<false>(dO + at, 0, Qj, BLOCK, C);
-          if constexpr (DELTA) block.template add<false, -1>(dV + at, 0, Kj, BLOCK, C);
-          block.plus(dSj + i * PAD, PAD, step);
+          if constexpr (DELTA) {
+            block.template add<false, -1>(dV + at, 0, GATED ? erased + j * C : Kj, BLOCK, C);
+          }
+          if constexpr (GATED) {
+            const Index row = i * PAD;
+            crossing.pass(block, decays.whole, dSj + row, step, Sj + row, S_step);
+          } else {
+            block.plus(dSj + i * PAD, PAD, step);
+          }
           block.write(dSj + i * PAD, PAD, step);
           prefetch.step();
         });
       });
+      if constexpr (GATED) {
+        if (a.ddecay) {
+          crossing.finish(decays, b, rows, a.ddecay + t * a.ddecay_ld, a.ddecay_ld);
+        }
+      }
     }
     last = first - 1;
   }

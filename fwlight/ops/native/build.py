@@ -15,14 +15,18 @@ from fwlight.ops.native import commands, store
 
 SOURCE = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-w")
-FUNCTIONS = (
-    "fwlight_forward",
-    "fwlight_backward",
-    "fwlight_dpfp",
-    "fwlight_sum_norm",
-    "fwlight_read",
-    "fwlight_dropout",
-)
+FUNCTIONS = {
+    "rules": (
+        "fwlight_forward",
+        "fwlight_backward",
+        "fwlight_dpfp",
+        "fwlight_sum_norm",
+        "fwlight_read",
+        "fwlight_dropout",
+    ),
+    "gated_rules": ("fwlight_gated_forward", "fwlight_gated_backward"),
+}
+"""What each source file exports; each is a library of its own, compiled when it is first needed."""
 REALS = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -31,64 +35,73 @@ class BuildError(Exception):
 
 
 @functools.cache
-def library(dtype: torch.dtype) -> ctypes.CDLL:
-    """Return the kernels for numbers of `dtype`, compiled if the cache has none that fit.
+def library(dtype: torch.dtype, source: str = "rules") -> ctypes.CDLL:
+    """Return what a source file exports for `dtype`, compiled if the cache has none that fits.
 
     Raises:
         BuildError: If there is no compiler or it fails.
     """
     real = REALS[dtype]
     compiler, identity = _compiler()
-    name = _file_name(compiler, identity, real)
+    name = _file_name(compiler, identity, real, source)
     found = store.find(name)
     if found is None:
         try:
-            found = store.make(name, lambda work: _compile(compiler, identity, real, work))
+            found = store.make(name, lambda work: _compile(compiler, identity, real, source, work))
         except commands.CommandError as error:
             raise BuildError(str(error)) from error
         except OSError as error:
             raise BuildError(f"compiled kernels cannot be kept or loaded: {error}") from error
-    for function in FUNCTIONS:
+    for function in FUNCTIONS[source]:
         entry = getattr(found, function)
         entry.restype, entry.argtypes = ctypes.c_int, [ctypes.c_char_p]
     return found
 
 
-def obstacle(k: Tensor, v: Tensor, dtype: torch.dtype, **gates: Tensor) -> str | None:
+def obstacle(
+    k: Tensor,
+    v: Tensor,
+    dtype: torch.dtype,
+    *,
+    decay: Tensor | None = None,
+    erase_key: Tensor | None = None,
+) -> str | None:
     """Return why the kernels cannot compute such inputs in `dtype`, or None if they can."""
     if not k.is_cpu:
         return f"the tensors are on {k.device.type}, not cpu"
     # numel, for nearly every call, is less than half the time of the two shapes.
     if not (k.numel() and v.numel()) and 0 in (k.shape[3], v.shape[3]):
         return f"keys of size {k.shape[3]} and values of size {v.shape[3]} hold nothing"
-    if gates:
-        return "gates run in the chunk form"
-    return build_obstacle(dtype)
+    if decay is None and erase_key is None:
+        return build_obstacle(dtype)
+    if decay is not None and decay.ndim == 4:
+        return "a decay per key channel runs in the chunk form"
+    return build_obstacle(dtype, "gated_rules")
 
 
 @torch.compiler.assume_constant_result  # pyright: ignore[reportUnknownMemberType]
-def build_obstacle(dtype: torch.dtype) -> str | None:
-    """Return why there are no kernels for numbers of `dtype`, or None if there are."""
+def build_obstacle(dtype: torch.dtype, source: str = "rules") -> str | None:
+    """Return why a source file has no kernels for numbers of `dtype`, or None if it has."""
     if dtype not in REALS:
         return f"the numbers are {str(dtype).removeprefix('torch.')}, not float32 or float64"
-    return _try_build(dtype)
+    return _try_build(dtype, source)
 
 
 @functools.cache
-def _try_build(dtype: torch.dtype) -> str | None:
+def _try_build(dtype: torch.dtype, source: str) -> str | None:
     try:
-        library(dtype)
+        library(dtype, source)
     except BuildError as error:
         return str(error)
     return None
 
 
-def _file_name(compiler: list[str], identity: str, real: str) -> str:
+def _file_name(compiler: list[str], identity: str, real: str, source: str = "rules") -> str:
     """Return another name for everything that may make another library."""
     key = hashlib.sha256(f"{compiler}\n{identity}\n{FLAGS}\n{_openmp_library()}".encode())
     for path in sorted([*SOURCE.glob("*.h"), *SOURCE.glob("*.cpp")]):
         key.update(path.read_bytes())
-    return f"rules-{real}-{key.hexdigest()[:24]}"
+    return f"{source}-{real}-{key.hexdigest()[:24]}"
 
 
 def _compiler() -> tuple[list[str], str]:
@@ -121,10 +134,10 @@ def _openmp_library() -> Path | None:
     return next((path for folder in folders for path in sorted(folder.glob("libgomp*.so*"))), None)
 
 
-def _compile(compiler: list[str], identity: str, real: str, work: Path) -> Path:
+def _compile(compiler: list[str], identity: str, real: str, source: str, work: Path) -> Path:
     """Return a shared library, with torch's OpenMP, another one or none: what can be had."""
     target = work / "rules.o", work / "rules.so"
-    compile_ = [*compiler, *FLAGS, f"-DFW_REAL={real}", "-c", str(SOURCE / "rules.cpp"), "-o"]
+    compile_ = [*compiler, *FLAGS, f"-DFW_REAL={real}", "-c", str(SOURCE / f"{source}.cpp"), "-o"]
     link = [*compiler, "-shared", str(target[0]), "-o", str(target[1])]
     shared = _openmp_library()
     attempts: list[tuple[list[str], list[str]]] = [(["-fopenmp"], ["-fopenmp"]), ([], [])]

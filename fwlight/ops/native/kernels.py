@@ -33,6 +33,7 @@ STATES_AT_HAND = 1 << 18
 
 _CONTIGUOUS = torch.contiguous_format
 _ONE = {dtype: torch.empty((), dtype=dtype, device="cpu") for dtype in REALS}
+_NO_GATES: tuple[int, ...] = ()
 _NOTHING = 0, 0, 0, 0, 0
 """Address and strides of no tensor. Those of the others are written out: a function that returned
 them would take as long again, up to nine times a call."""
@@ -47,13 +48,14 @@ _overwriting = ContextVar("overwriting", default=False)
 _below_autograd = torch._C._AutoDispatchBelowAutograd  # pyright: ignore[reportPrivateUsage]
 
 LIBRARY.define(
-    "native_rule(Tensor? q, Tensor k, Tensor v, Tensor? beta, Tensor? state, str rule, int keep)"
-    " -> (Tensor o, Tensor state, Tensor kept)"
+    "native_rule(Tensor? q, Tensor k, Tensor v, Tensor? beta, Tensor? state, str rule, int keep,"
+    " Tensor? decay=None, Tensor? erase_key=None) -> (Tensor o, Tensor state, Tensor kept)"
 )
 LIBRARY.define(
     "native_rule_backward(Tensor? q, Tensor k, Tensor v, Tensor? beta, Tensor? d_o,"
-    " Tensor? d_state, Tensor kept, str rule, bool started)"
-    " -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbeta, Tensor d_state)"
+    " Tensor? d_state, Tensor kept, str rule, bool started,"
+    " Tensor? decay=None, Tensor? erase_key=None) -> (Tensor dq, Tensor dk, Tensor dv,"
+    " Tensor dbeta, Tensor d_state, Tensor d_decay, Tensor d_erase_key)"
 )
 
 
@@ -108,6 +110,8 @@ def _forward(
     state: Tensor | None,
     rule: str,
     keep: int,
+    decay: Tensor | None = None,
+    erase_key: Tensor | None = None,
     last: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Return o, S_T and what the backward pass needs; S_T in `last`, if that is given."""
@@ -121,8 +125,12 @@ def _forward(
     if last is None:
         last = torch.empty_like(like_state, memory_format=_CONTIGUOUS)
     kept = torch.empty_like(like_kept, memory_format=_CONTIGUOUS) if keep else None
+    entry, gates = "fwlight_forward", _NO_GATES
+    if decay is not None or erase_key is not None:
+        erase_key = None if erase_key is None else dense(erase_key)
+        entry, gates = "fwlight_gated_forward", (*sequence(decay), *_vectors(erase_key))
     no_memory = launch(
-        "fwlight_forward",
+        entry,
         k.dtype,
         *numbers,
         torch.get_num_threads(),
@@ -136,6 +144,7 @@ def _forward(
         0 if state is None else state.data_ptr(),
         last.data_ptr(),
         0 if kept is None else kept.data_ptr(),
+        *gates,
     )
     if no_memory:
         _refuse("forward", k, v)
@@ -152,8 +161,10 @@ def _backward(
     kept: Tensor,
     rule: str,
     started: bool,
-) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Return the gradients of q, k, v, beta and S_0."""
+    decay: Tensor | None = None,
+    erase_key: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of q, k, v, beta, S_0, the decay and the erase key."""
     if q is None or d_o is None:
         q = d_o = dq = None
     else:
@@ -166,8 +177,19 @@ def _backward(
     dk, dv = empty_like(k), empty_like(v)
     dbeta = None if beta is None else empty_like(beta)
     d_initial = torch.empty_like(like_state, memory_format=_CONTIGUOUS) if started else None
+    d_decay = d_erase_key = None
+    entry, gates = "fwlight_backward", _NO_GATES
+    if decay is not None or erase_key is not None:
+        if decay is not None:
+            d_decay = empty_like(decay)
+        if erase_key is not None:
+            erase_key = dense(erase_key)
+            d_erase_key = empty_like(erase_key)
+        gates = *sequence(decay), *_vectors(erase_key)
+        gates = *gates, *sequence(d_decay), *_vectors(d_erase_key)
+        entry = "fwlight_gated_backward"
     no_memory = launch(
-        "fwlight_backward",
+        entry,
         k.dtype,
         *numbers,
         torch.get_num_threads(),
@@ -187,10 +209,15 @@ def _backward(
         0 if d_state is None else d_state.data_ptr(),
         0 if d_initial is None else d_initial.data_ptr(),
         kept.data_ptr(),
+        *gates,
     )
     if no_memory:
         _refuse("backward", k, v)
-    return dq, dk, dv, dbeta, d_initial
+    return dq, dk, dv, dbeta, d_initial, d_decay, d_erase_key
+
+
+def _vectors(x: Tensor | None) -> tuple[int, ...]:
+    return _NOTHING if x is None else (x.data_ptr(), *x.stride())
 
 
 def _refuse(name: str, k: Tensor, v: Tensor) -> NoReturn:
@@ -218,34 +245,36 @@ def _traced(x: Tensor) -> bool:
 class _Rule(Function):
     @staticmethod
     def forward(
-        ctx: Any, rule: str, q: Any, k: Tensor, v: Tensor, beta: Any, S: Any
+        ctx: Any, rule: str, q: Any, k: Tensor, v: Tensor, beta: Any, S: Any, decay: Any, erase: Any
     ) -> tuple[Tensor | None, Tensor]:
         if _traced(k):
             with _below_autograd():
-                o, last, kept = _OP(q, k, v, beta, S, rule, LAYOUT)
+                o, last, kept = _OP(q, k, v, beta, S, rule, LAYOUT, decay, erase)
         else:
-            o, last, kept = _forward(q, k, v, beta, S, rule, LAYOUT)
+            o, last, kept = _forward(q, k, v, beta, S, rule, LAYOUT, decay, erase)
         ctx.rule, ctx.started = rule, S is not None
-        ctx.save_for_backward(q, k, v, beta, kept)
+        ctx.save_for_backward(q, k, v, beta, kept, decay, erase)
         ctx.set_materialize_grads(False)
         return o, last
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        q, k, v, beta, kept = ctx.saved_tensors
+        q, k, v, beta, kept, *gates = ctx.saved_tensors
         d_o, d_last = grads
         rule, started = ctx.rule, ctx.started
         if d_last is None and rule == "fwm":
             d_last = v.new_zeros(_state_shape(k, v))
         if not _traced(k):
-            return None, *_backward(q, k, v, beta, d_o, d_last, kept, rule, started)
+            return None, *_backward(q, k, v, beta, d_o, d_last, kept, rule, started, *gates)
         if q is None or d_o is None:
             q = d_o = None
-        dq, dk, dv, dbeta, d_initial = _BACKWARD_OP(q, k, v, beta, d_o, d_last, kept, rule, started)
+        arguments = (q, k, v, beta, d_o, d_last, kept, rule, started, *gates)
+        dq, dk, dv, dbeta, d_initial, *d_gates = _BACKWARD_OP(*arguments)
         dq = None if q is None else dq
         dbeta = None if beta is None else dbeta
-        return None, dq, dk, dv, dbeta, d_initial if started else None
+        d_gates = (None if x is None else d for x, d in zip(gates, d_gates, strict=True))
+        return None, dq, dk, dv, dbeta, d_initial if started else None, *d_gates
 
 
 # Without what `Function.apply` does first for torch.func, which takes microseconds also where that
@@ -276,26 +305,43 @@ def _requires_grad(*inputs: Tensor | None) -> bool:
 
 
 def _autograd(*arguments: Any) -> tuple[Tensor, ...]:
-    *inputs, rule, keep = arguments
+    q, k, v, beta, state, rule, _, *gates = (*arguments, None, None)[:9]
+    inputs = q, k, v, beta, state, *gates
     if not (torch.is_grad_enabled() and _requires_grad(*inputs)):
         with _below_autograd():
-            return _OP(*inputs, rule, keep)
+            return _OP(*arguments)
     o, last = apply(_Rule, rule, *inputs)
     return _present(last, o, last, None)
 
 
-def _fake_forward(q: Any, k: Any, v: Any, beta: Any, state: Any, rule: str, keep: int) -> Any:
+def _fake_forward(
+    q: Any, k: Any, v: Any, beta: Any, state: Any, rule: str, keep: int, *gates: Any
+) -> Any:
     k, v = dense(k), dense(v)
     o = None if q is None else empty_like(v)
     kept = v.new_empty(_numbers_kept(k.shape, v.shape[3], v.itemsize, rule)) if keep else None
     return _present(v, o, v.new_empty(_state_shape(k, v)), kept)
 
 
-def _fake_backward(q: Any, k: Any, v: Any, beta: Any, d_o: Any, d_state: Any, *others: Any) -> Any:
+def _fake_backward(
+    q: Any,
+    k: Any,
+    v: Any,
+    beta: Any,
+    d_o: Any,
+    d_state: Any,
+    kept: Any,
+    rule: str,
+    started: bool,
+    decay: Any = None,
+    erase_key: Any = None,
+) -> Any:
     q = None if q is None or d_o is None else dense(q)
     k, v = dense(k), dense(v)
-    wanted = (None if x is None else empty_like(x) for x in (q, k, v, beta))
-    return _present(v, *wanted, v.new_empty(_state_shape(k, v)) if others[-1] else None)
+    erase_key = None if erase_key is None else dense(erase_key)
+    found = [None if x is None else empty_like(x) for x in (q, k, v, beta, decay, erase_key)]
+    found.insert(4, v.new_empty(_state_shape(k, v)) if started else None)
+    return _present(v, *found)
 
 
 LIBRARY.impl("native_rule", _forward_op, "CPU")
@@ -308,29 +354,49 @@ _BACKWARD_OP = torch.ops.fwlight.native_rule_backward.default
 
 
 def _run(
-    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, S: Tensor | None, rule: str
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor | None,
+    S: Tensor | None,
+    rule: str,
+    decay: Tensor | None = None,
+    erase_key: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor]:
     if _traced(k):
-        o, last, _ = _OP(q, k, v, beta, S, rule, 0)
+        o, last, _ = _OP(q, k, v, beta, S, rule, 0, decay, erase_key)
         return None if q is None else o, last
-    if torch.is_grad_enabled() and _requires_grad(q, k, v, beta, S):
-        return _apply(rule, q, k, v, beta, S)
+    if torch.is_grad_enabled() and _requires_grad(q, k, v, beta, S, decay, erase_key):
+        return _apply(rule, q, k, v, beta, S, decay, erase_key)
     over = S is not None and _overwriting.get() and S.is_contiguous() and not S.requires_grad
-    return _forward(q, k, v, beta, S, rule, 0, S if over else None)[:2]
+    return _forward(q, k, v, beta, S, rule, 0, decay, erase_key, S if over else None)[:2]
 
 
 def native_delta_rule(
-    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor, S: Tensor | None
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    S: Tensor | None,
+    *,
+    decay: Tensor | None = None,
+    erase_key: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor]:
     """Run the delta rule in compiled code, in chunks that stay in the processor's cache."""
-    return _run(q, k, v, beta, S, "delta")
+    return _run(q, k, v, beta, S, "delta", decay, erase_key)
 
 
 def native_sum_rule(
-    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor | None, S: Tensor | None
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor | None,
+    S: Tensor | None,
+    *,
+    decay: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor]:
     """Run the sum rule in compiled code, in chunks that stay in the processor's cache."""
-    return _run(q, k, v, beta, S, "sum")
+    return _run(q, k, v, beta, S, "sum", decay)
 
 
 def native_fwm_rule(

@@ -2,11 +2,12 @@
 
 import functools
 import struct
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from fwlight.ops.native.build import build_obstacle, library
+from fwlight.ops.native.build import FUNCTIONS, build_obstacle, library
 
 LIBRARY = torch.library.Library("fwlight", "DEF")
 CHUNK = 16  # tokens worked on at once, as in simd.h
@@ -55,12 +56,18 @@ def sequence(x: Tensor | None) -> tuple[int, ...]:
 
 def launch(name: str, dtype: torch.dtype, *arguments: int) -> int:
     """Call a compiled function, which returns zero unless memory ran out."""
-    return getattr(library(dtype), name)(_format(len(arguments)).pack(*arguments))
+    return _function(name, dtype)(_format(len(arguments)).pack(*arguments))
 
 
 def bits(x: float) -> int:
     """Return the integer of the same 64 bits."""
     return struct.unpack("q", struct.pack("d", x))[0]
+
+
+@functools.cache
+def _function(name: str, dtype: torch.dtype) -> Callable[[bytes], int]:
+    source = next(source for source, names in FUNCTIONS.items() if name in names)
+    return getattr(library(dtype, source), name)
 
 
 @functools.cache

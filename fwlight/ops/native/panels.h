@@ -40,6 +40,15 @@ struct Block {
   FW_INLINE void plus(const T* from, Index ld, Index step) {
     each([&](vec& x, int m, int p, int v) FW_ALWAYS { x += load(from + m * ld + p * step + v); });
   }
+  // The same of what decays.
+  FW_INLINE void plus(const T* from, Index ld, Index step, T by) {
+    each([&](vec& x, int m, int p, int v) FW_ALWAYS {
+      x += by * load(from + m * ld + p * step + v);
+    });
+  }
+  FW_INLINE void scale_rows(const T* by) {
+    each([&](vec& x, int m, int, int) FW_ALWAYS { x *= by[m] - vec{}; });
+  }
   // Add a(m, k) B[k, :], or subtract it, for `depth` values of k. B's panels are `b_step` apart.
   // a(m, k) is found at A[k PAD + m], or with ROWS_OF at A[m PAD + k], where the next panel of A
   // comes after `a_step` numbers.

@@ -3,22 +3,27 @@
 #include "forward.h"
 
 // Columns v to v + VECS vectors of one token: write S' = S + k u, read o. S and S' may be one.
-template <class T, bool DELTA, int VECS>
+// Under gates `left` is of S what is there, and p what u leaves out; p is k otherwise.
+template <class T, bool DELTA, bool GATED, int VECS>
 FW_INLINE void step_columns(
-    const T* S, T* S_new, Index ld, Index keys, const T* q, const T* k, const T* v, T b, T* o) {
+    const T* S, T* S_new, Index ld, Index keys, const T* q, const T* k, const T* v, T b, T* o,
+    const T* p, T left) {
   constexpr int W = Simd<T>::width;
   typename Simd<T>::vec u[VECS], y[VECS];
   FW_UNROLL for (int j = 0; j < VECS; ++j) u[j] = load(v + j * W);
   if constexpr (DELTA) {
     for (Index i = 0; i < keys; ++i) {
-      FW_UNROLL for (int j = 0; j < VECS; ++j) u[j] -= k[i] * load(S + i * ld + j * W);
+      const T p_i = GATED ? left * p[i] : k[i];
+      FW_UNROLL for (int j = 0; j < VECS; ++j) u[j] -= p_i * load(S + i * ld + j * W);
     }
   }
   FW_UNROLL for (int j = 0; j < VECS; ++j) u[j] *= b, y[j] = typename Simd<T>::vec{};
   for (Index i = 0; i < keys; ++i) {
     const T q_i = q ? q[i] : T(0);
     FW_UNROLL for (int j = 0; j < VECS; ++j) {
-      const auto x = load(S + i * ld + j * W) + k[i] * u[j];
+      auto x = load(S + i * ld + j * W);
+      if (GATED) x *= left - typename Simd<T>::vec{};
+      x += k[i] * u[j];
       store(S_new + i * ld + j * W, x);
       y[j] += q_i * x;
     }
@@ -29,7 +34,7 @@ FW_INLINE void step_columns(
 }
 
 // Token by token, for a few tokens without a backward pass; it works in place on the last state.
-template <class T, bool DELTA>
+template <class T, bool DELTA, bool GATED>
 void step_head(const Shape& s, const ForwardHead<T>& a) {
   constexpr int W = Simd<T>::width;
   if (!a.initial) {
@@ -44,23 +49,26 @@ void step_head(const Shape& s, const ForwardHead<T>& a) {
     const T* v = a.v + t * a.v_ld;
     T* o = q ? a.o + t * a.o_ld : nullptr;
     const T b = a.beta ? a.beta[t * a.beta_ld] : T(1);
+    const T* p = GATED && a.erase ? a.erase + t * a.erase_ld : k;
+    const T left = GATED && a.decay ? std::exp(a.decay[t * a.decay_ld]) : T(1);
+    const auto remains = [left](T x) { return GATED ? left * x : x; };
     Index j = 0;
     for (; j + 4 * W <= s.values; j += 4 * W) {
-      step_columns<T, DELTA, 4>(
-          S + j, a.last + j, a.state_ld, s.keys, q, k, v + j, b, offset(o, j));
+      step_columns<T, DELTA, GATED, 4>(
+          S + j, a.last + j, a.state_ld, s.keys, q, k, v + j, b, offset(o, j), p, left);
     }
     for (; j + W <= s.values; j += W) {
-      step_columns<T, DELTA, 1>(
-          S + j, a.last + j, a.state_ld, s.keys, q, k, v + j, b, offset(o, j));
+      step_columns<T, DELTA, GATED, 1>(
+          S + j, a.last + j, a.state_ld, s.keys, q, k, v + j, b, offset(o, j), p, left);
     }
     for (; j < s.values; ++j) {
       T u = v[j], y = 0;
       if (DELTA) {
-        for (Index i = 0; i < s.keys; ++i) u -= k[i] * S[i * a.state_ld + j];
+        for (Index i = 0; i < s.keys; ++i) u -= p[i] * remains(S[i * a.state_ld + j]);
       }
       u *= b;
       for (Index i = 0; i < s.keys; ++i) {
-        const T x = S[i * a.state_ld + j] + k[i] * u;
+        const T x = remains(S[i * a.state_ld + j]) + k[i] * u;
         a.last[i * a.state_ld + j] = x;
         if (q) y += q[i] * x;
       }
