@@ -14,7 +14,7 @@ UNSAFE = {
     *("yaml.load", "yaml.unsafe_load", "yaml.full_load", "pandas.read_pickle", "torch.jit.load"),
     *("torch.hub.load", "load_from_checkpoint", "add_safe_globals"),
 }
-BETWEEN_RANKS = {"fwlight.run.rng", "fwlight.training.translation"}
+BETWEEN_RANKS = {"fwlight.run.agreement", "fwlight.run.rng", "fwlight.training.translation"}
 """What the ranks of a run tell each other, as Lightning's own strategies do too."""
 
 

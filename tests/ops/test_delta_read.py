@@ -101,7 +101,7 @@ def test_errors_name_the_shapes_and_the_choices():
     q, k, _, beta = make_read(4)
     with pytest.raises(ValueError, match=r"not k \[1, 2, 4, 5\], q \[1, 2, 4\] and beta"):
         delta_read_weights(q[..., 1:], k, beta)
-    with pytest.raises(ValueError, match="'chunky' is none of auto, recurrent, chunk, native"):
+    with pytest.raises(ValueError, match="'chunky' is none of auto, native, fla, chunk"):
         delta_read_weights(q, k, beta, backend="chunky")
 
 
