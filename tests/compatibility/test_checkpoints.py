@@ -32,14 +32,17 @@ def test_old_checkpoint(family, record, texts, tmp_path) -> None:
     run_dir = tmp_path / "run"
     assert main([*chosen, f"resume={ckpt}", f"run_dir={run_dir}"]) == 0
     summary = json.loads((run_dir / "summary.json").read_text())
-    assert_same(summary, recorded["summary"])
+    # Draws of random features that are redrawn have moved in the stream of random numbers since, so
+    # that other numbers drop.
+    redrawn = "model/feature_map=favor_lm" in FAMILIES[family]
+    assert_same(summary, recorded["summary"], rel=1e-2 if redrawn else 1e-4)
     assert set(recorded["tags"]) <= set(tags(run_dir))
     assert summary["global_step"] > MIDDLE
 
 
-def assert_same(found: dict, recorded: dict) -> None:
+def assert_same(found: dict, recorded: dict, rel: float = 1e-4) -> None:
     """Hold numbers to rounding: processors differ in the order in which they add."""
     for name, value in recorded.items():
         if name not in TIMES:
-            same = pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
+            same = pytest.approx(value, rel=rel) if isinstance(value, float) else value
             assert found[name] == same, name
