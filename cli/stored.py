@@ -95,9 +95,9 @@ def _refuse_changes(stored: Any, composition: Composition, sections: tuple[str, 
         for section in sections
         for change in _changes(stored, composition)
         if change[0].startswith(section) and change[0] not in _FREE
-        # A class may have moved, and a network ask otherwise for what model.* says all the same.
-        if not change[0].endswith("_target_")
-        and not (change[0].startswith("network.") and change[2] is None)
+        # What network.* repeats of model.*, from a class that may have moved, or asks for no more.
+        if not change[0].startswith("network.")
+        or not (change[0].endswith("_target_") or change[2] is None)
     ]
     # Dropout has no weights; attention and memory repeat what their interpolations point to.
     changes = [
