@@ -16,7 +16,7 @@ from fwlight.diagnostics import (
 )
 from fwlight.diagnostics.figures import beta_figure
 from fwlight.diagnostics.layers import Layer, Sequences, Watcher
-from fwlight.training import TrainingModule
+from fwlight.training.module import TrainingModule
 
 NAMES = {
     **{f"{x}_{y}": f"{x}/{y}" for x in ("beta", "g") for y in ("mean", "std", "p5", "p50", "p95")},

@@ -5,7 +5,7 @@ from typing import cast
 from lightning import Callback, LightningModule, Trainer
 
 from callbacks.watching import LayerWatcher
-from fwlight.training import TrainingModule
+from fwlight.training.module import TrainingModule
 
 
 class Dashboard(Callback):

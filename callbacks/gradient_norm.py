@@ -6,7 +6,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from fwlight.training import TrainingModule
+from fwlight.training.module import TrainingModule
 
 
 class GradientNorm(Callback):

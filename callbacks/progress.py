@@ -7,7 +7,8 @@ from typing import Any, TextIO, cast
 from lightning import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
-from fwlight.training import TrainingModule
+from fwlight.lightning_internals import completes_update
+from fwlight.training.module import TrainingModule
 
 
 class Progress(Callback):
@@ -50,7 +51,7 @@ class Progress(Callback):
         """Show the step's own figures where they are due."""
         step = trainer.global_step
         # Accumulated batches end at a step that was shown already.
-        if not trainer.is_global_zero or trainer.fit_loop._should_accumulate():
+        if not trainer.is_global_zero or not completes_update(trainer):
             return
         due = step % self.every_n_steps == 0 or step == trainer.max_steps
         figures = _figures(cast(TrainingModule, pl_module).step_metrics(), "train") if due else ""

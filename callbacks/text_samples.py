@@ -7,7 +7,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from fwlight.models import DecoderLM, check_sampling, generate
-from fwlight.training import TrainingModule
+from fwlight.training.module import TrainingModule
 
 _LINES = 2
 

@@ -8,7 +8,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.throughput import get_available_flops
 
-from fwlight.training import TrainingModule
+from fwlight.lightning_internals import completes_update
+from fwlight.training.module import TrainingModule
 
 
 class Throughput(Callback):
@@ -51,7 +52,7 @@ class Throughput(Callback):
         """Log the speed where a log is due."""
         module = cast(TrainingModule, pl_module)
         step = trainer.global_step
-        if not module.logs_at(step) or trainer.fit_loop._should_accumulate():
+        if not module.logs_at(step) or not completes_update(trainer):
             return
         now, tokens = time.monotonic(), float(module.tokens_seen)
         if now > self._since:

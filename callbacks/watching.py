@@ -21,7 +21,8 @@ from fwlight.diagnostics.layers import (
     watch_forward,
 )
 from fwlight.diagnostics.metric import LayerStatistics
-from fwlight.training import TrainingModule
+from fwlight.lightning_internals import completes_update
+from fwlight.training.module import TrainingModule
 
 _FIRST_DRAWING = 0.4
 """Seconds that a drawing is taken to need before one was timed."""
@@ -118,7 +119,7 @@ class LayerWatcher(Callback):
         batch_idx: int,
     ) -> None:
         """Look where it is due, and log."""
-        if not self.layers or trainer.fit_loop._should_accumulate():
+        if not self.layers or not completes_update(trainer):
             return
         step, self._batch = trainer.global_step, batch
         if step % self.every_n_steps and step != trainer.max_steps:

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from fwlight.types import DataError
 from tasks.contexts import CarriedLanes, SlidingWindows
-from tasks.corpora import SPLITS, open_corpus
-from tasks.documents import WITH_DOCUMENTS, document_starts, line_beginnings
-from tasks.encoding import encode, encode_split, stream_hash
 from tasks.lanes import EvalLanes, TrainLanes
 from tasks.position import SCORES, refuse_other_data, whose
 from tasks.ranks import epoch_limit, ranks
-from tasks.tokenizer import EOS, detokenize, split_tokens, tokenize
-from tasks.vocabulary import Vocabulary
+from tasks.text.corpora import SPLITS, open_corpus
+from tasks.text.documents import WITH_DOCUMENTS, document_starts, line_beginnings
+from tasks.text.encoding import encode, encode_split, stream_hash
+from tasks.text.tokenizer import EOS, detokenize, split_tokens, tokenize
+from tasks.text.vocabulary import Vocabulary
 
 _DEFAULT_MIN_COUNT = {"stdlib": 3, "text": 3}  # the files of others hold <unk> already
 _STDLIB_REMEDY = "the text comes with Python: use the Python version of the old run"
@@ -39,7 +39,7 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
 
     Args:
         data: `stdlib`, `wikitext103`, `wikitext2`, `ptb`, `wikitext` or `text`; see
-            `tasks.corpora.open_corpus`.
+            `tasks.text.corpora.open_corpus`.
         path: Folder of token files, or the one file of `text`.
         train: File of the training split.
         valid: File of the validation split.

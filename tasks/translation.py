@@ -12,13 +12,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from tokenizers import Tokenizer
 
 from fwlight.types import DataError
-from tasks.bpe import BOS_ID, EOS_ID, PAD_ID, UNK_ID, encode_all, load_bpe, train_bpe
-from tasks.cache import cached_folder
-from tasks.pair_files import read_split, write_split
+from tasks.io.cache import cached_folder
 from tasks.pairs import EncodedPairs, EvalPairs, TrainPairs
-from tasks.parallel import SPLITS, Split, check_source, open_pairs
 from tasks.position import SCORES, refuse_other_data, whose
 from tasks.ranks import epoch_limit, ranks
+from tasks.text.bpe import BOS_ID, EOS_ID, PAD_ID, UNK_ID, encode_all, load_bpe, train_bpe
+from tasks.text.pair_files import read_split, write_split
+from tasks.text.parallel import SPLITS, Split, check_source, open_pairs
 
 _SPECIAL = {"pad": PAD_ID, "bos": BOS_ID, "eos": EOS_ID}
 _FORMAT = 2  # to be raised when the same text is encoded otherwise
@@ -34,7 +34,7 @@ class TranslationDataModule(lightning.LightningDataModule):
     keeps a fingerprint of the text; to go on training one of other data is refused.
 
     Args:
-        data: `cldr`, `multi30k`, `wmt14` or `files`; see `tasks.parallel.open_pairs`.
+        data: `cldr`, `multi30k`, `wmt14` or `files`; see `tasks.text.parallel.open_pairs`.
         source_lang: Language to translate from, as the files are named.
         target_lang: Language to translate to.
         path: Folder of `multi30k`; None downloads it.

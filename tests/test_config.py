@@ -380,7 +380,7 @@ def own_conf(monkeypatch, tmp_path):
 
 
 def test_config_option_of_ones_own_may_lack_what_has_a_default(own_conf):
-    target = "_target_: fwlight.training.OptimizerConfig\n"
+    target = "_target_: fwlight.training.optim.OptimizerConfig\n"
     own_conf("optimizer/sgd.yaml", f"{target}lr: 0.1\n")
     config = compose_config(["optimizer=sgd", "trainer.max_steps=20"]).config
     module = build("module", config["module"], network())
@@ -418,7 +418,7 @@ def test_config_option_of_ones_own_that_lacks_a_part_is_one_line(own_conf, place
         ("_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\n", "OptimizerConfig"),
         ("lr: 0.1\n", "OptimizerConfig"),
         ("_target_: nowhere.Missing\nlr: 0.1\n", "nowhere"),
-        ("_target_: fwlight.training.Missing\nlr: 0.1\n", "Missing"),
+        ("_target_: fwlight.training.optim.Missing\nlr: 0.1\n", "Missing"),
         ("_target_: 3\n", "3"),
     ],
 )

@@ -10,7 +10,7 @@ from cli.composition import compose_config
 from cli.overrides import groups
 from fwlight.mixers import KeyValues
 from fwlight.models import DecoderLM
-from fwlight.training import OptimizerConfig, lr_factor
+from fwlight.training.optim import OptimizerConfig, lr_factor
 
 WIKITEXT103 = 267_735
 

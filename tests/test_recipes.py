@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("fwlight", "tests", "conf", "cli", "tasks", "callbacks", "benchmarks")
+COPIED = ("fwlight", "tests", "conf", "cli", "tasks", "callbacks", "reports", "benchmarks")
 
 
 def steps(section: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from train import main
 ROOT = Path(__file__).resolve().parent.parent
 KILLED = """
 import os, signal, sys
-from fwlight.training import TranslationModule
+from fwlight.training.translation import TranslationModule
 step = TranslationModule.training_step
 def training_step(self, batch, number):
     if self.trainer.global_step == 17:

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from fwlight.errors import CheckpointError, ConfigError, StorageError
 from fwlight.integrity import damaged, taking_from
+from fwlight.lightning_internals import count_updates, is_restoring, leave_signals_alone
 from fwlight.models import DecoderLM
 from fwlight.models import generate as generate_tokens
 from fwlight.run.averaging import average_checkpoints
@@ -21,9 +22,6 @@ from fwlight.run.checkpointing import RunCheckpoint
 from fwlight.run.clock import RunClock
 from fwlight.run.files import write_atomically
 from fwlight.run.folder import RunFolder
-from fwlight.run.restoring import is_restoring
-from fwlight.run.signals import leave_signals_alone
-from fwlight.run.updates import count_updates
 from fwlight.training.module import TrainingModule, perplexity
 
 

@@ -7,6 +7,12 @@ from typing import Any, cast
 from lightning import Callback, LightningModule, Trainer
 
 from fwlight.integrity import damaged
+from fwlight.lightning_internals import (
+    completes_epoch,
+    completes_update,
+    evaluates_now,
+    stores_position,
+)
 from fwlight.run.restoring import check_loops
 from fwlight.training.module import TrainingModule
 
@@ -75,8 +81,7 @@ class RunCheckpoint(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to begin the data anew where a checkpoint should say how far it was read."""
-        loader = trainer.fit_loop._combined_loader
-        if self._no_position and loader is not None and loader._state_dicts():
+        if self._no_position and stores_position(trainer):
             error = ValueError("it has no position in the data")
             raise damaged(Path(trainer.ckpt_path or ""), error)
 
@@ -89,7 +94,7 @@ class RunCheckpoint(Callback):
         batch_idx: int,
     ) -> None:
         """Save if due, unless an evaluation comes first."""
-        if trainer.fit_loop._should_accumulate():
+        if not completes_update(trainer):
             return
         if _is_last_step(trainer):
             # Lightning evaluates once more where it is told to stop, though not at max_steps.
@@ -176,12 +181,6 @@ def _is_last_step(trainer: Trainer) -> bool:
     if trainer.max_steps != -1:
         return trainer.global_step >= trainer.max_steps
     epochs = trainer.max_epochs
-    ends = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
-    return epochs not in (None, -1) and ends and trainer.current_epoch + 1 >= epochs
-
-
-def evaluates_now(trainer: Trainer) -> bool:
-    """Whether Lightning evaluates before the next step; it offers no public way to ask."""
-    loop = trainer.fit_loop
-    assert loop._data_fetcher is not None
-    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+    if epochs is None or epochs == -1:
+        return False
+    return completes_epoch(trainer) and trainer.current_epoch + 1 >= epochs

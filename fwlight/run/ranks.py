@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from fwlight.errors import StorageError
+from fwlight.lightning_internals import SubprocessScriptLauncher, share_threads
 
 _ERRORS, _PARENT = "FWLIGHT_ERRORS", "FWLIGHT_FIRST_PROCESS"
 _GRACE = 10.0
@@ -60,7 +59,7 @@ class RanksStrategy(DDPStrategy):
         self._launcher = RanksLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
 
 
-class RanksLauncher(_SubprocessScriptLauncher):
+class RanksLauncher(SubprocessScriptLauncher):
     """Starts the other ranks; Lightning's would kill this process if one of them fails."""
 
     def launch(
@@ -79,7 +78,7 @@ class RanksLauncher(_SubprocessScriptLauncher):
             threading.Thread(target=_watch, daemon=True).start()
         elif os.environ.get(_PARENT) not in (None, str(os.getpid())):
             _end_with_parent()
-        _set_num_threads_if_needed(num_processes=self.num_processes)
+        share_threads(num_processes=self.num_processes)
         return function(*args, **kwargs)
 
 

@@ -7,13 +7,6 @@ import lightning
 from lightning import Trainer
 
 
-def is_restoring(trainer: Trainer) -> bool:
-    """Whether something loaded is not given back yet; Lightning offers no public way to ask."""
-    loop = trainer.fit_loop
-    waiting = loop._combined_loader is not None and loop._combined_loader_states_to_load
-    return bool(trainer._checkpoint_connector._loaded_checkpoint or waiting)
-
-
 def check_loops(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
     """Hold the counters of a training to those that this trainer keeps.
 

@@ -15,7 +15,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from fwlight.run.checkpointing import RunCheckpoint, evaluates_now
+from fwlight.lightning_internals import completes_update, evaluates_now
+from fwlight.run.checkpointing import RunCheckpoint
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _TOGETHER = 0.5
@@ -77,14 +78,6 @@ def listening(*, before_exit: Callable[[int, str], str | None]) -> Iterator[None
         writer.close()
 
 
-def leave_signals_alone(trainer: Trainer) -> None:
-    """Keep Lightning from handling signals: its SIGTERM saves nothing that resumes exactly.
-
-    Its handler also broadcasts from within, which hangs if another rank is elsewhere.
-    """
-    trainer._signal_connector.register_signal_handlers = lambda: None
-
-
 class StopOnSignal(Callback):
     """Ends training on all ranks at the end of the step in which any of them got a signal.
 
@@ -114,7 +107,7 @@ class StopOnSignal(Callback):
         batch_idx: int,
     ) -> None:
         """Stop if asked to, unless an evaluation comes first."""
-        if not trainer.fit_loop._should_accumulate() and not evaluates_now(trainer):
+        if completes_update(trainer) and not evaluates_now(trainer):
             self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from fwlight.errors import ConfigError, DataError
 from fwlight.models import EncoderDecoder
 from fwlight.run.actions import restore
-from fwlight.training import TranslationModule
+from fwlight.training.translation import TranslationModule
 
 
 def read_lines(path: str | None) -> list[str]:
@@ -33,7 +33,7 @@ def read_lines(path: str | None) -> list[str]:
         raise DataError(
             f"{name}: byte 0x{raw[error.start]:02x} in line {line} is not valid UTF-8"
         ) from error
-    if "\n" not in text:  # as in tasks.textfiles, which this package does not import
+    if "\n" not in text:  # as in tasks.io.textfiles, which this package does not import
         text = text.replace("\r", "\n")
     # Not splitlines(), which also cuts at other characters and so loses the count of sentences.
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []

@@ -24,7 +24,7 @@ INJECTED = ROOT / "tests" / "faults" / "injected.py"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["cli.building", "fwlight.run", "fwlight.training", "tasks.lm", "torch.utils.tensorboard"]
+    ["cli.building", "fwlight.run", "fwlight.training.lm", "tasks.lm", "torch.utils.tensorboard"]
 )
 
 TINY = (

@@ -23,14 +23,14 @@ from cli.overrides import groups
 from cli.stored import leaves
 from fwlight.errors import CheckpointError, ConfigError, DataError, FwlightError
 from fwlight.run.checkpoint_io import load_checkpoint
-from tasks import textfiles
-from tasks.archives import unpack
-from tasks.bpe import load_bpe
-from tasks.corpora import check_task, open_corpus
-from tasks.parallel import line_pairs
-from tasks.textfiles import read_pieces
-from tasks.tokenizer import detokenize, tokenize
-from tasks.vocabulary import Vocabulary
+from tasks.io import textfiles
+from tasks.io.archives import unpack
+from tasks.io.textfiles import read_pieces
+from tasks.text.bpe import load_bpe
+from tasks.text.corpora import check_task, open_corpus
+from tasks.text.parallel import line_pairs
+from tasks.text.tokenizer import detokenize, tokenize
+from tasks.text.vocabulary import Vocabulary
 from tests.faults.processes import ROOT
 from train import exit_code_and_line
 

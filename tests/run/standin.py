@@ -21,7 +21,8 @@ from callbacks.throughput import Throughput
 from fwlight import run
 from fwlight.mixers import KeyValues, MultiHeadAttention
 from fwlight.models import DecoderLM
-from fwlight.training import LanguageModelingModule, OptimizerConfig
+from fwlight.training.lm import LanguageModelingModule
+from fwlight.training.optim import OptimizerConfig
 from tasks.lanes import EvalLanes, TrainLanes
 
 VOCABULARY = 23

@@ -10,7 +10,7 @@ from fwlight import run
 from fwlight.errors import CheckpointError
 from fwlight.run.averaging import average_checkpoints
 from fwlight.run.checkpoint_io import load_checkpoint, save_checkpoint
-from fwlight.training import LanguageModelingModule
+from fwlight.training.lm import LanguageModelingModule
 from tests.run import standin
 
 STEPS = 4

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from fwlight.types import IGNORE_INDEX, DataError
 from tasks.contexts import CarriedLanes, SlidingWindows
-from tasks.documents import document_starts
 from tasks.lanes import TrainLanes
-from tasks.vocabulary import Vocabulary
+from tasks.text.documents import document_starts
+from tasks.text.vocabulary import Vocabulary
 
 few = st.integers(1, 9)
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fwlight.types import DataError
-from tasks.corpora import check_task
 from tasks.lm import LanguageModelingDataModule
+from tasks.text.corpora import check_task
 
 TRAIN = "the cat sat .\n\nthe dog sat .\nthe end\n"
 VALID = "the bird sat .\n"

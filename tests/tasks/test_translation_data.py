@@ -4,8 +4,9 @@ import pytest
 
 from fwlight.errors import StorageError
 from fwlight.types import DataError
-from tasks import parallel, translation
-from tasks.bpe import UNK_ID, encode_all, load_bpe, train_bpe
+from tasks import translation
+from tasks.text import parallel
+from tasks.text.bpe import UNK_ID, encode_all, load_bpe, train_bpe
 from tasks.translation import TranslationDataModule
 
 GERMAN = {"a": "ein", "the": "der", "man": "Mann", "dog": "Hund", "sees": "sieht", "old": "alter"}
@@ -247,7 +248,7 @@ def test_multi30k_is_held_to_its_hashes(shared_dir, tmp_path) -> None:
 
 def test_downloads_that_fail_name_the_manual_steps(monkeypatch) -> None:
     monkeypatch.setattr(parallel, "_MULTI30K_URL", "http://127.0.0.1:9/")
-    monkeypatch.setattr("tasks.downloads.PAUSE", 0.0)
+    monkeypatch.setattr("tasks.io.downloads.PAUSE", 0.0)
     message = fails({}, StorageError, data="multi30k")
     assert "train.en.gz cannot be downloaded" in message
     assert "github.com/multi30k/dataset" in message

@@ -8,12 +8,9 @@ from lightning import Trainer
 
 from fwlight.mixers import KeyValues, MultiHeadAttention
 from fwlight.models import DecoderLM
-from fwlight.training import (
-    LanguageModelingModule,
-    OptimizerConfig,
-    RecallAccuracy,
-    RecallModule,
-)
+from fwlight.training.lm import LanguageModelingModule
+from fwlight.training.optim import OptimizerConfig
+from fwlight.training.recall import RecallAccuracy, RecallModule
 from fwlight.types import IGNORE_INDEX, LMBatch
 
 X = IGNORE_INDEX

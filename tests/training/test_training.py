@@ -10,14 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fwlight.errors import ConfigError, NumericalError
-from fwlight.training import (
-    LanguageModelingModule,
-    OptimizerConfig,
-    TokenLoss,
-    build_optimizer,
-    lr_factor,
-    warmup_cosine,
-)
+from fwlight.training.lm import LanguageModelingModule
+from fwlight.training.metrics import TokenLoss
+from fwlight.training.optim import OptimizerConfig, build_optimizer, lr_factor, warmup_cosine
 from fwlight.types import IGNORE_INDEX, LMBatch
 
 VOCABULARY = 7

@@ -7,7 +7,8 @@ import torch
 
 from fwlight.mixers import KeyValues, MultiHeadAttention
 from fwlight.models import EncoderDecoder
-from fwlight.training import OptimizerConfig, TranslationModule, score
+from fwlight.training.optim import OptimizerConfig
+from fwlight.training.translation import TranslationModule, score
 from fwlight.types import IGNORE_INDEX, TranslationBatch
 from tasks.pairs import EncodedPairs, EvalPairs, TrainPairs
 

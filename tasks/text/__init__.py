@@ -1,0 +1,1 @@
+"""Sources of text, tokenizers, vocabularies, and streams of ids."""

@@ -1,0 +1,181 @@
+"""The sources of language-model text: each split as lines of words, read anew at every pass."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fwlight.types import DataError
+from tasks.io.textfiles import existing_file, read_pieces, text_size
+from tasks.text.public_texts import PATTERNS, files_of
+from tasks.text.stdlib_prose import prose_splits
+from tasks.text.tokenizer import EOS, split_tokens, tokenize
+
+SPLITS = ("train", "valid", "test")
+DOWNLOADED = ("wikitext103", "wikitext2", "ptb")
+SOURCES = ("stdlib", *DOWNLOADED, "wikitext", "text")
+
+Words = Callable[[], Iterator[list[str]]]
+"""One call is one pass over a split, in runs of words; `<eos>` ends a line."""
+
+_TRAIN_SHARE, _VALID_SHARE = 0.90, 0.05
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A source of text."""
+
+    name: str
+    """`task.data`, and what else decides how files are read."""
+    splits: dict[str, Words]
+    files: tuple[Path, ...] = ()
+    """What the splits are read from; their content decides what they hold."""
+
+
+def open_corpus(
+    data: str,
+    *,
+    path: str | Path | None = None,
+    train: str | Path | None = None,
+    valid: str | Path | None = None,
+    test: str | Path | None = None,
+    only: str | None = None,
+) -> Corpus:
+    """Return the three splits of a source, or `only` one; what has to be downloaded is, once.
+
+    - `stdlib`: the running Python's own prose, see `tasks.text.stdlib_prose`; takes no path.
+    - `wikitext103`, `wikitext2`, `ptb`: downloaded, or as distributed in the folder `path`:
+      `wiki.{train,valid,test}.tokens`, `ptb.{train,valid,test}.txt`; words between spaces, and
+      `<eos>` on every line, blank ones too.
+    - `wikitext`: any token files of that kind in the folder `path`, each of them replaced by
+      `train`, `valid` or `test` where given.
+    - `text`: the UTF-8 files `train`, `valid` and `test`, or the one file `path`, of which the
+      lines starting in the first 90 % of the (unpacked) bytes are for training and 5 % each for
+      the others; `<eos>` ends every line, blank ones too.
+
+    The `only` split of any source may be a file of its own (`valid`, `test`), its words cut as
+    those of the source are.
+
+    Raises:
+        DataError: an unknown source, missing or superfluous paths, or a file that is not there.
+        StorageError: a download fails.
+    """
+    given = {"train": train, "valid": valid, "test": test}
+    wanted = SPLITS if only is None else (only,)
+    if data not in SOURCES:
+        raise DataError(f"task.data={data} is unknown; choose one of {', '.join(SOURCES)}")
+    if only is not None and (name := given[only]):
+        file = existing_file(name)
+        cut = split_tokens if data in PATTERNS else tokenize
+        return Corpus(data, {only: partial(_file, file, cut)}, (file,))
+    if data == "stdlib":
+        if path or any(given.values()):
+            raise DataError("task.data=stdlib reads no files; give task.data=text or wikitext too")
+        return Corpus(data, {split: partial(_stdlib, split) for split in wanted})
+    if data in PATTERNS:
+        if needs_network(data, {"path": path, **given}):
+            files = files_of(data)
+        else:
+            files = {split: _token_file(data, split, path, given[split]) for split in wanted}
+        splits: dict[str, Words] = {
+            split: partial(_file, files[split], split_tokens) for split in wanted
+        }
+        return Corpus("tokens", splits, tuple(files[split] for split in wanted))
+    return _text(path, given)
+
+
+def needs_network(data: str, paths: Mapping[str, Any]) -> bool:
+    """Say whether a source is downloaded, as not all of its files are given."""
+    return data in DOWNLOADED and not paths["path"] and not all(paths[name] for name in SPLITS)
+
+
+def check_task(task: Mapping[str, Any], *, most_bytes: int = 1 << 24) -> None:
+    """Look at the beginning of every file that a configuration names, before torch is imported.
+
+    Raises:
+        DataError: As `open_corpus` and its splits.
+    """
+    paths = {name: task[name] for name in ("path", *SPLITS)}
+    if needs_network(task["data"], paths):
+        return
+    corpus = open_corpus(task["data"], **paths)
+    for file in corpus.files:
+        left = most_bytes
+        for piece in read_pieces(file):
+            left -= len(piece.text)
+            if left < 0:
+                return
+    for words in corpus.splits.values() if corpus.files else ():
+        next((run for run in words() if run != [EOS]), None)  # without words it says so
+
+
+def _token_file(
+    data: str, split: str, folder: str | Path | None, override: str | Path | None
+) -> Path:
+    if override:
+        return existing_file(override)
+    name = PATTERNS[data].format("{train,valid,test}")
+    if not folder:
+        raise DataError(
+            f"task.data={data} needs task.path, a folder with {name}, or the file task.{split}"
+        )
+    if not Path(folder).expanduser().is_dir():
+        raise DataError(f"task.path={folder} is no folder; task.data={data} needs one with {name}")
+    return existing_file(Path(folder) / PATTERNS[data].format(split))
+
+
+def _text(path: str | Path | None, given: dict[str, str | Path | None]) -> Corpus:
+    files = {split: name for split, name in given.items() if name}
+    if path and not files:
+        file = existing_file(path)
+        size = text_size(file)
+        edges = (0, int(size * _TRAIN_SHARE), int(size * (_TRAIN_SHARE + _VALID_SHARE)), size)
+        parts: dict[str, Words] = {
+            split: partial(_file, file, tokenize, first=edges[i], end=edges[i + 1])
+            for i, split in enumerate(SPLITS)
+        }
+        return Corpus("text", parts, (file,))
+    if not path and len(files) == len(SPLITS):
+        three = {split: existing_file(files[split]) for split in SPLITS}
+        return Corpus(
+            "text",
+            {split: partial(_file, three[split], tokenize) for split in SPLITS},
+            tuple(three.values()),
+        )
+    raise DataError(
+        "task.data=text needs either task.path, one file, or all of task.train, task.valid and "
+        "task.test"
+    )
+
+
+def _stdlib(split: str) -> Iterator[list[str]]:
+    for paragraph in prose_splits()[split]:
+        yield [*paragraph, EOS]
+
+
+def _file(
+    path: Path,
+    cut_words: Callable[[str], list[str]],
+    *,
+    first: int = 0,
+    end: int | None = None,
+) -> Iterator[list[str]]:
+    """Words of the lines that start at byte `first` or later and before byte `end`."""
+    empty, lines, begun = True, 0, 0
+    for piece in read_pieces(path):
+        lines += piece.ends_line
+        if piece.line_start >= first and (end is None or piece.line_start < end):
+            words = cut_words(piece.text)
+            empty = empty and not words
+            begun += piece.ends_line
+            yield [*words, EOS] if piece.ends_line else words
+    if empty:
+        where = "" if end is None else f" in bytes {first} to {end}, the part for one of the splits"
+        reason = "; give more text"
+        if lines and not begun:
+            reason = (
+                f": it is split between lines, and none of its {lines} begins there; give it "
+                "shorter lines, or three files as task.train, task.valid and task.test"
+            )
+        raise DataError(f"{path} holds no words{where}{reason}")
