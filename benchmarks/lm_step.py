@@ -26,8 +26,8 @@ OUTPUTS = ("adaptive", "dense", "chunked")
 
 
 def build_model(output: str) -> tuple[DecoderLM, torch.optim.Optimizer]:
-    """Return the network of `experiment=lm_wt103_small_delta_linear`, and its optimiser."""
-    arguments = ["experiment=lm_wt103_small_delta_linear", f"model.output={output}"]
+    """Return the network of `experiment=lm_wt103_small row=delta_linear`, and its optimiser."""
+    arguments = ["experiment=lm_wt103_small", "row=delta_linear", f"model.output={output}"]
     config = compose_config([*arguments, "task.path=FOLDER"]).config
     torch.manual_seed(0)
     network = build("network", config["network"], vocab_size=VOCAB)

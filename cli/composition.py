@@ -21,6 +21,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from cli.checks import check_section
 from cli.overrides import CONF, FREE_TEXT, chooses_option, parse, set_value
+from cli.rows import with_row
 from cli.schema import Config
 from fwlight.errors import ConfigError
 
@@ -71,6 +72,7 @@ def compose_config(arguments: Sequence[str]) -> Composition:
     Raises:
         ConfigError: If an argument cannot be read, or a key, option or value is not allowed.
     """
+    arguments = with_row(arguments)
     parsed = {key: (argument, value) for argument in arguments for key, value in [parse(argument)]}
     chosen = {key: pair for key, pair in parsed.items() if chooses_option(key)}
     nodes, choices = _compose_groups(chosen)
@@ -225,6 +227,7 @@ def _load(folder: Path, arguments: tuple[str, ...]) -> tuple[DictConfig, dict[st
     }
     with open_dict(config):
         del config["hydra"]
+        config.pop("rows", None)
     return config, choices
 
 

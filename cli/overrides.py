@@ -107,10 +107,14 @@ def _check_option(group: str, value: Any) -> None:
     for option in value if isinstance(value, list) else [value]:
         option = "null" if option is None else option
         if option not in options:
-            near = difflib.get_close_matches(str(option), options, n=1)
-            guess = f"; did you mean {near[0]}?" if near else ""
-            known = ", ".join(options) or "there is none"
-            raise ConfigError(f"{group}={option} is no option{guess} ({known})")
+            raise ConfigError(unknown_option(group, str(option), options))
+
+
+def unknown_option(key: str, option: str, options: list[str]) -> str:
+    """Say that a key has no such option, which it has, and which was perhaps meant."""
+    near = difflib.get_close_matches(option, options, n=1)
+    guess = f"; did you mean {near[0]}?" if near else ""
+    return f"{key}={option} is no option{guess} ({', '.join(options) or 'there is none'})"
 
 
 def set_value(config: DictConfig, choices: dict[str, str], key: str, value: Any) -> None:

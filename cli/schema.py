@@ -301,5 +301,6 @@ class Config(Section):
     rank_timeout: Annotated[float, Range(low=1e-3, high=1e9)]
     generate: Generate
     translate: Translate
+    row: str | None
     sweep: dict
     report: dict | None

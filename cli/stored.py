@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cli.composition import Composition, compose_config
+from cli.rows import replaced
 from fwlight.errors import CheckpointError, ConfigError
 
 _MACHINE = ("trainer", "callbacks", "logger", "debug")
@@ -54,6 +55,7 @@ def recompose(stored: Any, arguments: Sequence[str]) -> Composition:
     """
     choices, overrides, _ = _record(stored)
     texts = [f"{group}={option}" for group, option in choices.items()] + overrides
+    texts = [now for text in texts for now in replaced(text)]
     merged: dict[str, str] = {}
     for text in [*texts, *arguments]:
         if text in arguments or _root(text) not in (*_MACHINE, *_ONE_RUN):

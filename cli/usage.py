@@ -1,6 +1,7 @@
 """The text of `python train.py --help`."""
 
 from cli.overrides import groups
+from cli.rows import rows
 
 _TEXT = """\
 usage: python train.py [--cfg] [-m] key=value ...
@@ -11,6 +12,9 @@ usage: python train.py [--cfg] [-m] key=value ...
 
 Groups (option of conf/<group>/<option>.yaml):
 {groups}
+
+Rows of experiments (experiment=NAME row=ROW):
+{rows}
 
 Often used keys (all of them: --cfg):
   size.{{d_model,n_layers,n_heads,d_head,d_ff,dropout}}
@@ -47,4 +51,5 @@ Exit codes: 0 done, 2 configuration or data, 3 numerical, 4 checkpoint, 5 input/
 def usage() -> str:
     """Return the text, with the options that conf/ has now."""
     lines = [f"  {group}={'|'.join(options)}" for group, options in groups().items() if options]
-    return _TEXT.format(groups="\n".join(lines))
+    tables = [f"  {experiment}: {'|'.join(listed)}" for experiment, listed in rows().items()]
+    return _TEXT.format(groups="\n".join(lines), rows="\n".join(tables))

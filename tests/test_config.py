@@ -12,6 +12,7 @@ from cli.building import build, build_callbacks
 from cli.composition import Composition, compose_config
 from cli.launch import run_dir
 from cli.overrides import CONF, groups
+from cli.rows import rows
 from cli.stored import check_resume, recompose
 from fwlight.errors import CheckpointError, ConfigError
 from fwlight.mixers import FastWeights, KeyValues
@@ -19,6 +20,7 @@ from fwlight.models import AdaptiveSoftmax, DecoderLM
 from train import exit_code_and_line
 
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
+ROWS = rows()
 MODELS = groups()["model"]
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "WORLD_SIZE", "SLURM_NTASKS")
 
@@ -46,20 +48,23 @@ def test_config_groups_are_every_yaml_file():
     bases = {
         "_fast_weight.yaml",
         "_lm_mini.yaml",
-        "_translation_wmt14.yaml",
-        *(f"_lm_wt103{size}.yaml" for size in ("", "_small", "_medium", "_medium_full_context")),
+        "_lm_wt103.yaml",
     }
     assert {path.name for path in others} == {"config.yaml", "_same.yaml", "_none.yaml", *bases}
     assert {"task", "model", "size", "optimizer", "trainer", "callbacks", "logger"} <= set(groups())
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=str)
-def test_config_every_option_builds(group: str, option: str, tmp_path):
+EVERY = [(group, option, row) for group, option in OPTIONS for row in ROWS.get(option, [None])]
+
+
+@pytest.mark.parametrize(("group", "option", "row"), EVERY, ids=str)
+def test_config_every_option_builds(group: str, option: str, row: str | None, tmp_path):
     needed = ["task=retrieval"] if (group, option) == ("size", "retrieval") else []
     if option.startswith("lm_wt103"):
         for split in ("train", "valid", "test"):
             (tmp_path / f"wiki.{split}.tokens").touch()
         needed = [f"task.path={tmp_path}"]
+    needed += [f"row={row}"] * (row is not None)
     composition = compose_config([*needed, f"{group}={option}"])
     config = composition.config
     assert composition.choices[group] == option
@@ -81,6 +86,51 @@ def test_config_every_option_builds(group: str, option: str, tmp_path):
     else:
         trainer = build("trainer", config["trainer"], logger=False)
         assert trainer.max_steps == config["trainer"]["max_steps"]
+
+
+# Rows of tables
+
+
+def test_a_row_is_its_keys_and_the_command_line_goes_last():
+    row = ("experiment=lm_wt103_small", "row=performer_m16", "task.path=FOLDER")
+    composition = compose_config(row)
+    assert composition.choices["model"] == "performer"
+    assert composition.config["model"]["feature_map"]["num_features"] == 16
+    assert composition.config["row"] == "performer_m16"
+    other = compose_config([*row, "model.feature_map.num_features=4"])
+    assert other.config["model"]["feature_map"]["num_features"] == 4
+    assert recompose(other.record(), []).config == other.config
+
+
+def test_an_experiment_with_rows_takes_a_model_of_ones_own_instead():
+    composition = compose_config(["experiment=translation_wmt14", "model=retnet"])
+    assert (composition.choices["model"], composition.config["row"]) == ("retnet", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["experiment=lm_wt103_small"], "needs row=NAME"),
+        (["experiment=lm_wt103_small", "row=linaer"], "did you mean linear?"),
+        (["experiment=demo", "row=linear"], "experiment=demo has no rows"),
+        (["row=linear"], "rows of which experiment? They are in lm_wt103_medium"),
+        (
+            ["experiment=lm_wt103_medium_full_context_linear"],
+            "is now experiment=lm_wt103_medium row=full_context_linear",
+        ),
+    ],
+)
+def test_what_is_no_row_is_told(arguments, told):
+    assert told in fails(*arguments)
+
+
+def test_a_checkpoint_of_an_experiment_of_one_row_is_read_on():
+    arguments = ["experiment=lm_wt103_small", "row=linear", "task.path=FOLDER"]
+    record = compose_config(arguments).record()
+    record["choices"]["experiment"] += "_linear"
+    record["overrides"].remove("row=linear")
+    now = recompose(record, [])
+    assert (now.choices["experiment"], now.config["row"]) == ("lm_wt103_small", "linear")
 
 
 @pytest.mark.parametrize("option", groups()["model/feature_map"])
@@ -402,6 +452,9 @@ def test_config_option_of_ones_own_may_lack_what_has_a_default(own_conf):
         ("optimizer/mine.yaml", "{momentum: 0.9}\n", "momentum"),
         ("optimizer/mine.yaml", "lr: [\n", "optimizer/mine"),
         ("experiment/mine.yaml", "# @package _global_\nsize: 3\n", "size"),
+        ("experiment/mine.yaml", "# @package _global_\nrows: [1]\n", "rows"),
+        ("experiment/mine.yaml", "# @package _global_\nrows: {a: 1}\n", "rows"),
+        ("experiment/mine.yaml", "# @package _global_\nrows: {\n", "conf/"),
         ("experiment/mine.yaml", "# @package _global_\nmodel: null\n", "model"),
         ("experiment/mine.yaml", "# @package _global_\ntrainer: null\n", "trainer"),
         ("experiment/mine.yaml", "# @package _global_\ncallbacks: null\n", "callbacks"),

@@ -7,7 +7,7 @@ import torch
 
 from cli.building import build
 from cli.composition import compose_config
-from cli.overrides import groups
+from cli.rows import rows
 from fwlight.mixers import KeyValues
 from fwlight.models import DecoderLM
 from fwlight.training.optim import OptimizerConfig, lr_factor
@@ -100,14 +100,15 @@ ROWS = {
 }
 
 
-def test_published_rows_are_the_experiments():
-    names = {option for option in groups()["experiment"] if option.startswith("lm_wt103_")}
-    assert names == {f"lm_wt103_{row}" for row in ROWS}
+def test_published_rows_are_those_of_the_experiments():
+    names = {f"{size}_{row}" for size in ("small", "medium") for row in rows()[f"lm_wt103_{size}"]}
+    assert names == set(ROWS)
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_published_rows_are_what_the_paper_trained(row: str):
-    arguments = (f"experiment=lm_wt103_{row}", "task.path=FOLDER")
+    size, _, name = row.partition("_")
+    arguments = (f"experiment=lm_wt103_{size}", f"row={name}", "task.path=FOLDER")
     composition = compose_config(arguments)
     config, model = composition.config, shapes(*arguments)
     memory = model.blocks[0].attention.memory
