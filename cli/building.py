@@ -74,7 +74,7 @@ def _made(node: Any) -> Any:
     arguments = {
         key: _made(value)
         for key, value in node.items()
-        if key not in ("_target_", "_partial_", "_check_")
+        if key not in ("_target_", "_partial_", "_check_", "_without_")
     }
     if "_target_" not in node:
         return arguments

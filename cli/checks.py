@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from cli.kinds import Kind
 from fwlight.errors import ConfigError
 
 
@@ -96,11 +97,13 @@ def _fault(value: Any, hint: Any, name: str) -> str | None:
     """Say why `value` does not fit the type `hint`, or None if it does."""
     origin = get_origin(hint)
     if origin is Annotated:
-        base, bound = get_args(hint)
+        base, *marks = get_args(hint)
         fault = _fault(value, base, name)
-        if fault and isinstance(bound, Pattern):
-            return f"must look like {bound.example}"
-        return fault or bound.fault(value)
+        for bound in (mark for mark in marks if isinstance(mark, Range | Pattern)):
+            if fault and isinstance(bound, Pattern):
+                return f"must look like {bound.example}"
+            fault = fault or bound.fault(value)
+        return fault
     if origin in (Union, types.UnionType):
         faults = [_fault(value, option, name) for option in get_args(hint)]
         if None in faults:
@@ -123,6 +126,14 @@ def _fault(value: Any, hint: Any, name: str) -> str | None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = number if hint is float else type(value) is hint
     return None if fits else f"is not {_names(hint)[0]}"
+
+
+def metadata(hint: Any) -> tuple[type[Section] | None, frozenset[Kind]]:
+    """Return the section that a type is, if it is one, and the kinds beside it."""
+    base, *marks = get_args(hint) if get_origin(hint) is Annotated else [hint]
+    options = get_args(base) if get_origin(base) in (Union, types.UnionType) else [base]
+    sections = [x for x in options if isinstance(x, type) and issubclass(x, Section)]
+    return next(iter(sections), None), frozenset(x for x in marks if isinstance(x, Kind))
 
 
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

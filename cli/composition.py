@@ -20,17 +20,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from cli.checks import check_section
-from cli.overrides import CONF, FREE_TEXT, chooses_option, parse, set_value
+from cli.kinds import Kind
+from cli.overrides import CONF, chooses_option, groups, parse, set_value
 from cli.rows import with_row
-from cli.schema import Config
+from cli.schema import Config, filled_sections, kinds_of
 from fwlight.errors import ConfigError
 
 _PROCESSES_A_CORE = 4
-_SECTIONS = (
-    *("task", "model", "size", "optimizer", "trainer", "callbacks"),
-    *("network", "module", "sweep"),
-)
-SIGNED_MAPS = ("identity", "tanh", "silu")
 
 
 @dataclass(frozen=True)
@@ -76,13 +72,13 @@ def compose_config(arguments: Sequence[str]) -> Composition:
     parsed = {key: (argument, value) for argument in arguments for key, value in [parse(argument)]}
     chosen = {key: pair for key, pair in parsed.items() if chooses_option(key)}
     nodes, choices = _compose_groups(chosen)
-    for name in _SECTIONS:
+    for name in filled_sections(groups()):
         if not isinstance(nodes.get(name), DictConfig):
             files = ", ".join(map("{0[0]}={0[1]}".format, choices.items()))
             raise ConfigError(
                 f"{name} is no section of keys in the chosen files of conf/ ({files})"
             )
-    texts = {key: value for key, (_, value) in parsed.items() if key in FREE_TEXT}
+    texts = {key: value for key, (_, value) in parsed.items() if Kind.TEXT in kinds_of(key)}
     for key, (_, value) in parsed.items():
         if key not in chosen:
             set_value(nodes, choices, key, None if key in texts else value)
@@ -119,12 +115,6 @@ def check_together(values: dict[str, Any]) -> None:
         raise ConfigError(
             f"size.n_heads={size['n_heads']} does not divide size.d_model={size['d_model']}"
         )
-    if "nu" in values["model"].get("feature_map", {}) and size["d_head"] > 0:
-        nu, most = values["model"]["feature_map"]["nu"], 2 * size["d_head"] - 1
-        if nu > most:
-            raise ConfigError(
-                f"model.feature_map.nu={nu} must be at most 2 size.d_head - 1 = {most}"
-            )
     optimizer, trainer = values["optimizer"], values["trainer"]
     warmup = optimizer.get("warmup_steps", 0)
     if optimizer.get("schedule") != "constant" and warmup > trainer["max_steps"]:
@@ -260,21 +250,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _warnings(values: dict[str, Any], choices: dict[str, str]) -> list[str]:
-    model = values["model"]
-    retriever = str(values["network"].get("_target_")).endswith(".Retriever")
-    if retriever and model.get("short_conv"):
-        return ["task=retrieval has one query, not a sequence: model.short_conv does nothing"]
-    feature_map = choices.get("model/feature_map")
-    normalised = model.get("key_norm") == "sum" or model.get("read_norm") not in ("none", None)
-    if feature_map in SIGNED_MAPS and normalised:
-        return [
-            f"model/feature_map={feature_map} has features of both signs, whose sum may be near 0: "
-            "divide by something else (model.key_norm=l2 model.read_norm=none)"
-        ]
-    unbounded = choices.get("model/decay") == "none" and model.get("out_norm") == "none"
-    if choices.get("model/update_rule") == "sum" and model.get("read_norm") == "none" and unbounded:
-        return [
-            f"model={choices['model']} model/update_rule=sum with read_norm=none is an "
-            "un-normalised sum; the models of the paper have model.read_norm=output"
-        ]
-    return []
+    return [
+        f"task={choices['task']} has no place for model.{key}, which does nothing"
+        for key in values["network"].get("_without_", ())
+        if values["model"].get(key)
+    ]

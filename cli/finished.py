@@ -9,16 +9,10 @@ from typing import Any
 import yaml
 
 from cli.composition import Composition
+from cli.kinds import Kind
 from cli.overrides import CONF
+from cli.schema import kinds_of
 from cli.stored import leaves
-
-_NO_RESULT = (
-    *("run_dir", "resume", "report", "sweep", "logger.", "output", "rank_timeout"),
-    *("callbacks.progress", "callbacks.throughput", "task.num_workers"),
-)
-"""Beginnings of the keys that change nothing in a run's results."""
-_WITH_CLASSES = ("task", "model", "optimizer")
-"""Groups whose options may differ in a class alone."""
 
 
 def settings(composition: Composition) -> dict[str, Any]:
@@ -29,7 +23,9 @@ def settings(composition: Composition) -> dict[str, Any]:
     options = {
         group: option
         for group, option in composition.choices.items()
-        if group.partition("@")[0].partition("/")[0] in _WITH_CLASSES
+        if (section := group.partition("@")[0].partition("/")[0]) in composition.config
+        and Kind.OF_A_START not in kinds_of(section)
+        and _classes({section: composition.config[section]})
     }
     return {**options, **_values(composition.config)}
 
@@ -86,7 +82,7 @@ def _values(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in leaves(config)
-        if not key.startswith(_NO_RESULT) and not key.rpartition(".")[2].startswith("_")
+        if Kind.NO_RESULT not in kinds_of(key) and not key.rpartition(".")[2].startswith("_")
     }
 
 
@@ -94,7 +90,7 @@ def _classes(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in leaves(config)
-        if key.endswith("._target_") and not key.startswith(_NO_RESULT)
+        if key.endswith("._target_") and Kind.NO_RESULT not in kinds_of(key)
     }
 
 

@@ -15,23 +15,14 @@ from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from cli.kinds import Kind
+from cli.schema import kinds_of
 from fwlight.errors import ConfigError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
-FREE_TEXT = (
-    *("prompt", "ckpt", "input", "output", "run_dir", "resume"),
-    *("task.path", "task.train", "task.valid", "task.test"),
-)
-"""Keys whose value is taken as typed: commas, quotes and = mean nothing in it."""
-
 MOST_POINTS = 100_000
 """Of a sweep, and values of one of its keys."""
-
-_OF_SEVERAL = ("callbacks", "debug")
-"""Groups of which a list can be chosen; of others the record would hold no option."""
-
-_DERIVED = ("network", "module", "sweep", "report")  # sections that other keys fill
 
 
 def groups() -> dict[str, list[str]]:
@@ -53,7 +44,7 @@ def parse(argument: str, *, sweep: bool = False) -> tuple[str, Any]:
     key, equals, text = argument.partition("=")
     if not equals or not key or key.startswith("-"):
         raise ConfigError(f"{argument!r} is not key=value; python train.py --help shows the keys")
-    if key in FREE_TEXT:
+    if Kind.TEXT in kinds_of(key):
         if not text.strip():  # as of a shell variable that is not set
             raise ConfigError(f"{key}= is empty; give it a value or leave it out")
         value = None if text == "null" else text
@@ -102,7 +93,7 @@ def chooses_option(key: str) -> bool:
 
 def _check_option(group: str, value: Any) -> None:
     options = groups()[group.partition("@")[0]]
-    if isinstance(value, list) and group not in _OF_SEVERAL:
+    if isinstance(value, list) and Kind.SEVERAL not in kinds_of(group):
         raise ConfigError(f"{group}={value}: of this group only one option can be chosen")
     for option in value if isinstance(value, list) else [value]:
         option = "null" if option is None else option
@@ -142,7 +133,7 @@ def _unknown(
     key, where = ".".join(parts), ".".join(parts[:depth])
     known = _keys(node) if isinstance(node, DictConfig) else []
     if not where:
-        known = [name for name in dict.fromkeys([*groups(), *known]) if name not in _DERIVED]
+        known = [x for x in dict.fromkeys([*groups(), *known]) if Kind.DERIVED not in kinds_of(x)]
     near = difflib.get_close_matches(parts[depth], known, n=1)
     guesses = [leaf for leaf in _leaves(config) if leaf.split(".")[-1] == parts[-1]]
     guesses += [f"{where}.{name}" if where else name for name in near]
@@ -159,7 +150,7 @@ def _keys(node: DictConfig) -> list[str]:
 def _leaves(node: DictConfig, where: str = "") -> Iterator[str]:
     for key in _keys(node):
         inner = node._get_node(key)
-        if where + key in _DERIVED:
+        if Kind.DERIVED in kinds_of(where + key):
             continue
         if isinstance(inner, DictConfig) and not inner._is_interpolation():
             yield from _leaves(inner, f"{where}{key}.")

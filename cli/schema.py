@@ -3,105 +3,24 @@
 A dataclass field is a key. A key that a YAML file does not have is not asked for, except in a
 `WholeSection`, all of whose keys are read somewhere; a key that its dataclass does not have is
 refused, except in an `OpenSection`, whose YAML files may bring keys of their own (the class they
-configure checks those).
+configure checks those). What a key is beside its type stands beside it: `Annotated[type, Kind...]`.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from functools import cache
+from typing import Annotated, Literal, get_type_hints
 
-from cli.checks import OpenSection, Pattern, Range, Section, WholeSection
+from cli.checks import OpenSection, Pattern, Range, Section, WholeSection, metadata
+from cli.kinds import ONE_OF, Kind
+from cli.model_schema import Count, Model, Natural, NonNegative, Positive, Size
 
-_MOST = 2**31 - 1  # of which nothing has more, and which no library takes for something else
-Count = Annotated[int, Range(low=1, high=_MOST)]
-Natural = Annotated[int, Range(low=0, high=_MOST)]
-Positive = Annotated[float, Range(above=0, high=1e30)]
-NonNegative = Annotated[float, Range(low=0, high=1e30)]
-Probability = Annotated[float, Range(low=0, high=1)]
 BatchLimit = Count | Annotated[float, Range(above=0, high=1)] | None
 MAX_TIME = r"(?!00:00:00:00)[0-9][0-9](:[0-9][0-9]){3}"
 Temperature = Annotated[float, Range(low=1e-6, high=1e30, or_zero=True)]
 TopP = Annotated[float, Range(low=1e-6, high=1)]
-Positions = Literal["sinusoidal", "sinusoidal_reversed", "none"]
-
-
-@dataclass
-class Size(Section):
-    """size=: widths and depths."""
-
-    d_model: Count
-    n_layers: Count
-    n_heads: Count
-    d_head: Count
-    d_ff: Count
-    dropout: Probability
-
-
-@dataclass
-class FeatureMap(OpenSection):
-    """model/feature_map=: hyper-parameters of the maps, each in its own YAML file."""
-
-    nu: Count
-    d_head: Count
-    num_features: Count
-    input_scale: Positive | None
-    stabilise: bool
-    kernel_eps: NonNegative
-    orthogonal: Literal["features", "inputs"]
-    norms: Literal["independent", "shared"]
-    redraw: Literal["never", "training", "always"]
-
-
-@dataclass
-class UpdateRule(OpenSection):
-    """model/update_rule=."""
-
-    backend: Literal["auto", "recurrent", "chunk", "native", "fla"]
-
-
-@dataclass
-class Gate(OpenSection):
-    """model/decay=, model/erase=, model/write=: {} is none."""
-
-    rank: Count | None
-    divisor: Positive
-    maximum: Annotated[float, Range(above=0, high=2)]
-    a_range: list[Positive]
-
-
-@dataclass
-class Model(Section):
-    """model=: the slots, and what surrounds them in a block."""
-
-    attention: dict | None
-    memory: dict
-    feature_map: FeatureMap
-    update_rule: UpdateRule
-    decay: Gate
-    erase: Gate
-    write: Gate
-    key_norm: Literal["none", "sum", "l2", "l2_smooth"]
-    read_norm: Literal["none", "output", "full"]
-    out_norm: Literal["none", "layernorm", "rmsnorm"]
-    out_gate: Literal["none", "silu", "sigmoid"]
-    out_gate_rank: Natural
-    out_gate_bias: bool
-    output_scale: Positive | None
-    beta_max: Annotated[float, Range(above=0, high=2)] | None
-    short_conv: Literal[0] | Annotated[int, Range(low=2, high=8)]
-    expand_v: Positive
-    value_heads_per_key: Count
-    writes: Annotated[int, Range(low=1, high=8)]
-    value_skip: bool
-    key_norm_eps: NonNegative
-    query_norm_eps: NonNegative
-    read_eps: NonNegative
-    out_norm_eps: NonNegative
-    attention_dropout: Probability
-    positions: Positions
-    norm: Literal["post", "pre"]
-    alternate_every: Annotated[int, Range(low=2)]
-    output: Literal["dense", "adaptive", "chunked"]
-    cutoffs: list[Count]
+DataPath = Annotated[str | None, Kind.TEXT, Kind.FREE]
+OfAStart = Annotated[str | None, Kind.TEXT, Kind.OF_A_START]
 
 
 @dataclass
@@ -109,18 +28,18 @@ class Task(OpenSection):
     """task=: keys that tasks share; the data module checks its own."""
 
     data: str
-    path: str | None
-    train: str | None
-    valid: str | None
-    test: str | None
+    path: DataPath
+    train: DataPath
+    valid: DataPath
+    test: DataPath
     batch_size: Count
-    eval_batch_size: Count
+    eval_batch_size: Annotated[Count, Kind.FREE]
     source_lang: str
     target_lang: str
     drop_blank: bool
     vocab_size: Annotated[int, Range(low=1, high=10**7)]  # its library aborts where memory ends
     batch_tokens: Count
-    eval_batch_tokens: Count
+    eval_batch_tokens: Annotated[Count, Kind.FREE]
     max_length: Count | None
     max_ratio: Annotated[float, Range(low=1)] | None
     seq_len: Count | None
@@ -140,7 +59,7 @@ class Task(OpenSection):
     eval_length: Literal["training", "n_keys"]
     max_queries: Count | None
     redraw_eval: bool
-    num_workers: Natural
+    num_workers: Annotated[Natural, Kind.FREE, Kind.NO_RESULT]
 
 
 @dataclass
@@ -160,15 +79,15 @@ class Optimizer(Section):
 class Trainer(WholeSection):
     """trainer=: arguments of `lightning.Trainer`."""
 
-    max_steps: Count
+    max_steps: Annotated[Count, Kind.TRAINING]
     max_time: Annotated[str, Pattern(MAX_TIME, "DD:HH:MM:SS, above 0")] | None
     accelerator: Literal["cpu", "gpu", "auto"]
     devices: Annotated[int, Range(low=1, high=4096)] | Literal["auto"] | list[Natural]
     num_nodes: Count
     strategy: str
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
-    gradient_clip_val: Positive | None
-    accumulate_grad_batches: Count
+    precision: Annotated[Literal["32-true", "bf16-mixed", "16-mixed"], Kind.TRAINING]
+    gradient_clip_val: Annotated[Positive | None, Kind.TRAINING]
+    accumulate_grad_batches: Annotated[Count, Kind.TRAINING]
     val_check_interval: Count
     check_val_every_n_epoch: Count | None
     limit_train_batches: BatchLimit
@@ -235,6 +154,8 @@ class Callbacks(OpenSection):
     checkpoint: Checkpoint
     text_samples: TextSamples | None
     early_stopping: EarlyStopping | None
+    progress: Annotated[dict | None, Kind.NO_RESULT]
+    throughput: Annotated[dict | None, Kind.NO_RESULT]
 
 
 @dataclass
@@ -274,33 +195,61 @@ class Loss(Section):
 class Config(Section):
     """Everything."""
 
-    task: Task
-    model: Model
-    encoder: Model
-    decoder: Model
-    cross: Model
-    alternate: Model
-    loss: Loss
-    size: Size
-    optimizer: Optimizer
-    trainer: Trainer
-    diagnostics: Diagnostics
-    callbacks: Callbacks
-    logger: Logger
-    network: dict
-    module: dict
-    action: Literal["fit", "test", "generate", "translate", "diagnose"]
-    seed: Annotated[int, Range(low=0, high=2**32 - 1)]
-    compile: bool
-    run_dir: str | None
-    resume: str
-    ckpt: str | None
-    prompt: str | None
-    input: str | None
-    output: str | None
-    rank_timeout: Annotated[float, Range(low=1e-3, high=1e9)]
-    generate: Generate
-    translate: Translate
+    task: Annotated[Task, Kind.DATA]
+    model: Annotated[Model, Kind.ARCHITECTURE]
+    encoder: Annotated[Model, Kind.ARCHITECTURE]
+    decoder: Annotated[Model, Kind.ARCHITECTURE]
+    cross: Annotated[Model, Kind.ARCHITECTURE]
+    alternate: Annotated[Model, Kind.ARCHITECTURE]
+    loss: Annotated[Loss, Kind.TRAINING]
+    size: Annotated[Size, Kind.ARCHITECTURE]
+    optimizer: Annotated[Optimizer, Kind.TRAINING]
+    trainer: Annotated[Trainer, Kind.OF_A_START]
+    diagnostics: Annotated[Diagnostics, Kind.OF_A_START]
+    callbacks: Annotated[Callbacks, Kind.OF_A_START, Kind.SEVERAL]
+    logger: Annotated[Logger, Kind.OF_A_START, Kind.NO_RESULT]
+    network: Annotated[dict, Kind.ARCHITECTURE, Kind.DERIVED]
+    module: Annotated[dict, Kind.DERIVED]
+    action: Annotated[Literal["fit", "test", "generate", "translate", "diagnose"], Kind.OF_A_START]
+    seed: Annotated[int, Range(low=0, high=2**32 - 1), Kind.TRAINING]
+    compile: Annotated[bool, Kind.OF_A_START]
+    run_dir: Annotated[OfAStart, Kind.NO_RESULT]
+    resume: Annotated[str, Kind.TEXT, Kind.OF_A_START, Kind.NO_RESULT]
+    ckpt: OfAStart
+    prompt: OfAStart
+    input: OfAStart
+    output: Annotated[OfAStart, Kind.NO_RESULT]
+    rank_timeout: Annotated[float, Range(low=1e-3, high=1e9), Kind.OF_A_START, Kind.NO_RESULT]
+    generate: Annotated[Generate, Kind.OF_A_START]
+    translate: Annotated[Translate, Kind.OF_A_START]
     row: str | None
-    sweep: dict
-    report: dict | None
+    sweep: Annotated[dict, Kind.DERIVED, Kind.NO_RESULT]
+    report: Annotated[dict | None, Kind.DERIVED, Kind.NO_RESULT]
+
+
+_WITHOUT_SECTION = {"debug": frozenset({Kind.OF_A_START, Kind.SEVERAL})}
+"""Groups whose options fill sections of others."""
+
+
+@cache
+def kinds_of(key: str) -> frozenset[Kind]:
+    """Return what a key is, or the section that a group fills; what is no key is nothing."""
+    section: type[Section] | None = Config
+    found = _WITHOUT_SECTION.get(key, frozenset())
+    for part in key.replace("/", ".").split("."):
+        hints = get_type_hints(section, include_extras=True) if section else {}
+        if part not in hints:
+            break
+        section, kinds = metadata(hints[part])
+        found = (found - ONE_OF if kinds & ONE_OF else found) | kinds
+    return found
+
+
+def filled_sections(groups: Container[str]) -> list[str]:
+    """Return the sections that options of these groups fill, or other keys."""
+    found = []
+    for name, hint in get_type_hints(Config).items():
+        is_section = hint is dict or (isinstance(hint, type) and issubclass(hint, Section))
+        if is_section and (name in groups or Kind.DERIVED in kinds_of(name)):
+            found.append(name)
+    return found

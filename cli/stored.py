@@ -8,23 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cli.composition import Composition, compose_config
+from cli.kinds import Kind
 from cli.rows import replaced
+from cli.schema import kinds_of
 from fwlight.errors import CheckpointError, ConfigError
-
-_MACHINE = ("trainer", "callbacks", "logger", "debug")
-_ONE_RUN = (
-    *("action", "run_dir", "resume", "ckpt", "prompt", "input", "output", "generate"),
-    *("translate", "rank_timeout", "diagnostics", "compile"),
-)
-_ARCHITECTURE = ("model.", "encoder.", "decoder.", "cross.", "alternate.", "size.", "network.")
-_FREE = (
-    *("task.path", "task.train", "task.valid", "task.test"),
-    *("task.eval_batch_size", "task.eval_batch_tokens", "task.num_workers"),
-)
-_TRAINING = (
-    *("optimizer.", "loss.", "seed", "trainer.max_steps", "trainer.precision"),
-    *("trainer.gradient_clip_val", "trainer.accumulate_grad_batches"),
-)
 
 
 def before_checkpoint(arguments: Sequence[str]) -> list[str]:
@@ -35,7 +22,7 @@ def before_checkpoint(arguments: Sequence[str]) -> list[str]:
     """
     if not any(text.startswith("action=") and text != "action=fit" for text in arguments):
         return list(arguments)
-    return [text for text in arguments if _root(text) in (*_MACHINE, *_ONE_RUN)]
+    return [text for text in arguments if _is_of_a_start(text)]
 
 
 def recompose(stored: Any, arguments: Sequence[str]) -> Composition:
@@ -58,10 +45,10 @@ def recompose(stored: Any, arguments: Sequence[str]) -> Composition:
     texts = [now for text in texts for now in replaced(text)]
     merged: dict[str, str] = {}
     for text in [*texts, *arguments]:
-        if text in arguments or _root(text) not in (*_MACHINE, *_ONE_RUN):
+        if text in arguments or not _is_of_a_start(text):
             merged[text.partition("=")[0]] = text
     composition = compose_config(list(merged.values()))
-    _refuse_changes(stored, composition, _ARCHITECTURE)
+    _refuse_changes(stored, composition, {Kind.ARCHITECTURE})
     return composition
 
 
@@ -75,37 +62,31 @@ def check_resume(stored: Any, composition: Composition) -> list[str]:
         CheckpointError: If the checkpoint holds no configuration.
         ConfigError: If architecture, task or data differ, naming the key and both values.
     """
-    _refuse_changes(stored, composition, ("task.", *_ARCHITECTURE))
+    _refuse_changes(stored, composition, {Kind.DATA, Kind.ARCHITECTURE})
     changes = [
         f"{key}={new} (was {old})"
         for key, old, new in _changes(stored, composition)
-        if key.startswith(_TRAINING) or key == "size.dropout"
+        if Kind.TRAINING in kinds_of(key)
     ]
     if any(text.startswith("seed=") for text in changes):
         changes.append("the random state is the checkpoint's")
     return [f"resuming with {', '.join(changes)}"] if changes else []
 
 
-def _root(argument: str) -> str:
-    return argument.partition("=")[0].split(".")[0].split("/")[0]
+def _is_of_a_start(argument: str) -> bool:
+    return Kind.OF_A_START in kinds_of(argument.partition("=")[0])
 
 
-def _refuse_changes(stored: Any, composition: Composition, sections: tuple[str, ...]) -> None:
+def _refuse_changes(stored: Any, composition: Composition, refused: set[Kind]) -> None:
     choices, _, _ = _record(stored)
-    changes = [
-        change
-        for section in sections
-        for change in _changes(stored, composition)
-        if change[0].startswith(section) and change[0] not in _FREE
-        # What network.* repeats of model.*, from a class that may have moved, or asks for no more.
-        if not change[0].startswith("network.")
-        or not (change[0].endswith("_target_") or change[2] is None)
-    ]
-    # Dropout has no weights; attention and memory repeat what their interpolations point to.
+    changes = [change for change in _changes(stored, composition) if kinds_of(change[0]) & refused]
+    # What other keys fill repeats them: from a class that may have moved, or asks for no more.
+    repeated = ("_target_", "dropout")
     changes = [
         c
         for c in changes
-        if not c[0].endswith("dropout") and not {"attention", "memory"} & {*c[0].split(".")}
+        if Kind.DERIVED not in kinds_of(c[0]) or not (c[0].endswith(repeated) or c[2] is None)
+        if not {"attention", "memory"} & {*c[0].split(".")}
     ]
     if not changes:
         return

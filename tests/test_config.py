@@ -323,7 +323,16 @@ MISTAKES = [
     (["task=[]"], ["only one option"]),
     *(
         ([f"{key}={empty}"], [f"{key}=", "is empty"])
-        for key in cli.overrides.FREE_TEXT
+        for key in (
+            "prompt",
+            "ckpt",
+            "input",
+            "output",
+            "run_dir",
+            "resume",
+            "task.path",
+            "task.test",
+        )
         for empty in ("", "  ")
     ),
     (["callbacks.checkpoint.average_last=3"], ["average_last=3", "only 0", "keep_every"]),

@@ -15,6 +15,9 @@ class FeatureMap(nn.Module):
     whose result must be that of both and of the division.
     """
 
+    signed = False
+    """Whether features may be negative, so that a sum of theirs may be near 0."""
+
     def d_dot(self, d_head: int) -> int:
         """Return the feature size k for head vectors of size `d_head`."""
         return d_head

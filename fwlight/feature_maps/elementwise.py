@@ -11,6 +11,8 @@ from fwlight.feature_maps.base import FeatureMap
 class IdentityFeatureMap(FeatureMap):
     """phi(x) = x."""
 
+    signed = True
+
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """Return `x` itself."""
         return x
@@ -40,6 +42,8 @@ class ReLUFeatureMap(FeatureMap):
 class TanhFeatureMap(FeatureMap):
     """phi(x) = tanh(x), signed; the map of the fast weight memory (Schlag et al. 2021a)."""
 
+    signed = True
+
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """Return tanh(x)."""
         return torch.tanh(x)
@@ -47,6 +51,8 @@ class TanhFeatureMap(FeatureMap):
 
 class SiLUFeatureMap(FeatureMap):
     """phi(x) = x sigmoid(x), signed; the map of DeltaNet (Yang et al. 2024, sec. 3.4)."""
+
+    signed = True
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """Return silu(x)."""

@@ -1,0 +1,95 @@
+"""What the keys of sizes and models may hold; see `cli.schema`."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from cli.checks import OpenSection, Range, Section
+from cli.kinds import Kind
+
+MOST = 2**31 - 1  # of which nothing has more, and which no library takes for something else
+Count = Annotated[int, Range(low=1, high=MOST)]
+Natural = Annotated[int, Range(low=0, high=MOST)]
+Positive = Annotated[float, Range(above=0, high=1e30)]
+NonNegative = Annotated[float, Range(low=0, high=1e30)]
+Probability = Annotated[float, Range(low=0, high=1)]
+Positions = Literal["sinusoidal", "sinusoidal_reversed", "none"]
+
+
+@dataclass
+class Size(Section):
+    """size=: widths and depths."""
+
+    d_model: Count
+    n_layers: Count
+    n_heads: Count
+    d_head: Count
+    d_ff: Count
+    dropout: Annotated[Probability, Kind.TRAINING]  # it has no weights
+
+
+@dataclass
+class FeatureMap(OpenSection):
+    """model/feature_map=: hyper-parameters of the maps, each in its own YAML file."""
+
+    nu: Count
+    d_head: Count
+    num_features: Count
+    input_scale: Positive | None
+    stabilise: bool
+    kernel_eps: NonNegative
+    orthogonal: Literal["features", "inputs"]
+    norms: Literal["independent", "shared"]
+    redraw: Literal["never", "training", "always"]
+
+
+@dataclass
+class UpdateRule(OpenSection):
+    """model/update_rule=."""
+
+    backend: Literal["auto", "recurrent", "chunk", "native", "fla"]
+
+
+@dataclass
+class Gate(OpenSection):
+    """model/decay=, model/erase=, model/write=: {} is none."""
+
+    rank: Count | None
+    divisor: Positive
+    maximum: Annotated[float, Range(above=0, high=2)]
+    a_range: list[Positive]
+
+
+@dataclass
+class Model(Section):
+    """model=: the slots, and what surrounds them in a block."""
+
+    attention: Annotated[dict | None, Kind.DERIVED]
+    memory: Annotated[dict, Kind.DERIVED]
+    feature_map: FeatureMap
+    update_rule: UpdateRule
+    decay: Gate
+    erase: Gate
+    write: Gate
+    key_norm: Literal["none", "sum", "l2", "l2_smooth"]
+    read_norm: Literal["none", "output", "full"]
+    out_norm: Literal["none", "layernorm", "rmsnorm"]
+    out_gate: Literal["none", "silu", "sigmoid"]
+    out_gate_rank: Natural
+    out_gate_bias: bool
+    output_scale: Positive | None
+    beta_max: Annotated[float, Range(above=0, high=2)] | None
+    short_conv: Literal[0] | Annotated[int, Range(low=2, high=8)]
+    expand_v: Positive
+    value_heads_per_key: Count
+    writes: Annotated[int, Range(low=1, high=8)]
+    value_skip: bool
+    key_norm_eps: NonNegative
+    query_norm_eps: NonNegative
+    read_eps: NonNegative
+    out_norm_eps: NonNegative
+    attention_dropout: Annotated[Probability, Kind.TRAINING]
+    positions: Positions
+    norm: Literal["post", "pre"]
+    alternate_every: Annotated[int, Range(low=2)]
+    output: Literal["dense", "adaptive", "chunked"]
+    cutoffs: list[Count]
