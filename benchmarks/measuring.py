@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from fwlight.ops.native.build import build_obstacle
+from fwlight.ops import native
 from fwlight.run import keep_freed_memory
 
 MATRIX = 2048
@@ -154,7 +154,7 @@ def begin(options: argparse.Namespace) -> Clock:
     """Set what the common options say, and return the clock."""
     torch.set_num_threads(1 if options.cpu_time else options.threads)
     keep_freed_memory()
-    build_obstacle(torch.float32)  # compiles, which is no part of anybody's first call
+    native.absence(torch.float32)  # compiles, which is no part of anybody's first call
     return time.process_time if options.cpu_time else time.perf_counter
 
 

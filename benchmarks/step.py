@@ -2,20 +2,19 @@
 
 Each task at its default size (retrieval: update, S = 200; translation: Multi30k's) with each model:
 forward, backward, norming of the gradient, clipping and Adam, on a training batch that is at hand.
-Beside it stands the same step without compiled kernels: the chunkwise form and torch's operators,
-on the same weights and batches; the losses of the two are compared over `--steps` steps without
-dropout, whose compiled form drops other numbers; `--losses` compares them in float64 too, and tells
-what another order of sums alone changes. All take turns in one process, each with weights of its
-own. Shares are of the self times of operators in the profiler; what the matrix products reach is
-their operations over their share of the time, as a part of the rate of a large one.
+Beside it stands the same step with compiled code switched off: the chunkwise form and torch's
+operators, on the same weights and batches; the losses of the two are compared over `--steps` steps
+without dropout, whose compiled form drops other numbers; `--losses` compares them in float64 too,
+and tells what another order of sums alone changes. All take turns in one process, each with weights
+of its own. Shares are of the self times of operators in the profiler; what the matrix products
+reach is their operations over their share of the time, as a part of the rate of a large one.
 """
 
 import argparse
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -37,7 +36,6 @@ from benchmarks.measuring import (
 from cli.building import build_parts
 from cli.composition import compose_config
 from fwlight.ops import native
-from fwlight.ops.native import build
 from fwlight.training.optim import build_optimizer, lr_factor
 
 TASKS = {
@@ -107,16 +105,6 @@ class Step:
         return loss.detach()
 
 
-@contextlib.contextmanager
-def without_kernels() -> Iterator[None]:
-    """Run as where no compiler is found."""
-    with (
-        mock.patch.object(build, "build_obstacle", return_value="not wanted"),
-        mock.patch.object(native, "can_run", return_value=False),
-    ):
-        yield
-
-
 def shares(step: Callable[[], object]) -> dict[str, float]:
     """Return the part of each group of operators in three steps."""
     with profile() as found:
@@ -162,7 +150,7 @@ def loss_difference(
     worst = 0.0
     for _ in range(steps):
         a = ours().item()
-        with contextlib.nullcontext() if turned else without_kernels():
+        with contextlib.nullcontext() if turned else native.switched_off():
             b = other().item()
         worst = max(worst, abs(a - b) / abs(b))
     return worst
@@ -189,7 +177,7 @@ def compare(
     arguments = [*TASKS[task], f"model={model}"]
     worst = loss_difference(arguments, steps)
     ours, plain = Step(arguments, 50), Step(arguments, 50)
-    before = without_kernels()(plain)
+    before = native.switched_off()(plain)
     times = measure({"ours": ours, "before": before}, seconds, clock=clock)
     mine = quantiles(times["ours"])
     ratio = quantiles(times["before"]).median / mine.median

@@ -45,7 +45,8 @@ Actions:
   All but fit take model and data from the checkpoint; keys on the command line go last.
 
 Exit codes: 0 done, 2 configuration or data, 3 numerical, 4 checkpoint, 5 input/output,
-130 / 143 signals, 1 unexpected (FWLIGHT_DEBUG=1 shows the traceback)."""
+130 / 143 signals, 1 unexpected (FWLIGHT_DEBUG=1 shows the traceback).
+FWLIGHT_NATIVE=0 runs no compiled code; FWLIGHT_CACHE=PATH keeps it, and downloads, elsewhere."""
 
 
 def usage() -> str:

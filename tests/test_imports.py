@@ -24,7 +24,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.cache": (set(), set()),
     "fwlight.compiling": (set(), {"torch"}),
     "fwlight.types": ({"fwlight.errors"}, {"torch"}),
-    "fwlight.ops": ({"fwlight.autocast", "fwlight.cache"}, LIBRARY | {"fla"}),
+    "fwlight.ops": ({"fwlight.autocast", "fwlight.cache", "fwlight.errors"}, LIBRARY | {"fla"}),
     "fwlight.feature_maps": ({"fwlight.checks", "fwlight.ops"}, LIBRARY),
     "fwlight.mixers": (
         {"fwlight.autocast", "fwlight.checks", "fwlight.ops", "fwlight.feature_maps"},
@@ -36,7 +36,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         | {"fwlight.types"},
         LIBRARY,
     ),
-    "fwlight.models.dropout": ({"fwlight.ops.native"}, LIBRARY),
+    "fwlight.models.dropout": ({"fwlight.mixers", "fwlight.ops.native"}, LIBRARY),
     "fwlight.diagnostics": (set(), LIBRARY),
     "fwlight.diagnostics.metric": ({"fwlight.diagnostics"}, LIBRARY | {"torchmetrics"}),
     "fwlight.diagnostics.layers": (

@@ -18,6 +18,9 @@ class FeatureMap(nn.Module):
     signed = False
     """Whether features may be negative, so that a sum of theirs may be near 0."""
 
+    allow_native = True
+    """Whether compiled code may compute it, as the back end of its memory's rule says."""
+
     def d_dot(self, d_head: int) -> int:
         """Return the feature size k for head vectors of size `d_head`."""
         return d_head

@@ -42,7 +42,7 @@ class DPFPFeatureMap(FeatureMap):
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch k"]:
         """Return the nu blocks of products, concatenated."""
         self.d_dot(x.shape[-1])  # checks nu
-        if native.can_run(x):
+        if self._can_run(x):
             return native.native_dpfp(x, self.nu)
         r = torch.cat([F.relu(x), F.relu(-x)], dim=-1)
         blocks = [r * r.roll(j, dims=-1) for j in range(1, self.nu + 1)]
@@ -53,7 +53,7 @@ class DPFPFeatureMap(FeatureMap):
     ) -> Float[Tensor, "b h t k"] | None:
         """Return features over their sum and eps in compiled code, or None where it cannot run."""
         self.d_dot(x.shape[-1])
-        compiled = self.is_plain() and native.can_run(x)
+        compiled = self.is_plain() and self._can_run(x)
         return native.native_dpfp(x, self.nu, eps) if compiled else None
 
     def read_weights(
@@ -74,6 +74,9 @@ class DPFPFeatureMap(FeatureMap):
         """Return whether a subclass has left the map as it is."""
         names = ("forward", "query", "key")
         return all(getattr(type(self), x) is getattr(DPFPFeatureMap, x) for x in names)
+
+    def _can_run(self, x: Tensor) -> bool:
+        return self.allow_native and native.can_run(x)
 
     def extra_repr(self) -> str:
         """Show nu."""

@@ -12,6 +12,9 @@ class Mixer(nn.Module):
     Its state is any pytree (torch.utils._pytree) of tensors whose first dimension is the batch.
     """
 
+    allow_native = True
+    """Whether dropout around it may run compiled code: not where a back end's name keeps it out."""
+
     @property
     def state_size(self) -> int | None:
         """How many numbers are carried for one sequence; None where they grow with its length."""

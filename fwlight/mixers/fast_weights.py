@@ -32,7 +32,7 @@ from fwlight.mixers.normalisation import (
 )
 from fwlight.mixers.observation import MemoryObserver, Writes
 from fwlight.mixers.one_read import one_read
-from fwlight.ops import has_read_weights
+from fwlight.ops import allows_native, has_read_weights
 
 READ_NORMS = ("none", "output", "full")
 GateFactory = Callable[..., Gate]
@@ -129,6 +129,7 @@ class FastWeights(nn.Module):
             raise ValueError("read_norm='full' needs a rule that removes: delta or fwm")
         d_value = d_head if d_value is None else d_value
         self.feature_map = feature_map()
+        self.allow_native = self.feature_map.allow_native = allows_native(update_rule)
         self.update_rule, self.writes = update_rule, writes
         self.d_head, self.d_value = d_head, d_value
         self.d_dot = self.feature_map.d_dot(d_head)
@@ -251,7 +252,7 @@ class FastWeights(nn.Module):
                 scale_cancels=self.key_norm != "none",
                 padding_mask=padding_mask,
             )
-            features = normalise(features, self.key_norm, self.key_norm_eps)
+            features = self._normalised(features, self.key_norm_eps)
         if padding_mask is not None:
             # After the normalisation: what is masked earlier could be scaled up again.
             features = features.masked_fill(padding_mask[:, None, :, None], 0.0)
@@ -262,7 +263,7 @@ class FastWeights(nn.Module):
         q = at_least_float32(q)
         features = self._divided_by_sum(q, self.query_norm_eps)
         if features is None:
-            features = normalise(self.feature_map.query(q), self.key_norm, self.query_norm_eps)
+            features = self._normalised(self.feature_map.query(q), self.query_norm_eps)
         return features
 
     # Parts
@@ -338,6 +339,9 @@ class FastWeights(nn.Module):
         if self.writes == 1:
             return q
         return F.pad(q[:, :, :, None], (0, 0, self.writes - 1, 0)).flatten(2, 3)
+
+    def _normalised(self, features: Tensor, eps: float) -> Tensor:
+        return normalise(features, self.key_norm, eps, allow_native=self.allow_native)
 
     def _divided_by_sum(self, x: Tensor, eps: float) -> Tensor | None:
         return self.feature_map.divided_by_sum(x, eps) if self.key_norm == "sum" else None

@@ -82,6 +82,7 @@ class MultiHeadAttention(Mixer):
         self.key_heads, self.n_heads = n_heads, n_heads * value_heads_per_key
         self.d_head, self.d_value = d_head, d_value
         self.memory = memory(d_head, d_value=d_value, n_heads=self.n_heads)
+        self.allow_native = self.memory.allow_native
         width, self.out_gate = self.n_heads * d_value, out_gate
         gated = out_gate != "none"
         keys, values = n_heads * d_head * self.memory.writes, width * self.memory.writes

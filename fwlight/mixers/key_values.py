@@ -30,6 +30,7 @@ class KeyValues(nn.Module):
     """
 
     has_beta = False
+    allow_native = True
     writes = 1
     state_size = None
     """What is carried grows with the length."""

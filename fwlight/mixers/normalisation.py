@@ -13,11 +13,14 @@ KEY_NORMS = ("none", "sum", "l2", "l2_smooth")
 OUT_NORMS = ("none", "layernorm", "rmsnorm")
 
 
-def normalise(x: Float[Tensor, "*batch k"], norm: str, eps: float) -> Float[Tensor, "*batch k"]:
+def normalise(
+    x: Float[Tensor, "*batch k"], norm: str, eps: float, *, allow_native: bool
+) -> Float[Tensor, "*batch k"]:
     """Return features divided as one of `KEY_NORMS` says; a zero vector stays zero.
 
     "sum": their sum and `eps` (Schlag et al. 2021b, eq. 29); "l2": their length, which is taken for
     `eps` where it is less; "l2_smooth": sqrt(sum of squares + eps), as in Gated DeltaNet's code.
+    Compiled code divides by the sum where it may.
     """
     if norm == "none":
         return x
@@ -25,7 +28,7 @@ def normalise(x: Float[Tensor, "*batch k"], norm: str, eps: float) -> Float[Tens
         return F.normalize(x, dim=-1, eps=max(eps, 1e-12))
     if norm == "l2_smooth":
         return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + max(eps, 1e-12))
-    if native.can_run(x):
+    if allow_native and native.can_run(x):
         return native.native_sum_norm(x, eps)
     total = x.sum(-1, keepdim=True) + eps
     return x / total.masked_fill(total == 0, 1.0)

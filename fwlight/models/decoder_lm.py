@@ -12,7 +12,7 @@ from fwlight.checks import check_choice, check_sizes
 from fwlight.models.adaptive import AdaptiveSoftmax, token_nll
 from fwlight.models.blocks import DecoderBlock
 from fwlight.models.chunked import check_chunked, chunked_nll
-from fwlight.models.dropout import Dropout
+from fwlight.models.dropout import Dropout, follow_mixers
 from fwlight.models.positions import make_positions
 from fwlight.models.stack import MixerFactory, Stack, pattern
 
@@ -106,6 +106,7 @@ class DecoderLM(nn.Module):
             linear = nn.Linear(d_model, vocab_size)
             linear.weight = self.embedding.weight
             self.output = linear
+        follow_mixers(self)
         self.apply(lambda module: _initialise(module, init_std))
 
     @property

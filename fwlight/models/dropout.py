@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from fwlight.mixers import Mixer
 from fwlight.ops import native
 
 
@@ -12,8 +13,19 @@ class Dropout(nn.Dropout):
     generator.
     """
 
+    allow_native = True
+    """Whether compiled code may drop them; see `follow_mixers`."""
+
     def forward(self, input: Tensor) -> Tensor:
         """Drop numbers in training."""
-        if self.training and 0 < self.p < 1 and native.can_run(input):
+        if self.training and 0 < self.p < 1 and self.allow_native and native.can_run(input):
             return native.native_dropout(input, self.p)
         return super().forward(input)
+
+
+def follow_mixers(network: nn.Module) -> None:
+    """Let a network drop numbers without compiled code where one of its mixers runs without it."""
+    allowed = all(x.allow_native for x in network.modules() if isinstance(x, Mixer))
+    for module in network.modules():
+        if isinstance(module, Dropout):
+            module.allow_native = allowed

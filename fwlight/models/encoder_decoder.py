@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fwlight.checks import check_sizes
 from fwlight.models.blocks import Block, CrossDecoderBlock, EncoderBlock
-from fwlight.models.dropout import Dropout
+from fwlight.models.dropout import Dropout, follow_mixers
 from fwlight.models.positions import make_positions
 from fwlight.models.stack import MixerFactory, Stack, pattern, total_size
 
@@ -104,6 +104,7 @@ class EncoderDecoder(nn.Module):
         self.decoder = stack(partial(CrossDecoderBlock, cross=cross), decoder)
         self.encoder_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
         self.decoder_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
+        follow_mixers(self)
         self.apply(_initialise)
 
     @property

@@ -7,14 +7,13 @@ specification, can always run.
 import functools
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from fwlight.autocast import without_autocast
 from fwlight.ops import native
-from fwlight.ops.native import build
 
 RECURRENT_MAX_LENGTH = 3
 """Longest sequence that "auto" runs token by token, not by "chunk". On a CPU the two forms of
@@ -40,6 +39,11 @@ class Backend(NamedTuple):
     name: str
     run: Callable[..., tuple[Tensor | None, Tensor]]
     obstacle: Callable[..., str | None]
+
+
+def allows_native(update_rule: Callable[..., Any]) -> bool:
+    """Say whether a rule, options bound, leaves its memory to compiled code: map, norms, reads."""
+    return getattr(update_rule, "keywords", {}).get("backend", "auto") in ("auto", "native")
 
 
 def no_obstacle(k: Tensor, v: Tensor, dtype: torch.dtype, **gates: Tensor) -> None:
@@ -132,7 +136,9 @@ def _choose(
             obstacle = obstacle_of(k, v, dtype, **gates) if gates else obstacle_of(k, v, dtype)
             if obstacle is None:
                 break
-            if name == backend or obstacle == build.build_obstacle(dtype):
+            # Who switched compiled code off knows.
+            missing = obstacle != native.OFF and obstacle == native.absence(dtype)
+            if name == backend or missing:
                 unable, reason = name, obstacle
     else:
         names = ", ".join(["auto", *(x.name for x in backends)])

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fwlight.ops import native
+from fwlight.ops.backends import allows_native
 from fwlight.ops.delta_read import delta_read_weights
 from fwlight.ops.delta_rule import delta_rule
 from fwlight.ops.sum_rule import sum_rule
@@ -70,10 +71,7 @@ def dpfp_read_weights(
     Raises:
         ValueError: If shapes disagree or there is no such nu.
     """
-    backend = getattr(update_rule, "keywords", {}).get("backend", "auto")
-    if not has_read_weights(update_rule) or backend not in ("auto", "native"):
-        return None
-    if not native.can_run(x):
+    if not (has_read_weights(update_rule) and allows_native(update_rule) and native.can_run(x)):
         return None
     d = x.shape[-1]
     if (

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import fwlight.ops
-from fwlight.ops.native.build import build_obstacle
+from fwlight.ops import native
 from tests.reference import reference_memory
 
 RULES = {
@@ -53,7 +53,7 @@ def gates_of(rule: str) -> list[tuple[tuple[str, str], ...]]:
     return [x for x in (tuple(filter(None, choice)) for choice in choices) if x]
 
 
-_OBSTACLE = build_obstacle(torch.float32)
+_OBSTACLE = native.absence(torch.float32)
 needs_compiler = pytest.mark.skipif(_OBSTACLE is not None, reason=str(_OBSTACLE))
 
 CASES = [(rule, backend) for rule in RULES for backend in backends(rule)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fwlight.ops import backends, delta_rule, fwm_rule, sum_rule
-from fwlight.ops.native import build
+from fwlight.ops.native import door
 from tests.ops.discovery import CASES, RULES, assert_near, make_inputs, run, weighted_sum
 
 each_case = pytest.mark.parametrize(("rule", "backend"), CASES)
@@ -152,7 +152,7 @@ def test_auto_chooses_by_length_and_what_can_run(function, compiled, monkeypatch
     watching = tuple(x._replace(run=watched(x.name)) for x in module.BACKENDS)
     monkeypatch.setattr(module, "BACKENDS", watching)
     reason = None if compiled else "no compiler"
-    monkeypatch.setattr(build, "build_obstacle", lambda _: reason)
+    monkeypatch.setattr(door, "build_obstacle", lambda *_: reason)
     monkeypatch.setattr(backends, "_warn_once", used.append)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -165,7 +165,7 @@ def test_auto_chooses_by_length_and_what_can_run(function, compiled, monkeypatch
 
 def test_without_a_chunkwise_form_recurrent_is_what_runs_anywhere(monkeypatch):
     told = []
-    monkeypatch.setattr(build, "build_obstacle", lambda _: "no compiler")
+    monkeypatch.setattr(door, "build_obstacle", lambda *_: "no compiler")
     monkeypatch.setattr(backends, "_warn_once", told.append)
     inputs = make_inputs(64)[:4]
     expected, _ = fwm_rule(*inputs, backend="recurrent")

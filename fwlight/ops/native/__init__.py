@@ -1,6 +1,13 @@
 """Update rules, DPFP, normalisation and dropout in C++ on CPUs, by the machine's own compiler."""
 
-from fwlight.ops.native.build import obstacle
+from fwlight.ops.native.door import (
+    OFF,
+    absence,
+    can_run,
+    obstacle,
+    switched_off,
+    transforms_active,
+)
 from fwlight.ops.native.dpfp import native_dpfp
 from fwlight.ops.native.dropout import native_dropout
 from fwlight.ops.native.kernels import (
@@ -9,11 +16,12 @@ from fwlight.ops.native.kernels import (
     native_sum_rule,
     overwriting_states,
 )
-from fwlight.ops.native.launch import can_run, transforms_active
 from fwlight.ops.native.read import native_delta_read, native_dpfp_read
 from fwlight.ops.native.sum_norm import native_sum_norm
 
 __all__ = [
+    "OFF",
+    "absence",
     "can_run",
     "native_delta_read",
     "native_delta_rule",
@@ -25,5 +33,6 @@ __all__ = [
     "native_sum_rule",
     "obstacle",
     "overwriting_states",
+    "switched_off",
     "transforms_active",
 ]

@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from fwlight.ops.native import commands, store
 
@@ -58,37 +57,9 @@ def library(dtype: torch.dtype, source: str = "rules") -> ctypes.CDLL:
     return found
 
 
-def obstacle(
-    k: Tensor,
-    v: Tensor,
-    dtype: torch.dtype,
-    *,
-    decay: Tensor | None = None,
-    erase_key: Tensor | None = None,
-) -> str | None:
-    """Return why the kernels cannot compute such inputs in `dtype`, or None if they can."""
-    if not k.is_cpu:
-        return f"the tensors are on {k.device.type}, not cpu"
-    # numel, for nearly every call, is less than half the time of the two shapes.
-    if not (k.numel() and v.numel()) and 0 in (k.shape[3], v.shape[3]):
-        return f"keys of size {k.shape[3]} and values of size {v.shape[3]} hold nothing"
-    if decay is None and erase_key is None:
-        return build_obstacle(dtype)
-    if decay is not None and decay.ndim == 4:
-        return "a decay per key channel runs in the chunk form"
-    return build_obstacle(dtype, "gated_rules")
-
-
-@torch.compiler.assume_constant_result  # pyright: ignore[reportUnknownMemberType]
-def build_obstacle(dtype: torch.dtype, source: str = "rules") -> str | None:
-    """Return why a source file has no kernels for numbers of `dtype`, or None if it has."""
-    if dtype not in REALS:
-        return f"the numbers are {str(dtype).removeprefix('torch.')}, not float32 or float64"
-    return _try_build(dtype, source)
-
-
 @functools.cache
-def _try_build(dtype: torch.dtype, source: str) -> str | None:
+def build_obstacle(dtype: torch.dtype, source: str) -> str | None:
+    """Return why a source file cannot be compiled or loaded for `dtype`, or None if it was."""
     try:
         library(dtype, source)
     except BuildError as error:

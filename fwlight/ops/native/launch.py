@@ -7,21 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fwlight.ops.native.build import FUNCTIONS, build_obstacle, library
+from fwlight.ops.native.build import FUNCTIONS, library
 
 LIBRARY = torch.library.Library("fwlight", "DEF")
 CHUNK = 16  # tokens worked on at once, as in simd.h
-
-
-def transforms_active() -> bool:
-    """Say whether a transform of torch.func is at work."""
-    return torch._C._are_functorch_transforms_active()  # pyright: ignore
-
-
-def can_run(x: Tensor) -> bool:
-    """Say whether the operators that are called without a rule around them take such numbers."""
-    # torch.func knows no operators defined in Python.
-    return x.is_cpu and not transforms_active() and build_obstacle(x.dtype) is None
 
 
 def dense(x: Tensor) -> Tensor:
