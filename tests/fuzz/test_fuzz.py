@@ -4,13 +4,11 @@ A part of it is in make test; pytest tests/fuzz --full runs all of it.
 """
 
 import io
-import random
 import resource
 import shutil
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
 
 import pytest
@@ -21,101 +19,11 @@ from hypothesis import strategies as st
 from cli.composition import compose_config
 from cli.overrides import groups
 from cli.stored import leaves
-from fwlight.errors import CheckpointError, ConfigError, DataError, FwlightError
+from fwlight.errors import CheckpointError, ConfigError
 from fwlight.run.checkpoint_io import load_checkpoint
-from tasks.io import textfiles
 from tasks.io.archives import unpack
-from tasks.io.textfiles import read_pieces
-from tasks.text.bpe import load_bpe
-from tasks.text.corpora import check_task, open_corpus
-from tasks.text.parallel import line_pairs
-from tasks.text.tokenizer import detokenize, tokenize
-from tasks.text.vocabulary import Vocabulary
 from tests.faults.processes import ROOT
-from train import exit_code_and_line
-
-SECONDS, MEGABYTES = 5.0, 600
-
-
-def assert_is_one_line(error):
-    """What the user gets to see, whatever is quoted in it."""
-    assert isinstance(error, FwlightError)
-    code, line = exit_code_and_line(error)
-    assert code == error.exit_code
-    assert line.startswith("error: ")
-    assert len(line.splitlines()) == 1
-
-
-def fuzz(read, inputs, request, *, short, full, errors=(DataError,)):
-    """Call `read` with so many inputs: it returns, or raises one of `errors` with one line."""
-    n, seen, slowest = full if request.config.getoption("--full") else short, 0, 0.0
-
-    def check(value):
-        nonlocal seen, slowest
-        seen += 1
-        began = time.monotonic()
-        try:
-            read(value)
-        except errors as error:
-            assert_is_one_line(error)
-        slowest = max(slowest, time.monotonic() - began)
-
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    settings(max_examples=n, deadline=None, database=None, suppress_health_check=list(HealthCheck))(
-        given(inputs)(check)
-    )()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert seen >= n
-    assert slowest < SECONDS
-    assert (after - before) / 1024 < MEGABYTES
-
-
-WORDS = [b"word ", b"w", b"\n", b"\r\n", b"\r", b"\xef\xbb\xbf", b"\0", b"\xff", b" = ", b"<unk> "]
-WORDS += ["\u00e9 ".encode(), b"\t", b"@-@ ", b"\xe2\x80", b"x" * 40, "\u2028".encode()]
-TEXT = st.one_of(
-    st.binary(max_size=120),
-    st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")),
-    st.lists(st.sampled_from(WORDS), max_size=40).map(b"".join),
-)
-
-
-@pytest.fixture
-def file(tmp_path):
-    return tmp_path / "file"
-
-
-def test_text_files_are_read_or_refused(request, file, monkeypatch):
-    monkeypatch.setattr(textfiles, "_CHUNK_BYTES", 16)
-
-    def read(content):
-        file.write_bytes(content)
-        text = "".join(piece.text for piece in read_pieces(file))
-        assert "\0" not in text
-        assert len(text.encode()) <= len(content)
-
-    fuzz(read, TEXT, request, short=700, full=50_000)
-
-
-@pytest.mark.parametrize("data", ["text", "wikitext"])
-def test_corpora_are_read_or_refused(request, file, data):
-    def read(content):
-        file.write_bytes(content)
-        names = ("path",) if data == "text" else ("train", "valid", "test")
-        task = dict.fromkeys(("path", "train", "valid", "test")) | dict.fromkeys(names, str(file))
-        check_task({"data": data, **task})
-        for words in open_corpus(data, **task).splits.values():
-            assert all(word for run in words() for word in run)
-
-    fuzz(read, TEXT, request, short=200, full=20_000)
-
-
-def test_sentence_pairs_are_read_or_refused(request, tmp_path):
-    def read(contents):
-        for name, content in zip("ab", contents, strict=True):
-            (tmp_path / name).write_bytes(content)
-        assert all(a and b for a, b in line_pairs(tmp_path / "a", tmp_path / "b"))
-
-    fuzz(read, st.tuples(TEXT, TEXT), request, short=200, full=20_000)
+from tests.fuzz.fuzzing import changes, fuzz, spoilt
 
 
 def archive(form, names, contents):
@@ -145,29 +53,6 @@ ARCHIVES = st.builds(
 )
 
 
-def spoilt(content: bytes, seed: int, n: int) -> bytes:
-    """Change, remove or insert a few bytes."""
-    chance, changed = random.Random(seed), bytearray(content)
-    for _ in range(n):
-        place = chance.randrange(len(changed) + 1)
-        kind = chance.randrange(4)
-        if kind == 0:
-            changed[place : place + 1] = bytes([chance.randrange(256)])
-        elif kind == 1:
-            del changed[place : place + chance.randrange(1, 9)]
-        elif kind == 2:
-            changed[place:place] = chance.randbytes(chance.randrange(1, 9))
-        else:
-            changed[place : place + 1] = bytes(
-                b ^ 1 << chance.randrange(8) for b in changed[place : place + 1]
-            )
-    return bytes(changed)
-
-
-def changes(contents, *, most=3):
-    return st.builds(spoilt, contents, st.integers(0, 2**32), st.integers(0, most))
-
-
 def test_archives_are_unpacked_inside_or_refused(request, tmp_path):
     number = 0
 
@@ -187,20 +72,6 @@ def test_archives_are_unpacked_inside_or_refused(request, tmp_path):
     fuzz(
         read, st.one_of(changes(ARCHIVES), st.binary(max_size=200)), request, short=200, full=15_000
     )
-
-
-def test_tokenizers_and_vocabularies_take_any_text(request):
-    def read(text):
-        words = tokenize(text)
-        detokenize(words)
-        load_bpe(text)
-
-    fuzz(read, st.text(max_size=60), request, short=200, full=20_000)
-
-
-def test_vocabularies_are_made_or_refused(request):
-    words = st.lists(st.one_of(st.sampled_from(["<unk>", "<eos>", "a"]), st.text(max_size=3)))
-    fuzz(Vocabulary, words, request, short=100, full=5_000)
 
 
 # Checkpoints
