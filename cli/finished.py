@@ -1,5 +1,6 @@
 """What decides a run's results, and whether the summary in a folder is of a run with just that."""
 
+import errno
 import json
 import math
 from collections.abc import Mapping
@@ -36,12 +37,12 @@ def is_finished(folder: Path, composition: Composition) -> bool:
     What is damaged says nothing, so that the run is made, or completed, again.
     """
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads(_text(folder / "summary.json"))
         if "settings" in summary:
             return _same(dict(summary["settings"]), settings(composition), composition)
         # Earlier versions had them in config.yaml alone.
-        text = (folder / "config.yaml").read_text(encoding="utf-8")
-        return _is_finished_earlier(summary, yaml.safe_load(text), composition)
+        config = yaml.safe_load(_text(folder / "config.yaml"))
+        return _is_finished_earlier(summary, config, composition)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return False
     except yaml.YAMLError:
@@ -54,18 +55,31 @@ def drop_other_summary(folder: Path, composition: Composition) -> None:
         (folder / "summary.json").unlink(missing_ok=True)
 
 
+def _text(path: Path) -> str:
+    if not path.is_file():  # a pipe would be waited for, and a device has no end
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    return path.read_text(encoding="utf-8")
+
+
 def _same(old: dict[str, Any], new: dict[str, Any], composition: Composition) -> bool:
-    if any(key not in new or new[key] != value for key, value in old.items()):
+    if any(key not in new or not _equal(value, new[key]) for key, value in old.items()):
         return False
     # A key that was not there yet came with a later version, whose default changes nothing.
     asked = {argument.partition("=")[0] for argument in composition.overrides}
     return not any(key in asked or "@" in key for key in new.keys() - old.keys())
 
 
+def _equal(old: Any, new: Any) -> bool:
+    # true is not 1
+    return old == new and isinstance(old, bool) == isinstance(new, bool)
+
+
 def _is_finished_earlier(summary: Any, config: Any, composition: Composition) -> bool:
-    trainer = config["trainer"]
+    trainer, step = config["trainer"], summary["global_step"]
+    if type(step) is not int:
+        return False
     if (
-        summary["global_step"] < trainer["max_steps"]
+        step < trainer["max_steps"]
         and trainer["max_time"] is None
         and "early_stopping" not in config["callbacks"]
     ):

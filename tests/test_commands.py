@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -455,6 +456,33 @@ def test_sweep_point_whose_files_are_damaged_is_open(done, name, content):
     assert not done.finished()
     (folder / name).unlink()
     assert not done.finished()
+
+
+@pytest.mark.parametrize("step", ["NaN", "Infinity", "true", '"9000"', "1e9"])
+def test_sweep_counts_the_steps_of_an_earlier_versions_summary_in_whole_numbers(done, step):
+    folder = done(earlier=True)
+    (folder / "summary.json").write_text(f'{{"global_step": {step}}}')
+    assert not done.finished()
+
+
+def test_sweep_takes_true_for_another_setting_than_1(done):
+    summary = json.loads((done() / "summary.json").read_text())
+    assert summary["settings"]["seed"] == 1
+    summary["settings"]["seed"] = True
+    (done() / "summary.json").write_text(json.dumps(summary))
+    assert not done.finished()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "summary.json"])
+def test_sweep_point_with_a_pipe_for_a_file_is_open_and_not_waited_for(done, name):
+    file = done(earlier=True) / name
+    file.unlink()
+    os.mkfifo(file)
+    said = []
+    asking = threading.Thread(target=lambda: said.append(done.finished()), daemon=True)
+    asking.start()
+    asking.join(30)
+    assert said == [False]
 
 
 @pytest.mark.parametrize(
