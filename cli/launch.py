@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import tempfile
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -10,6 +12,9 @@ from fwlight.errors import ConfigError
 
 _RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
 _SIZES = ("WORLD_SIZE", "SLURM_NTASKS")
+_STEP = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")
+_ANOTHER_RUN = 60.0
+"""Seconds after which the same line is that of a later run: a step of srun may be a script."""
 _RUN_DIR = "FWLIGHT_RUN_DIR"
 
 
@@ -21,20 +26,34 @@ def first_process() -> bool:
 def first_to_tell(line: str) -> bool:
     """Say whether no other process of a run on this machine has told this very line.
 
-    torchrun gives each process a file for its error, two folders below one that they share and that
-    goes with the run. Of other launchers nothing such is known.
+    Of launchers that leave their processes no place in common nothing is known.
     """
-    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not file:
+    if (told := _place_for(line)) is None:
         return True
-    told = Path(file).parent.parent / f"told-{hashlib.sha256(line.encode()).hexdigest()}"
     try:
+        if told.exists() and time.time() - told.stat().st_mtime > _ANOTHER_RUN:
+            told.unlink()
         told.touch(exist_ok=False)
     except FileExistsError:
         return False
     except OSError:
         return True
     return True
+
+
+def _place_for(line: str) -> Path | None:
+    """Return the file that says a line was told.
+
+    torchrun gives each process a file for its error, two folders below one that they share and that
+    goes with the run. The tasks of srun share the numbers of their job and step.
+    """
+    name = f"told-{hashlib.sha256(line.encode()).hexdigest()}"
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        return Path(file).parent.parent / name
+    if os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":
+        return None
+    step = ".".join(os.environ.get(key, "0") for key in _STEP)
+    return Path(tempfile.gettempdir(), f"fwlight-{step}-{name}")
 
 
 def run_dir(composition: Composition) -> str:

@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -240,6 +241,27 @@ def test_processes_of_torchrun_tell_one_mistake_once(tmp_path):
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert lines == ["error: trainer.max_steps=many is not a whole number"], done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tasks_of_srun_tell_one_mistake_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name, value in (("JOB_ID", "7"), ("STEP_ID", "0"), ("STEP_NUM_TASKS", "2")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+    def told(argument: str) -> list[str]:
+        for rank in "01":
+            monkeypatch.setenv("SLURM_PROCID", rank)
+            assert main([argument]) == 2
+        return capsys.readouterr().err.splitlines()
+
+    many = ["error: trainer.max_steps=many is not a whole number"]
+    assert told("trainer.max_steps=many") == many
+    assert told("trainer.max_steps=more") == [many[0].replace("many", "more")]
+    for file in tmp_path.iterdir():
+        os.utime(file, (0, 0))  # the step was a script, and runs it again later
+    assert told("trainer.max_steps=many") == many
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # a shell in a job
+    assert told("trainer.max_steps=many") == many * 2
 
 
 def test_train_that_was_stopped_early_is_complete(tmp_path, capsys):
