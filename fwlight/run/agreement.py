@@ -1,6 +1,7 @@
 """Several processes of one run: all start with the same arguments, data and version."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ _MAY_DIFFER = (
 )
 """Of a machine, not of a run: what paths lead to is compared, not where it lies."""
 _MOST_SHOWN = 80
+_SIZES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+"""Where launchers say how many processes they started."""
 
 
 class SameStart(Callback):
@@ -41,8 +44,16 @@ class SameStart(Callback):
         """Compare, before anything is distributed.
 
         Raises:
-            ConfigError: In all processes, with the first difference.
+            ConfigError: In all processes, with the first difference; or a launcher started others,
+                and this trainer knows nothing of them.
         """
+        started = max(int(os.environ.get(name) or 1) for name in _SIZES)
+        if started > 1 and trainer.world_size != started:
+            raise ConfigError(
+                f"a launcher started {started} processes, but this trainer is for "
+                f"{trainer.world_size}, so that each would train by itself: set trainer=ddp, and "
+                "trainer.devices and trainer.num_nodes as they were started"
+            )
         if self._compared or trainer.world_size == 1:
             return
         self._compared = True
