@@ -173,14 +173,15 @@ def assert_same_run(one: Path, other: Path) -> None:
             torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (one, other)
         )
         for key in ("state_dict", "optimizer_states", "rng", "global_step"):
-            assert _equal(left[key], right[key]), f"{name}: {key}"
+            assert equal(left[key], right[key]), f"{name}: {key}"
 
 
-def _equal(one, other) -> bool:
+def equal(one, other) -> bool:
+    """Whether nested containers hold equal tensors, and others equal values."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
+        return one.keys() == other.keys() and all(equal(one[k], other[k]) for k in one)
     if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(_equal, one, other))
+        return len(one) == len(other) and all(map(equal, one, other))
     return one == other

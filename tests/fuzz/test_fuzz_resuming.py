@@ -12,6 +12,7 @@ import torch
 
 from fwlight import run
 from fwlight.run import exit_code_and_line
+from tests.faults.processes import equal
 from tests.run import standin
 
 STEPS = 6
@@ -60,12 +61,13 @@ def places(value, found):
     return found
 
 
-def mutate(checkpoint, seed, within=None):
+def mutate(checkpoint, seed, within=None, *, no_exchange=False):
     """Change one place of a checkpoint, or of a part of it; return what was done, in words."""
     chance = random.Random(seed)
     top = within or chance.choice(list(checkpoint))
     container, key = chance.choice([(checkpoint, top), *places(checkpoint[top], [])])
-    kind = chance.choice(("replace", "replace", "remove", "rename", "exchange"))
+    kinds = ("replace", "replace", "remove", "rename", "exchange")
+    kind = chance.choice(kinds[:4] if no_exchange else kinds)
     if kind == "remove" or (kind == "rename" and isinstance(container, list)):
         del container[key]
     elif kind == "rename":
@@ -79,22 +81,76 @@ def mutate(checkpoint, seed, within=None):
     return f"{kind} {top} ... {key}"
 
 
-@pytest.mark.parametrize("within", [None, "optimizer_states"])
-def test_changed_content_is_resumed_or_refused(request, tmp_path, stored, within):
+def outcomes(request, tmp_path, stored, change):
+    """Resume from changed checkpoints; yield what was changed, and the folder of those that go on.
+
+    `change` takes a checkpoint and a seed and says what it did.
+    """
     n, path = 200 if request.config.getoption("--full") else 6, tmp_path / "x.ckpt"
-    ended = []
     for seed in range(n):
-        checkpoint = copy.deepcopy(stored)
-        done = mutate(checkpoint, seed, within)
+        checkpoint, folder = copy.deepcopy(stored), tmp_path / f"run{seed}"
+        done = change(checkpoint, seed)
         torch.save(checkpoint, path)
         try:
-            resume(path, tmp_path / f"run{seed}")
-            ended.append(0)
+            resume(path, folder)
         except Exception as error:
             code, line = exit_code_and_line(error)
             assert code == 4, (seed, done, line)
             assert len(line.splitlines()) == 1
             assert str(path) in line, (seed, done, line)
-            ended.append(code)
-    # Options of the optimiser, which are the configuration's, may say what they like.
-    assert ended.count(4) > n / 3
+            yield done, None
+        else:
+            yield done, folder
+
+
+def test_changed_content_is_resumed_or_refused(request, tmp_path, stored):
+    ended = [folder for _, folder in outcomes(request, tmp_path, stored, mutate)]
+    assert ended.count(None) > len(ended) / 3
+
+
+def learned(folder):
+    """What a training ends with: weights and the optimiser's state."""
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    states = last["optimizer_states"][0]
+    return {**last["state_dict"], "state": states["state"], "groups": states["param_groups"]}
+
+
+OPTIONS = {"lr": 9.0, "betas": (0.0, 0.0), "eps": 1.0, "weight_decay": 5.0, "maximize": True}
+OPTIONS |= {"amsgrad": True, "fused": None, "foreach": True, "capturable": True, "x": [1]}
+OPTIONS |= {"differentiable": True, "decoupled_weight_decay": False, "initial_lr": -1.0}
+
+
+def mutate_optimizer(checkpoint, seed):
+    """Change the optimiser's state or options; exchange only what is of different shapes."""
+    chance, (stored,) = random.Random(seed), checkpoint["optimizer_states"]
+    state, kind = stored["state"], seed % 4
+    if kind == 0:
+        return mutate(checkpoint, chance.randrange(1 << 30), "optimizer_states", no_exchange=True)
+    if kind == 1:
+        option = chance.choice(list(OPTIONS))
+        for group in stored["param_groups"]:
+            group[option] = OPTIONS[option]
+        return f"option {option}"
+    one, name = chance.choice(list(state)), chance.choice(["exp_avg", "exp_avg_sq", "step"])
+    if kind == 2:
+        old = state[one][name]
+        values = [old + torch.inf, -torch.ones(()), old[..., None]]
+        values += [old - 1e9] if name != "exp_avg" else []  # which may be anything
+        state[one][name] = chance.choice(values)
+        return f"value {one}.{name}"
+    shape = state[one]["exp_avg"].shape
+    others = [other for other in state if state[other]["exp_avg"].shape != shape]
+    other = chance.choice([*others, 10_000])
+    state[one], state[other] = state.get(other, {}), state[one]
+    return f"exchange {one} {other}"
+
+
+def test_changed_optimizer_states_are_refused_or_change_no_value(request, tmp_path, stored):
+    whole = tmp_path / "whole.ckpt"
+    torch.save(stored, whole)
+    resume(whole, tmp_path / "whole")
+    want, refused = learned(tmp_path / "whole"), 0
+    for done, folder in outcomes(request, tmp_path, stored, mutate_optimizer):
+        refused += folder is None
+        assert folder is None or equal(learned(folder), want), done
+    assert refused
