@@ -77,6 +77,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.fault(29)
 @needs_compiler
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_kernel_is_never_loaded_and_made_anew(kernels, damage, monkeypatch):
@@ -95,6 +96,22 @@ def test_a_damaged_kernel_is_never_loaded_and_made_anew(kernels, damage, monkeyp
 
 
 @needs_compiler
+@pytest.mark.fault(32)
+def test_what_killed_processes_were_making_goes(kernels):
+    made = [kernels.cache / f".fwlight-build-{x}" for x in ("old", "old-file", "new")]
+    made[0].mkdir()
+    (made[0] / "rules.o").touch()
+    made[1].touch()
+    made[2].mkdir()
+    theirs = kernels.cache / "build-old"  # which somebody else has put there
+    theirs.mkdir()
+    for path in (*made[:2], theirs):
+        os.utime(path, (1, 1))
+    assert kernels.start() == 1
+    assert {*kernels.cache.iterdir()} == {made[2], theirs, *kernels.kept}
+
+
+@needs_compiler
 def test_a_kernel_is_on_the_disk_before_it_has_its_name(kernels, monkeypatch):
     done = []
     sync, replace = os.fsync, os.replace
@@ -107,6 +124,7 @@ def test_a_kernel_is_on_the_disk_before_it_has_its_name(kernels, monkeypatch):
     assert Path(done[0]).parent == kernels.cache
 
 
+@pytest.mark.fault(30)
 @needs_compiler
 @pytest.mark.parametrize("what", ["file", "folder", "owner"])
 def test_what_somebody_else_could_have_written_is_not_loaded(kernels, what, monkeypatch):
@@ -121,6 +139,7 @@ def test_what_somebody_else_could_have_written_is_not_loaded(kernels, what, monk
     assert store.find(NAME) is None
 
 
+@pytest.mark.fault(30)
 @needs_compiler
 def test_in_a_folder_that_others_can_write_no_kernel_is_kept(kernels):
     kernels.cache.chmod(0o777)
@@ -152,6 +171,7 @@ def unfit(kernels: Kernels, kind: str, monkeypatch):
         yield
 
 
+@pytest.mark.fault(30)
 @needs_compiler
 @pytest.mark.parametrize("kind", ["noexec", "full", "not loaded"])
 def test_a_cache_that_holds_no_kernels_is_replaced_once_and_for_all(kernels, kind, monkeypatch):
@@ -173,6 +193,7 @@ def test_a_cache_that_holds_no_kernels_is_replaced_once_and_for_all(kernels, kin
     assert list(kernels.temporary.iterdir()) == [place]
 
 
+@pytest.mark.fault(30)
 @needs_compiler
 def test_where_no_place_holds_a_kernel_the_first_reason_is_told_and_nothing_is_left(
     kernels, monkeypatch
@@ -200,6 +221,7 @@ def is_running(number: int) -> bool:
     return False
 
 
+@pytest.mark.fault(32)
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_the_compiler_ends_with_the_process_that_started_it(tmp_path, number):

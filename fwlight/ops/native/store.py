@@ -12,7 +12,9 @@ import grp
 import hashlib
 import os
 import pwd
+import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +24,9 @@ from fwlight.cache import cache_folder
 ROOM = 16 << 20
 """Bytes that compiling takes in a folder, with its own temporary files."""
 _PREFIX = "fwlight-kernels-"
+_PARTIAL = ".fwlight-build-"
+_LEFT_OVER = 7200
+"""Seconds after which nobody can still be compiling in a folder, or writing a file."""
 _UNWRITABLE = (errno.EACCES, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EROFS)
 
 
@@ -52,8 +57,9 @@ def make(name: str, compiled: Callable[[Path], Path]) -> ctypes.CDLL:
     for folder in _places(new=True):
         try:
             _check_place(folder)
+            _remove_left_over(folder)
             if content is None:
-                with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as work:
+                with tempfile.TemporaryDirectory(dir=folder, prefix=_PARTIAL) as work:
                     content = compiled(Path(work)).read_bytes()
             library = _load(_keep(folder, name, content))
         except OSError as error:
@@ -109,6 +115,14 @@ def _check_place(folder: Path) -> None:
         raise OSError(errno.ENOEXEC, "its file system is mounted noexec")
 
 
+def _remove_left_over(folder: Path) -> None:
+    """Remove what processes that were killed have left in a place."""
+    for path in _matching(folder, f"{_PARTIAL}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.lstat().st_mtime > _LEFT_OVER:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def _is_ours(path: Path) -> bool:
     """Say whether a file or folder is this user's or root's, and nobody else can write it."""
     found = path.stat()
@@ -129,7 +143,7 @@ def _is_private(group: int) -> bool:
 def _keep(folder: Path, name: str, content: bytes) -> Path:
     """Write a library, on the disk before its name is, and drop damaged ones of the same name."""
     path = folder / f"{name}-{hashlib.sha256(content).hexdigest()}.so"
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix="build-")
+    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=_PARTIAL)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
