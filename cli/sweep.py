@@ -126,6 +126,7 @@ def _run(points: list[Point], *, workers: int) -> int:
             multiprocessing.connection.wait([process.sentinel for process in running])
             for process in [process for process in running if process.exitcode is not None]:
                 point, code = running.pop(process), process.exitcode
+                code = 128 - code if code < 0 else code  # of signal -code, as a shell has it
                 failed = failed or code
                 result = f"exit code {code}" if code else "done"
                 print(f"{point.name}: {result} ({_log(point)})", flush=True)
