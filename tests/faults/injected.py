@@ -14,6 +14,8 @@ from lightning import Callback
 
 import train
 from fwlight import run
+from tasks import encoding
+from tests.faults import changes
 
 FAULT = json.loads(os.environ["FAULT"])
 
@@ -117,20 +119,31 @@ def wound_setup() -> None:
         LanguageModelingDataModule.setup = setup
 
 
-if FAULT["kind"] == "arguments":
-    if int(os.environ.get("LOCAL_RANK", 0)) == FAULT["rank"]:
-        sys.argv[1:] = [*sys.argv[1:], *FAULT["arguments"]]  # the last of a key counts
-elif FAULT["kind"] == "write":
-    wound_writes()
-elif FAULT["kind"] == "setup":
-    wound_setup()
-else:
+def wound_start() -> None:
+    """Put a callback that does it before all others."""
     original = run.run_callbacks
 
     def run_callbacks(*arguments, **settings):
         return [Wound(), *original(*arguments, **settings)]
 
     run.run_callbacks = run_callbacks
+
+
+encoding.CACHED_FROM = FAULT.pop("cached_from", encoding.CACHED_FROM)
+match FAULT["kind"]:
+    case "none":
+        pass
+    case "change":
+        changes.wound(**{key: value for key, value in FAULT.items() if key != "kind"})
+    case "arguments":
+        if int(os.environ.get("LOCAL_RANK", 0)) == FAULT["rank"]:
+            sys.argv[1:] = [*sys.argv[1:], *FAULT["arguments"]]  # the last of a key counts
+    case "write":
+        wound_writes()
+    case "setup":
+        wound_setup()
+    case _:
+        wound_start()
 
 if __name__ == "__main__":
     train.leave(train.main())

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -58,10 +59,12 @@ class Ended:
 class Running:
     """A process, leader of a process group that its ranks belong to."""
 
-    def __init__(self, arguments, *, folder, fault=None, out=None, cwd=None):
+    def __init__(
+        self, arguments, *, folder, fault=None, out=None, cwd=None, environment=MappingProxyType({})
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         self._files = Path(out or folder / "stdout"), folder / "stderr"
-        environment = {"FAULT": json.dumps(fault)} if fault else {}
+        environment = {**environment, **({"FAULT": json.dumps(fault)} if fault else {})}
         program = INJECTED if fault else ROOT / "train.py"
         words = [str(program), *map(str, arguments)]
         self._started = time.monotonic()
@@ -161,13 +164,21 @@ def rows(run_dir) -> dict[tuple[int, str], str]:
     return found
 
 
+def results(run_dir) -> dict:
+    """What summary.json holds, without what depends on the clock, and the settings."""
+    summary = json.loads((Path(run_dir) / "summary.json").read_text())
+    left_out = ("tokens_per_second", "wall_seconds", "settings")
+    return {name: value for name, value in summary.items() if name not in left_out}
+
+
 def weights(path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["state_dict"]
 
 
-def assert_same_run(one: Path, other: Path) -> None:
-    """Metrics, weights, optimiser and random state are equal bit for bit."""
-    assert rows(one) == rows(other)
+def assert_same_run(one: Path, other: Path, *, logs: bool = True) -> None:
+    """Metrics, results, weights, optimiser and random state are equal bit for bit."""
+    assert not logs or rows(one) == rows(other)
+    assert results(one) == results(other)
     for name in ("last.ckpt", "best.ckpt"):
         left, right = (
             torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (one, other)

@@ -16,7 +16,7 @@ from lightning import Callback
 
 import train
 from fwlight import run
-from tests.faults.torture import training
+from tests.faults.victims import Training
 
 EVERY = 100
 
@@ -54,7 +54,7 @@ def main(folder: Path, *, steps: int = 20_000) -> int:
         "callbacks.checkpoint.every_n_train_steps=100",
         "trainer.accumulate_grad_batches=1",
     ]
-    arguments = [*training(folder, ranks=1, steps=steps), *changed, f"run_dir={folder / 'run'}"]
+    arguments = [*Training(folder, steps=steps).arguments, *changed, f"run_dir={folder / 'run'}"]
     code = train.main(arguments)
     if code:
         return code

@@ -1,94 +1,91 @@
-"""A training killed again and again, against the same one left alone; the result is equal or not.
+"""Runs, their folders, sweeps and caches hurt again and again, against the same left alone.
 
-python -m tests.faults.torture FOLDER [kills=25] [ranks=1] [seed=0] [steps=2000]
+python -m tests.faults.torture FOLDER [kills=150] [of=run,folder,sweep,text,pairs] [ranks=1]
+                                      [seed=0] [steps=2000]
 
-A kill comes after a random time of training, in all processes or in one of them, or at a random
-point of a random checkpoint write. The command can itself be stopped and goes on where it was.
+Each of the kinds gets its share of the kills, which are also errors of the disk. What ends in
+spite of them is compared, bit for bit, and begun anew. `ranks` and `steps` are those of a run. The
+command can itself be stopped and goes on where it was. See `tests.faults.victims`.
 """
 
 import json
-import os
 import random
-import signal
+import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults.processes import TINY, Running, assert_same_run, run
+from tests.faults.victims import Caches, Sweep, Training, Victim
+
+LOGS = ("metrics.csv", "tensorboard")
 
 
-def main(folder: Path, *, kills: int = 25, ranks: int = 1, seed: int = 0, steps: int = 2000) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
-    arguments = training(folder, ranks=ranks, steps=steps)
-    whole, tortured = folder / "whole", folder / "tortured"
-    if not (whole / "summary.json").exists():
-        ended = run(
-            [*arguments, f"run_dir={whole}", "resume=auto"], folder=folder / "0", timeout=900
-        )
-        assert ended.code == 0, ended.err
-    journal = folder / "kills.json"
-    done = json.loads(journal.read_text()) if journal.exists() else []
-    arguments += [f"run_dir={tortured}", "resume=auto"]
-    while len(done) < kills:
-        done.append(one_kill(arguments, folder, random.Random(f"{seed} {len(done)}"), ranks))
-        journal.write_text(json.dumps(done, indent=1))
-        print(f"{len(done)}/{kills}: {done[-1]}", flush=True)
-    ended = run(arguments, folder=folder / "last", timeout=900)
-    assert ended.code == 0, ended.err
-    assert "already complete" not in ended.out, "too few steps for so many kills"
-    assert_same_run(tortured, whole)
-    writes = sum(kill["in"] == "write" for kill in done)
-    print(f"{kills} kills, {writes} in writes, {ranks} rank(s): equal bit for bit")
+def main(
+    folder: Path,
+    *,
+    kills: int = 150,
+    of: str = "run,folder,sweep,text,pairs",
+    ranks: int = 1,
+    seed: int = 0,
+    steps: int = 2000,
+) -> int:
+    victims: dict[str, Callable[[Path], Victim]] = {
+        "run": lambda place: Training(place, ranks=ranks, steps=steps),
+        "folder": Victim,
+        "sweep": Sweep,
+        "text": lambda place: Caches(place, "lm"),
+        "pairs": lambda place: Caches(place, "translation"),
+    }
+    kinds = of.split(",")
+    for number, kind in enumerate(kinds):
+        share = kills * (number + 1) // len(kinds) - kills * number // len(kinds)
+        place = (folder / kind).resolve()
+        torture(victims[kind](place), place, kind, kills=share, seed=seed)
     return 0
 
 
-def training(folder: Path, *, ranks: int, steps: int) -> list[str]:
-    text, generator = folder / "text.txt", random.Random(0)
-    words = [f"w{i}" for i in range(40)]
-    lines = (" ".join(generator.choices(words, k=9)) for _ in range(300))
-    text.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    several = ["trainer=ddp", f"trainer.devices={ranks}"] if ranks > 1 else []
-    return [
-        *TINY,
-        *several,
-        f"task.path={text}",
-        "trainer.accumulate_grad_batches=2",
-        f"trainer.max_steps={steps}",
-        "trainer.log_every_n_steps=20",
-        "trainer.val_check_interval=70",
-        "callbacks.checkpoint.every_n_train_steps=9",
-    ]
-
-
-def one_kill(arguments: list[str], folder: Path, chance: random.Random, ranks: int) -> dict:
-    """Train on and kill; say when and where."""
-    if chance.random() < 0.4:
-        fault = {"kind": "write", "write": chance.randint(1, 6)}
-        if chance.random() < 0.5:
-            fault["bytes"] = chance.random()
+def torture(victim: Victim, folder: Path, kind: str, *, kills: int, seed: int) -> None:
+    """Hurt a victim so many times, and compare it each time it comes to its end."""
+    whole, tortured, journal = (folder / name for name in ("whole", "tortured", "journal.json"))
+    if not journal.exists():
+        shutil.rmtree(whole, ignore_errors=True)
+        victim.complete(whole)
+        journal.write_text(json.dumps({"legs": 0, "ends": 0, "done": []}))
+    state = json.loads(journal.read_text())
+    began, before = time.monotonic(), len(state["done"])
+    while len(state["done"]) < kills:
+        chance = random.Random(f"{seed} {kind} {state['legs']}")
+        done = victim.hurt(tortured, chance)
+        state["legs"] += 1
+        if done is None:
+            end(victim, tortured, whole, state)
         else:
-            fault |= {"name": chance.randint(1, 3), "when": chance.choice(["before", "after"])}
-        process = Running(arguments, folder=folder / "leg", fault=fault)
-        ended = process.wait(timeout=300)
-        assert ended.code == -signal.SIGKILL, (ended.code, ended.err)
-        assert process.orphans(20) == []
-        return {"in": "write", **fault}
-    process = Running(arguments, folder=folder / "leg")
-    output = folder / "leg" / "stdout"
-    while "run_dir" not in (output.read_text() if output.exists() else ""):
-        time.sleep(0.02)
-    delay = chance.uniform(0, 2 if ranks == 1 else 9)
-    time.sleep(delay)
-    members = process.members()
-    victims = members if ranks == 1 or chance.random() < 0.4 else [chance.choice(members)]
-    for pid in victims:
-        os.kill(pid, signal.SIGKILL)
-    ended = process.wait(timeout=300)
-    assert ended.code not in (0, None), "it was done before it was killed; give it more steps"
-    assert process.orphans(20) == []
-    return {"in": "run", "after": round(delay, 3), "killed": len(victims), "of": len(members)}
+            state["done"].append({"round": state["ends"], **done})
+            print(f"{kind} {len(state['done'])}/{kills}: {done}", flush=True)
+        journal.write_text(json.dumps(state, indent=1))
+    if tortured.exists():
+        victim.complete(tortured)
+        end(victim, tortured, whole, state)
+    journal.write_text(json.dumps(state, indent=1))
+    seconds = (time.monotonic() - began) / max(1, kills - before)
+    print(
+        f"{kind}: hurt {len(state['done'])} times, {seconds:.1f} s each, compared "
+        f"{state['ends']} times: equal bit for bit",
+        flush=True,
+    )
+
+
+def end(victim: Victim, tortured: Path, whole: Path, state: dict) -> None:
+    """Compare what came to its end, and make room for the next."""
+    hurts = [done for done in state["done"] if done["round"] == state["ends"]]
+    lost = any(done.get("error") and any(x in done["change"] for x in LOGS) for done in hurts)
+    victim.compare(tortured, whole, logs=not lost)
+    shutil.rmtree(tortured)
+    state["ends"] += 1
 
 
 if __name__ == "__main__":
     settings = dict(argument.split("=") for argument in sys.argv[2:])
-    sys.exit(main(Path(sys.argv[1]), **{key: int(value) for key, value in settings.items()}))
+    numbers = {key: int(text) if text.isdecimal() else text for key, text in settings.items()}
+    sys.exit(main(Path(sys.argv[1]), **numbers))
