@@ -8,6 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+pytest_plugins = ["tests.faults.matrix"]
+
 # The processes that tests start are no tasks of a batch job, also where the tests run in one.
 for name in [name for name in os.environ if name.startswith("SLURM_")]:
     del os.environ[name]

@@ -420,6 +420,7 @@ def done(tmp_path):
     return write
 
 
+@pytest.mark.fault(34)
 @pytest.mark.parametrize("earlier", [False, True])
 def test_sweep_takes_a_summary_for_its_own_settings_only(done, earlier):
     done(earlier=earlier)
@@ -440,6 +441,7 @@ def test_sweep_takes_a_summary_for_its_own_settings_only(done, earlier):
     assert not done.finished("task=translation", "model@encoder=softmax")
 
 
+@pytest.mark.fault(34)
 @pytest.mark.parametrize("earlier", [False, True])
 def test_sweep_stays_finished_where_keys_came_or_classes_were_renamed(done, earlier):
     folder = done(earlier=earlier)
@@ -458,6 +460,7 @@ def test_sweep_stays_finished_where_keys_came_or_classes_were_renamed(done, earl
     assert not done.finished("model.short_conv=2")  # what did not exist then was not run with
 
 
+@pytest.mark.fault(34)
 def test_sweep_does_not_believe_a_configuration_later_than_an_earlier_versions_summary(done):
     folder = done(earlier=True)
     (point,) = [
@@ -468,6 +471,7 @@ def test_sweep_does_not_believe_a_configuration_later_than_an_earlier_versions_s
     assert not done.finished("trainer.max_steps=3000")
 
 
+@pytest.mark.fault(34)
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"\xff", b"[" * 3000, b"3", b'{"settings": 3}', b"a: b: c"]
 )
@@ -527,6 +531,7 @@ def test_what_would_fail_after_the_training_is_told_before(
     assert not [*tmp_path.rglob("*.ckpt")]
 
 
+@pytest.mark.fault(34)
 def test_summary_goes_when_training_goes_on_with_other_settings(text, tmp_path, capsys):
     arguments = [*TINY, "task.data=text", f"task.path={text}", "callbacks=none"]
     arguments += [f"run_dir={tmp_path / 'run'}", "resume=auto", "optimizer.warmup_steps=0"]
@@ -563,6 +568,7 @@ def test_sweep_runs_and_skips_what_is_finished(text, tmp_path, capsys):
     assert not any(point.finished() for point in expand([*arguments, "trainer.max_steps=3"]))
 
 
+@pytest.mark.fault(33)
 @pytest.mark.slow
 def test_runs_of_a_killed_sweep_stop_and_are_saved(text, tmp_path):
     arguments = [*TINY, "task.data=text", f"task.path={text}", "trainer.max_steps=1000000"]

@@ -238,6 +238,8 @@ def test_config_layers_draw_their_own_random_features():
 
 # Mistakes
 
+TYPED = ("prompt", "ckpt", "input", "output", "run_dir", "resume", "task.path", "task.test")
+
 MISTAKES = [
     # arguments, what the line must say
     (["modle=linear"], ["modle", "did you mean model?"]),
@@ -274,7 +276,11 @@ MISTAKES = [
     (["model=softmax", "model.key_norm=sum"], ["model.key_norm", "model=softmax"]),
     (["optimizer.lr=-1"], ["optimizer.lr=-1", "above 0"]),
     (["optimizer.lr=nan"], ["optimizer.lr=nan"]),
-    (["task.num_workers=100000"], ["task.num_workers asks for 100000 processes", "4 a core"]),
+    pytest.param(
+        ["task.num_workers=100000"],
+        ["task.num_workers asks for 100000 processes", "4 a core"],
+        marks=pytest.mark.fault(43),
+    ),
     (
         ["trainer=ddp", "trainer.devices=4000", "task.batch_size=4000", "task.num_workers=2"],
         ["task.num_workers asks for 8000 processes"],
@@ -322,17 +328,8 @@ MISTAKES = [
     (["model=[linear,softmax]"], ["only one option"]),
     (["task=[]"], ["only one option"]),
     *(
-        ([f"{key}={empty}"], [f"{key}=", "is empty"])
-        for key in (
-            "prompt",
-            "ckpt",
-            "input",
-            "output",
-            "run_dir",
-            "resume",
-            "task.path",
-            "task.test",
-        )
+        pytest.param([f"{key}={empty}"], [f"{key}=", "is empty"], marks=pytest.mark.fault(46))
+        for key in TYPED
         for empty in ("", "  ")
     ),
     (["callbacks.checkpoint.average_last=3"], ["average_last=3", "only 0", "keep_every"]),
@@ -366,6 +363,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.fault(14)
 @pytest.mark.parametrize(("arguments", "snippets"), MISTAKES, ids=lambda v: " ".join(v)[:40])
 def test_config_mistake_is_explained(arguments: list[str], snippets: list[str]):
     message = fails(*arguments)

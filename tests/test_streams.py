@@ -27,6 +27,7 @@ def shell(redirection: str, *arguments: object, cwd: Path, **environment: str):
     )
 
 
+@pytest.mark.fault(39)
 @pytest.mark.parametrize(
     ("redirection", "code"),
     [
@@ -42,6 +43,7 @@ def test_lost_stream_is_lost_output(redirection, code, tmp_path):
     assert len(done.stderr.splitlines()) == (2 if code else 0), done.stderr
 
 
+@pytest.mark.fault(39)
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", '2>&1 | true; exit "${PIPESTATUS[0]}"'])
 def test_mistake_keeps_its_exit_code_without_a_stream(redirection, tmp_path):
     done = shell(redirection, "size=huge", cwd=tmp_path)
@@ -50,6 +52,7 @@ def test_mistake_keeps_its_exit_code_without_a_stream(redirection, tmp_path):
     assert done.stderr.startswith("error: ") or redirection != ">&-"
 
 
+@pytest.mark.fault(39)
 @pytest.mark.slow
 def test_training_without_streams_writes_whole_files(tmp_path):
     text = tmp_path / "text.txt"

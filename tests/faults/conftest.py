@@ -1,84 +1,15 @@
-"""The matrix of faults: what each test is a case of, and a table at the end."""
+"""The training that faults are injected into, and what it makes if left alone."""
 
-import random
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-from tests.faults import processes
-
-FAULTS = {
-    1: "kill -9 in an epoch, then resume",
-    2: "kill -9 in a checkpoint write",
-    3: "checkpoints on another file system than TMPDIR",
-    4: "damaged checkpoint",
-    5: "disk full under a checkpoint",
-    6: "disk full or unwritable under the logs",
-    7: "run folder unwritable",
-    8: "SIGTERM, SIGINT, SIGUSR1, twice",
-    9: "signal to one rank only",
-    10: "a rank raises, is killed or hangs",
-    11: "another number of processes",
-    12: "resume with another configuration",
-    13: "NaN or infinity, on one rank only",
-    14: "unknown key, typo, wrong type",
-    15: "impossible sizes",
-    16: "data file missing, folder, empty",
-    17: "invalid UTF-8, NUL, BOM, CRLF",
-    18: "one line of 50 MB",
-    19: "source and target differ in lines",
-    20: "vocabulary differs from the checkpoint's",
-    21: "empty, short and long sequences",
-    22: "malicious checkpoint",
-    23: "malicious archive",
-    24: "download that lies",
-    25: "two processes in one place",
-    26: "same seed twice",
-    27: "a callback raises",
-    28: "no HOME, read-only package",
-    29: "compiled kernel flipped, cut, zeroed",
-    30: "kernels' cache full or without execution",
-}
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        for marker in item.iter_markers("fault"):
-            item.user_properties.append(("fault", marker.args[0]))
-
-
-def pytest_terminal_summary(terminalreporter):
-    """One line a fault, if all were asked for."""
-    cases = defaultdict(lambda: defaultdict(float))
-    for outcome, reports in terminalreporter.stats.items():
-        for report in reports:
-            for name, number in getattr(report, "user_properties", ()):
-                if name == "fault" and outcome != "deselected":
-                    counted = report.when == "call" or outcome in ("skipped", "error")
-                    cases[number][outcome] += counted
-                    cases[number]["seconds"] += getattr(report, "duration", 0.0)
-    if not terminalreporter.config.getoption("--full"):
-        return
-    write = terminalreporter.write_line
-    write(f"{'#':>2}  {'fault':<48} {'cases':>5}  {'seconds':>7}  result")
-    for number, name in FAULTS.items():
-        case = cases[number]
-        n = int(case["passed"] + case["failed"] + case["error"] + case["skipped"])
-        bad, skipped = int(case["failed"] + case["error"]), int(case["skipped"])
-        result = f"{bad} failed" if bad else "holds" if n > skipped else "not run"
-        result += f", {skipped} skipped" if skipped and n > skipped else ""
-        write(f"{number:>2}  {name:<48} {n:>5}  {case['seconds']:7.1f}  {result}")
+from tests.faults import processes, victims
 
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory) -> Path:
-    """Some thousand words with something to learn in them."""
-    words, generator = [f"w{i}" for i in range(40)], random.Random(0)
-    lines = (" ".join(generator.choices(words, k=9)) for _ in range(300))
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return path
+    return victims.write_text(tmp_path_factory.mktemp("text") / "text.txt")
 
 
 @pytest.fixture(scope="session")

@@ -227,7 +227,7 @@ OTHER = {
 }
 
 
-@pytest.mark.fault(10)
+@pytest.mark.fault(37)
 @pytest.mark.parametrize(
     "kind", ["seed", *(pytest.param(k, marks=pytest.mark.full) for k in OTHER if k != "seed")]
 )

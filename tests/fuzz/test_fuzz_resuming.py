@@ -103,6 +103,7 @@ def outcomes(request, tmp_path, stored, change):
             yield done, folder
 
 
+@pytest.mark.fault(35)
 def test_changed_content_is_resumed_or_refused(request, tmp_path, stored):
     ended = [folder for _, folder in outcomes(request, tmp_path, stored, mutate)]
     assert ended.count(None) > len(ended) / 3
@@ -145,6 +146,7 @@ def mutate_optimizer(checkpoint, seed):
     return f"exchange {one} {other}"
 
 
+@pytest.mark.fault(35)
 def test_changed_optimizer_states_are_refused_or_change_no_value(request, tmp_path, stored):
     whole = tmp_path / "whole.ckpt"
     torch.save(stored, whole)

@@ -131,6 +131,7 @@ def test_checkpoint_copied_without_its_digest_survives_a_killed_write(saved, mon
     assert load_checkpoint(saved)["global_step"] == 1
 
 
+@pytest.mark.fault(41)
 def test_pipe_in_place_of_the_digest_is_not_waited_for(saved):
     digest_path(saved).unlink()
     os.mkfifo(digest_path(saved))
@@ -238,6 +239,7 @@ def spoil_directory(path, member, field, value):
     path.write_bytes(content)
 
 
+@pytest.mark.fault(36)
 @pytest.mark.parametrize(
     ("field", "value"),
     [(38, 1 << 4), (36, 1), (8, 1), (5, 1), (10, 8), (46 + 8, 1)],
@@ -251,6 +253,7 @@ def test_archive_whose_directory_torch_would_not_write_is_refused(saved, member,
         load_checkpoint(saved)
 
 
+@pytest.mark.fault(36)
 def test_archive_of_another_writer_is_refused(saved, tmp_path):
     with zipfile.ZipFile(saved) as old, zipfile.ZipFile(tmp_path / "new.ckpt", "w") as new:
         for name in old.namelist():

@@ -1,5 +1,8 @@
 """The run folder: refuse, resume, lock, probe."""
 
+import errno
+import fcntl
+import os
 import shutil
 
 import pytest
@@ -98,6 +101,18 @@ def test_second_user_of_a_folder_is_refused_until_it_is_released(tmp_path):
     RunFolder.open(tmp_path, resume="auto", is_rank_zero=False)
     folder.release()
     open_once(tmp_path)
+
+
+@pytest.mark.fault(42)
+def test_file_system_without_locks_is_one_warning(tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    open_once(tmp_path / "run")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: the file system of run_dir=")
+    assert "has no locks" in line
 
 
 def test_refused_folder_is_not_left_locked(tmp_path):

@@ -49,6 +49,7 @@ def test_purge_drops_later_rows_test_results_and_half_rows(tmp_path):
 ROWS = b"1,train/loss,3.0\n5,val/loss,2.0\n"
 
 
+@pytest.mark.fault(40)
 @pytest.mark.parametrize(
     ("content", "damaged"),
     [
@@ -81,6 +82,7 @@ def occupy(path, kind):
         path.touch()
 
 
+@pytest.mark.fault(40)
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
@@ -103,6 +105,7 @@ def test_resumed_run_logs_elsewhere_with_one_warning(tmp_path, capsys, name, kin
     assert (tmp_path / other).exists()
 
 
+@pytest.mark.fault(40)
 def test_what_lies_beside_the_events_is_left_alone(tmp_path, capsys):
     names = ["bak", "1", f"{10**100}.host", "x.test", "5.test/", "1000.folder.test/", "backup/"]
     strangers = [tmp_path / "tensorboard" / f"events.out.tfevents.{name}" for name in names]
@@ -119,6 +122,7 @@ def test_what_lies_beside_the_events_is_left_alone(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.fault(40)
 def test_logging_that_raises_anything_at_all_is_one_warning(tmp_path, capsys):
     logger = TensorBoard(tmp_path, purge_step=None, hyperparameters={})
     logger.log_figure("tag", "no figure", 1)

@@ -290,6 +290,7 @@ class StopInUpdate(Callback):
         trainer.should_stop |= within and trainer.global_step + 1 == self.update
 
 
+@pytest.mark.fault(47)
 @pytest.mark.parametrize("update", [5, 6])  # in an epoch, and its last one
 def test_time_limit_within_an_update_ends_training_after_it(tmp_path, update):
     settings = {"accumulate": 4, "max_steps": 9, "val_every": 9}
@@ -329,6 +330,7 @@ def test_kept_copies_are_named_by_step_and_resume_exactly(whole, tmp_path):
     assert logged(tmp_path / "a") == logged(whole[0])
 
 
+@pytest.mark.fault(47)
 def test_time_limit_ends_every_start_with_evaluation_checkpoint_and_summary(tmp_path, capsys):
     limit = {"max_steps": 10**6, "max_time": "00:00:00:01", "val_every": 10**6, "resume": "auto"}
     step = 0

@@ -273,6 +273,7 @@ def test_empty_files_are_named(wiki, split, content):
         _data(data="wikitext", path=wiki)
 
 
+@pytest.mark.fault(41)
 def test_open_pipe_is_read_as_the_file_is(tmp_path):
     """As of `task.path=<(zcat text.gz)` in a shell."""
     text = "".join(f"word{i % 7} and{i % 5}\n" for i in range(20_000))

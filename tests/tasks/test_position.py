@@ -79,6 +79,7 @@ time.sleep(1000 if sys.argv[1] == "wait" else 0)
 """
 
 
+@pytest.mark.fault(43)
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere busy workers finish their batch")
 @pytest.mark.parametrize("how", [0, signal.SIGTERM, signal.SIGKILL])
 def test_workers_that_are_busy_end_with_their_parent(how) -> None:

@@ -81,6 +81,7 @@ def test_cache_is_filled_once_and_anew_for_other_text(files, tmp_path, monkeypat
     assert len(third.pairs["train"]) == 2 * len(ENGLISH)
 
 
+@pytest.mark.fault(45)
 def test_packed_and_plain_files_are_the_same(files, tmp_path) -> None:
     plain = make(files)
     plain.setup()
@@ -206,6 +207,7 @@ def test_unusable_files_are_explained(files, tmp_path) -> None:
     assert "train.en does not exist" in fails(files)
 
 
+@pytest.mark.fault(45)
 def test_damaged_gz_file_is_named(files, tmp_path) -> None:
     file = tmp_path / "train.en"
     (tmp_path / "train.en.gz").write_bytes(gzip.compress(file.read_bytes())[:-10])

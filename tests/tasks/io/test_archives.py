@@ -143,6 +143,7 @@ def _peak(function):
     return peak
 
 
+@pytest.mark.fault(44)
 @pytest.mark.parametrize("what", ["x", "g", "L", "K", "chain", "folders"])
 def test_tar_with_more_headers_than_files_is_refused_in_little_memory(tmp_path, what, monkeypatch):
     monkeypatch.setattr(archives, "MAX_FILES", 500)
@@ -156,6 +157,7 @@ def test_tar_with_more_headers_than_files_is_refused_in_little_memory(tmp_path, 
     assert _peak(refused) < 8 << 20
 
 
+@pytest.mark.fault(44)
 def test_headers_of_many_files_are_not_kept(tmp_path):
     path = tmp_path / "a.tgz"
     with gzip.open(path, "wb", compresslevel=1) as file:
@@ -170,6 +172,7 @@ def test_headers_of_many_files_are_not_kept(tmp_path):
     assert len(_content(folder)) == 20
 
 
+@pytest.mark.fault(44)
 def test_zip_with_a_large_directory_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MAX_DIRECTORY", 1 << 16)
     path = _zip(tmp_path / "a.zip", {f"{i:0200}": b"" for i in range(400)})
@@ -177,6 +180,7 @@ def test_zip_with_a_large_directory_is_refused(tmp_path, monkeypatch):
         unpack(path, tmp_path / "out")
 
 
+@pytest.mark.fault(44)
 @pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
 def test_zip_that_chooses_how_much_memory_it_needs_is_refused(tmp_path, method):
     path = tmp_path / "a.zip"
@@ -211,6 +215,7 @@ def test_folders_in_an_archive_are_no_files(tmp_path):
     assert _content(folder) == {"set/train.txt": b"words"}
 
 
+@pytest.mark.fault(41)
 def test_pipe_is_no_archive(tmp_path, monkeypatch):
     monkeypatch.setenv("FWLIGHT_CACHE", str(tmp_path / "cache"))
     os.mkfifo(tmp_path / "a.zip")

@@ -138,6 +138,7 @@ def _build_for_ever(started):
     cached_folder("words", key="k", build=build)
 
 
+@pytest.mark.fault(32)
 def test_killed_half_way_the_next_builds_and_cleans(tmp_path, cache):
     started = tmp_path / "started"
     process = _start(_build_for_ever, started)
@@ -153,6 +154,7 @@ def test_killed_half_way_the_next_builds_and_cleans(tmp_path, cache):
     assert not _partial(cache)
 
 
+@pytest.mark.fault(32)
 def test_left_over_of_another_key_goes_unless_it_is_being_made(cache):
     for name in (".words-old.1234.partial", ".text-k.0123abcd.partial"):
         (cache / name).mkdir(parents=True)
@@ -163,6 +165,7 @@ def test_left_over_of_another_key_goes_unless_it_is_being_made(cache):
     assert not _partial(cache)
 
 
+@pytest.mark.fault(42)
 def test_file_system_without_locks_is_one_warning(cache, monkeypatch, capsys):
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -236,6 +239,7 @@ def test_builder_that_goes_on_writing_is_waited_for(tmp_path, monkeypatch):
     assert 900 + locks.PATIENCE - 1 < clock.now < 900 + locks.PATIENCE + 1
 
 
+@pytest.mark.fault(41)
 @pytest.mark.parametrize("name", [".words-k.lock", "words-k/sizes.json"])
 def test_pipe_in_the_cache_is_not_waited_for(cache, name):
     (cache / "words-k").mkdir(parents=True)

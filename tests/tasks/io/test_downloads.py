@@ -179,12 +179,14 @@ def test_fine_after_failures_is_the_whole_file(server, tmp_path, script, tag):
     assert len(server.ranges) == len(script)
 
 
+@pytest.mark.fault(38)
 def test_cut_transfer_is_continued_where_the_server_says_it_is_the_same(server, tmp_path):
     server.script = ["cut", "fine"]
     _fetch(server, tmp_path)
     assert server.ranges == [None, f"bytes={len(CONTENT) // 2}-"]
 
 
+@pytest.mark.fault(38)
 @pytest.mark.parametrize("sha256", [SHA256, None], ids=["pinned", "unknown"])
 @pytest.mark.parametrize("lie", ["another tag", "no tag", "another total", "another place", "416"])
 def test_other_file_is_not_continued_nor_its_hash_recorded(server, tmp_path, lie, sha256):
@@ -195,12 +197,14 @@ def test_other_file_is_not_continued_nor_its_hash_recorded(server, tmp_path, lie
         assert (tmp_path / "words.txt.sha256").read_text().startswith(SHA256)
 
 
+@pytest.mark.fault(38)
 def test_file_of_another_address_is_not_continued(server, tmp_path):
     server.script = ["cut", "fine"]
     _fetch(server, tmp_path, urls=(server.url("one"), server.url("two")), sha256=None)
     assert server.ranges == [None, None]
 
 
+@pytest.mark.fault(38)
 def test_file_that_may_be_cut_unnoticed_is_not_recorded(server, tmp_path):
     server.script = ["endless"]
     with pytest.raises(StorageError, match="does not say how long"):
@@ -313,6 +317,7 @@ def _wait_for(condition):
         time.sleep(0.01)
 
 
+@pytest.mark.fault(32)
 def test_what_a_killed_download_left_goes(server, tmp_path):
     server.script = ["drip"]
     process = multiprocessing.get_context("fork").Process(target=_fetch, args=(server, tmp_path))
@@ -325,6 +330,7 @@ def test_what_a_killed_download_left_goes(server, tmp_path):
     assert _files(tmp_path) == {"words.txt"}
 
 
+@pytest.mark.fault(32)
 def test_what_a_running_download_has_stays(server, tmp_path):
     partial = tmp_path / ".others.txt.1234.partial"
     partial.touch()
@@ -335,6 +341,7 @@ def test_what_a_running_download_has_stays(server, tmp_path):
     assert not partial.exists()
 
 
+@pytest.mark.fault(41)
 @pytest.mark.parametrize("name", ["words.txt", "words.txt.sha256", ".words.txt.lock"])
 def test_pipe_in_place_of_a_file_is_not_waited_for(server, tmp_path, name):
     os.mkfifo(tmp_path / name)

@@ -52,6 +52,7 @@ def test_a_return_within_a_line_of_line_feeds_ends_none(tmp_path):
     assert [piece.text for piece in pieces] == ["one\rtwo", "three"]
 
 
+@pytest.mark.fault(45)
 @pytest.mark.parametrize("members", [1, 3])
 def test_size_of_a_packed_text_is_that_of_the_text(tmp_path, members):
     text = b"some words\n" * 1000
@@ -122,6 +123,7 @@ def _into(pipe, content):
     return thread
 
 
+@pytest.mark.fault(41)
 @pytest.mark.parametrize("name", ["text", "text.gz"])
 def test_pipe_is_read_once_and_then_as_often_as_needed(tmp_path, name):
     pipe, content = tmp_path / name, b"one two\n" * 100_000
@@ -135,6 +137,7 @@ def test_pipe_is_read_once_and_then_as_often_as_needed(tmp_path, name):
         assert sum(len(piece.text) + 1 for piece in read_pieces(file)) == len(content)
 
 
+@pytest.mark.fault(41)
 def test_pipe_that_nobody_writes_to_is_not_waited_for_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(pipes, "WRITER_SECONDS", 0.2)
     os.mkfifo(tmp_path / "text")
@@ -142,6 +145,7 @@ def test_pipe_that_nobody_writes_to_is_not_waited_for_for_ever(tmp_path, monkeyp
         existing_file(tmp_path / "text")
 
 
+@pytest.mark.fault(41)
 def test_device_is_named():
     with pytest.raises(DataError, match="/dev/null is a device or socket"):
         existing_file("/dev/null")

@@ -96,6 +96,7 @@ def test_other_text_or_limits_are_encoded_anew(wiki, monkeypatch):
     assert not torch.equal(_setup(path=wiki).streams["valid"], first.streams["valid"])
 
 
+@pytest.mark.fault(45)
 def test_packed_text_is_split_counted_and_cached_as_the_plain_one(tmp_path, monkeypatch, cache):
     file = tmp_path / "book.txt"
     file.write_text("\n".join(f"line {i} says word{i % 97} once more" for i in range(3000)))
@@ -108,6 +109,7 @@ def test_packed_text_is_split_counted_and_cached_as_the_plain_one(tmp_path, monk
     assert len([folder for folder in cache.iterdir() if folder.is_dir()]) == 2
 
 
+@pytest.mark.fault(45)
 def test_packed_book_is_split_as_the_plain_one(shared_dir, tmp_path):
     file = shared_dir / "data" / "war_and_peace.txt"
     packed = tmp_path / "w.gz"
@@ -117,6 +119,7 @@ def test_packed_book_is_split_as_the_plain_one(shared_dir, tmp_path):
     assert sum(map(len, unpacked.streams.values())) > 600_000
 
 
+@pytest.mark.fault(32)
 def test_failed_encoding_leaves_no_cache(wiki, monkeypatch, cache):
     monkeypatch.setattr(encoding, "CACHED_FROM", 0)
     (wiki / "wiki.test.tokens").write_bytes(b"good\nb\xffd\n")
