@@ -23,6 +23,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.autocast": (set(), {"torch"}),
     "fwlight.cache": (set(), set()),
     "fwlight.compiling": (set(), {"torch"}),
+    "fwlight.evaluation": ({"fwlight.compiling"}, {"torch"}),
     "fwlight.types": ({"fwlight.errors"}, {"torch"}),
     "fwlight.ops": ({"fwlight.autocast", "fwlight.cache", "fwlight.errors"}, LIBRARY | {"fla"}),
     "fwlight.feature_maps": ({"fwlight.checks", "fwlight.ops"}, LIBRARY),
@@ -32,7 +33,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     ),
     "fwlight.attention": ({"fwlight.mixers"}, set()),
     "fwlight.models": (
-        {"fwlight.mixers", "fwlight.autocast", "fwlight.checks", "fwlight.compiling"}
+        {"fwlight.mixers", "fwlight.autocast", "fwlight.checks", "fwlight.evaluation"}
         | {"fwlight.types"},
         LIBRARY,
     ),
@@ -56,7 +57,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.lightning_internals": ({"fwlight.errors"}, {"lightning"}),
     "fwlight.run": (
         {"fwlight.errors", "fwlight.types", "fwlight.models", "fwlight.training"}
-        | {"fwlight.integrity", "fwlight.diagnostics", "fwlight.lightning_internals"},
+        | {"fwlight.evaluation", "fwlight.integrity", "fwlight.diagnostics"}
+        | {"fwlight.lightning_internals"},
         {"torch", "lightning", "tensorboard", "tqdm"},
     ),
     "tasks": ({"fwlight.types"}, {"torch", "lightning"}),

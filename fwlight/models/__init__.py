@@ -4,7 +4,7 @@ from fwlight.models.adaptive import AdaptiveSoftmax
 from fwlight.models.carried import features_by_document, map_state, pack_state, unpack_state
 from fwlight.models.decoder_lm import DecoderLM, LMState
 from fwlight.models.encoder_decoder import DecoderState, EncoderDecoder
-from fwlight.models.generate import check_sampling, evaluation_mode, generate
+from fwlight.models.generate import check_sampling, generate
 from fwlight.models.retriever import Retriever
 from fwlight.models.search import beam_search, greedy_search
 
@@ -17,7 +17,6 @@ __all__ = [
     "Retriever",
     "beam_search",
     "check_sampling",
-    "evaluation_mode",
     "features_by_document",
     "generate",
     "greedy_search",

@@ -1,19 +1,15 @@
 """Sampling from a language model, one token at a time."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from fwlight.checks import check_sizes
-from fwlight.compiling import uncompiled
+from fwlight.evaluation import evaluation_mode
 from fwlight.mixers import overwriting_states
 from fwlight.models.decoder_lm import DecoderLM
 
 
-@torch.no_grad()
 def generate(
     model: DecoderLM,
     prompt: Int[Tensor, "b t"],
@@ -61,25 +57,6 @@ def check_sampling(*, max_new_tokens: int, temperature: float, top_k: int, top_p
         raise ValueError(f"temperature={temperature} must be 0 or at least 1e-6, and finite")
     if top_k < 0 or not 1e-6 <= top_p <= 1:
         raise ValueError(f"top_k={top_k} must not be negative, top_p={top_p} lie in [1e-6, 1]")
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation of uncompiled code, and back to what was, buffers included.
-
-    A random feature map may take a new draw for every sequence; training must not notice.
-    """
-    was_training = model.training
-    buffers = [(module, dict(module.named_buffers(recurse=False))) for module in model.modules()]
-    model.eval()
-    try:
-        with uncompiled():
-            yield
-    finally:
-        model.train(was_training)
-        for module, before in buffers:
-            for name, buffer in before.items():
-                setattr(module, name, buffer)
 
 
 def _sample(

@@ -5,13 +5,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fwlight.checks import check_sizes
+from fwlight.evaluation import evaluation_mode
 from fwlight.mixers import overwriting_states
 from fwlight.models.carried import map_state
 from fwlight.models.encoder_decoder import DecoderState, EncoderDecoder
-from fwlight.models.generate import evaluation_mode
 
 
-@torch.no_grad()
 def greedy_search(
     model: EncoderDecoder,
     source: Int[Tensor, "b s"],
@@ -40,7 +39,6 @@ def greedy_search(
         return found
 
 
-@torch.no_grad()
 def beam_search(
     model: EncoderDecoder,
     source: Int[Tensor, "b s"],

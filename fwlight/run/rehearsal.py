@@ -1,9 +1,8 @@
 """What would end a run after its training is tried before it."""
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 
-from fwlight.models import evaluation_mode
+from fwlight.evaluation import undisturbed
 from fwlight.training.module import TrainingModule
 
 
@@ -34,5 +33,5 @@ class Rehearsal(Callback):
         if batch is None:
             return
         precision = trainer.precision_plugin.val_step_context()
-        with evaluation_mode(module), torch.random.fork_rng(), torch.no_grad(), precision:
+        with undisturbed(module), precision:
             module.rehearse(trainer.strategy.batch_to_device(batch))
