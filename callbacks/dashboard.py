@@ -4,7 +4,7 @@ from typing import cast
 
 from lightning import Callback, LightningModule, Trainer
 
-from callbacks.watching import LayerWatcher
+from callbacks.watching import Part
 from fwlight.training.module import TrainingModule
 
 
@@ -16,7 +16,9 @@ class Dashboard(Callback):
         layout: dict[str, dict[str, list[str]]] = {}
         # Lightning sets the list where pyright does not see it.
         for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-            for layer in callback.layers if isinstance(callback, LayerWatcher) else ():
-                layout.setdefault(layer.name, {}).update(callback.charts(layer))
+            for layer in callback.layers if isinstance(callback, Part) else ():
+                charts = layout.setdefault(layer.name, {})
+                for heading, pattern in callback.charts.items():
+                    charts[heading] = [f"{callback.tag}/{layer.name}/{pattern}$"]
         if layout:
             cast(TrainingModule, pl_module).log_layout(layout)

@@ -1,25 +1,23 @@
 """How large the fast weights are and how much every write changes them."""
 
-from typing import Any
+from typing import Any, ClassVar
 
-from callbacks.watching import LayerWatcher, pooled_values
-from fwlight.diagnostics import Statistics
+from callbacks.watching import Part
+from fwlight.diagnostics import StateNorms, Statistics, WriteNorms, Written
+from fwlight.diagnostics.diagnose import memory_norms
 from fwlight.diagnostics.figures import norms_figure
-from fwlight.diagnostics.layers import Layer, Sequences, Watcher, layer_statistics
-
-NORMS = ("frobenius", "spectral", "stable_rank", "effective_rank", "mixed")
-WRITES = ("insert", "remove", "change")
+from fwlight.diagnostics.layers import Layer
 
 
-class FastWeightNorm(LayerWatcher):
+class FastWeightNorm(Part):
     """Logs `fast_weight_norm/<layer>/...`, means over heads, sequences and writes.
 
     Norms are those of the state after the sequence, of writes those of every position; see
     `fwlight.diagnostics.StateNorms` and `WriteNorms`.
 
     Args:
-        every_n_steps: Steps between two looks.
-        sequences: How many of the batch over all processes; None is all.
+        every_n_steps: As of `Part`.
+        sequences: As of `Part`.
         p: Exponent of the mixed norm over features, at least 1.
         q: Exponent of the mixed norm over values, at least 1.
 
@@ -28,7 +26,12 @@ class FastWeightNorm(LayerWatcher):
     """
 
     tag = "fast_weight_norm"
-    parts = ("norms",)
+    names: ClassVar = {name: f"{name}/mean" for name in (*StateNorms._fields, *WriteNorms._fields)}
+    charts: ClassVar = {
+        "norms of the state": "(frobenius|spectral)",
+        "ranks of the state": "(stable_rank|effective_rank)",
+        "norms of a write": f"({'|'.join(WriteNorms._fields)})",
+    }
 
     def __init__(
         self, *, every_n_steps: int = 200, sequences: int | None = 4, p: float = 2.0, q: float = 1.0
@@ -39,24 +42,10 @@ class FastWeightNorm(LayerWatcher):
                 raise ValueError(f"{name}={value} must be at least 1")
         self.mixed = (p, q)
 
-    def measure(self, layer: Layer, watcher: Watcher, of: Sequences) -> Statistics:
+    def measure(self, layer: Layer, seen: Written) -> Statistics:
         """Return the norms."""
-        return layer_statistics(layer, watcher, of=of, parts=self.parts, mixed=self.mixed)
-
-    def scalars(self, layer: Layer, statistics: Statistics) -> dict[str, float]:
-        """Return means."""
-        values = pooled_values(layer, statistics)
-        return {name: float(values[f"{name}/mean"]) for name in (*NORMS, *WRITES)}
-
-    def charts(self, layer: Layer) -> dict[str, list[str]]:
-        """Return the charts of the dashboard."""
-        where = f"{self.tag}/{layer.name}/"
-        return {
-            "norms of the state": [f"{where}({'|'.join(NORMS[:2])})$"],
-            "ranks of the state": [f"{where}({'|'.join(NORMS[2:4])})$"],
-            "norms of a write": [f"{where}({'|'.join(WRITES)})$"],
-        }
+        return memory_norms(seen, mixed=self.mixed)
 
     def figure(self) -> Any:
         """Return growth by position, and the norms by head."""
-        return norms_figure({name: x.values for name, x in self.diagnoses().items()})
+        return norms_figure(self.latest)

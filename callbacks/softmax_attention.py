@@ -1,46 +1,39 @@
 """How softmax attention looks back, in the dashboard of the memories it is compared with."""
 
-from callbacks.watching import LayerWatcher
+from typing import ClassVar
+
+from callbacks.watching import Part
 from fwlight.diagnostics import Statistics
-from fwlight.diagnostics.layers import Layer, pooled
-from fwlight.diagnostics.softmax import QUANTITIES, finalise_softmax
+from fwlight.diagnostics.layers import Found, Layer
+from fwlight.diagnostics.softmax import QUANTITIES, Attended, softmax_statistics
 
 
-class SoftmaxAttention(LayerWatcher):
+class SoftmaxAttention(Part):
     """Logs `softmax_attention/<layer>/{entropy,span,distance}...`, all heads pooled.
 
-    Args:
-        every_n_steps: Steps between two looks.
-        sequences: How many of the batch over all processes; None is all.
-
-    Raises:
-        ValueError: If a number is below 1.
+    Arguments as of `Part`.
     """
 
     tag = "softmax_attention"
+    names: ClassVar = {name: f"{name}/mean" for name in QUANTITIES} | {
+        f"{name}_{p}": f"{name}/{p}" for name in QUANTITIES for p in ("p5", "p95")
+    }
+    charts: ClassVar = {
+        "entropy of attention": "entropy(_p5|_p95)?",
+        "positions attended to": "span(_p5|_p95)?",
+    }
 
     def watches(self, layer: Layer) -> bool:
         """Whether it is softmax attention."""
         return layer.is_softmax
 
-    def scalars(self, layer: Layer, statistics: Statistics) -> dict[str, float]:
-        """Return means and the outer percentiles."""
-        values = finalise_softmax(pooled(statistics))
-        names = {name: f"{name}/mean" for name in QUANTITIES}
-        names |= {f"{name}_{p}": f"{name}/{p}" for name in QUANTITIES for p in ("p5", "p95")}
-        return {name: float(values[source]) for name, source in names.items()}
+    def measure(self, layer: Layer, seen: Attended) -> Statistics:
+        """Return how every query looks back."""
+        return softmax_statistics(seen)
 
-    def charts(self, layer: Layer) -> dict[str, list[str]]:
-        """Return the charts of the dashboard."""
-        where = f"{self.tag}/{layer.name}/"
-        return {
-            "entropy of attention": [f"{where}entropy(_p5|_p95)?$"],
-            "positions attended to": [f"{where}span(_p5|_p95)?$"],
-        }
-
-    def describe(self, layer: Layer) -> str | None:
+    def describe(self, found: Found) -> str:
         """Return how it looks back, in words."""
-        values = self.scalars(layer, self.latest[layer.name])
+        values = self.scalars(found)
         return (
             f"softmax attention over {values['span']:.1f} positions "
             f"({values['span_p5']:.1f} to {values['span_p95']:.1f}), "

@@ -1,24 +1,20 @@
-"""What the callbacks that watch layers share: when they look, at what, and over which processes."""
+"""One watcher, whose parts are callbacks: when they look, at what, and over which processes."""
 
 import time
-from collections.abc import Collection
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
 
-from fwlight.diagnostics import Diagnosis, Statistics, finalise_diagnosis
-from fwlight.diagnostics.diagnose import PARTS
+from fwlight.diagnostics import Statistics, merge
 from fwlight.diagnostics.layers import (
+    Found,
     Layer,
-    Sequences,
-    Watcher,
-    empty_statistics,
-    layer_statistics,
+    look,
     memory_layers,
-    pooled,
-    sequences,
-    watch_forward,
+    n_rows,
+    nothing,
+    some_rows,
 )
 from fwlight.diagnostics.metric import LayerStatistics
 from fwlight.lightning_internals import completes_update
@@ -28,17 +24,59 @@ _FIRST_DRAWING = 0.4
 """Seconds that a drawing is taken to need before one was timed."""
 
 
-class LayerWatcher(Callback):
+class Watcher:
+    """What parts share that look at as many sequences: one forward pass, one pair of collectives.
+
+    The forward pass leaves no trace and shows the layers after the step's update. The sequences are
+    the same ones however many processes share the batch, and what the parts measure of them is
+    added over processes before anything is made of it.
+
+    Args:
+        parts: Those of a training, on every process the same.
+        module: What is trained.
+    """
+
+    def __init__(self, parts: "Sequence[Part]", module: TrainingModule) -> None:
+        self.parts = [part for part in parts if part.layers]
+        empty = {
+            self._key(part, layer): part.measured(layer, nothing(layer))
+            for part in self.parts
+            for layer in part.layers
+        }
+        self._metric = LayerStatistics(empty).to(module.device)
+
+    def look(self, trainer: Trainer, module: TrainingModule, batch: Any, due: "list[Part]") -> None:
+        """Show parts what their layers do with a batch; a collective on all processes."""
+        wanted, n = due[0].sequences, n_rows(batch) * trainer.world_size
+        few = batch if wanted is None else some_rows(batch, slice(None, None, max(1, n // wanted)))
+        layers = list(dict.fromkeys(layer for part in due for layer in part.layers))
+        context = trainer.precision_plugin.forward_context()
+        measured = {
+            self._key(part, layer): part.measured(layer, seen)
+            for layer, seen in look(module, layers, few, context=context)
+            for part in due
+            if layer in part.layers
+        }
+        self._metric.reset()
+        self._metric.update(measured)
+        found = self._metric.layers()
+        for part in due:
+            part.seen_at = trainer.global_step
+            part.take(trainer, {layer: found[self._key(part, layer)] for layer in part.layers})
+
+    def _key(self, part: "Part", layer: Layer) -> str:
+        return f"{self.parts.index(part)}/{layer.name}"
+
+
+class Part(Callback):
     """Looks every so many steps at what the layers do with a few sequences of the current batch.
 
-    A forward pass of its own, which leaves no trace, shows the layers after the step's update. The
-    sequences are the same ones however many processes share the batch, and their statistics are
-    added over processes before anything is made of them.
+    Parts that are due at a step, and want as many sequences, look together; see `Watcher`.
 
-    Subclasses say which layers (`watches`), what is measured (`parts`, or `measure`) and which
-    scalars follow (`scalars`, logged as `<tag>/<layer>/<name>`). They may draw (`figure`), which is
-    done at the end, and at validations as far as that takes no more than 1 % of the time, and say
-    in words (`describe`) how training ended.
+    A part says what it measures (`measure`), of which layers (`watches`), and logs `names` as
+    `<tag>/<layer>/<name>`. It may draw (`figure`), which is done at the end, and at validations as
+    far as that takes no more than 1 % of the time, and say in words (`describe`) how training
+    ended.
 
     Args:
         every_n_steps: Steps between two looks; the last step always has one.
@@ -49,8 +87,10 @@ class LayerWatcher(Callback):
     """
 
     tag = ""
-    parts: Collection[str] = PARTS
-    """Of what `fwlight.diagnostics` measures of a fast weight memory."""
+    names: ClassVar[Mapping[str, str]] = {}
+    """Name of a scalar -> reported value of `fwlight.diagnostics`."""
+    charts: ClassVar[Mapping[str, str]] = {}
+    """Heading in the dashboard -> pattern of the names below it."""
 
     def __init__(self, *, every_n_steps: int = 200, sequences: int | None = 4) -> None:
         for name, value in (("every_n_steps", every_n_steps), ("sequences", sequences)):
@@ -58,34 +98,32 @@ class LayerWatcher(Callback):
                 raise ValueError(f"{name}={value} must be at least 1")
         self.every_n_steps, self.sequences = every_n_steps, sequences
         self.layers: list[Layer] = []
-        self.latest: dict[str, Statistics] = {}
-        """Of the newest look, by layer."""
-        self._metric: LayerStatistics | None = None
+        self.latest: list[Found] = []
+        """What the newest look found of every layer."""
+        self.seen_at = -1
+        """The step that it was at."""
+        self._watcher: Watcher | None = None
         self._batch: Any = None
-        self._seen_at = self._drawn_at = -1
+        self._drawn_at = -1
         self._draw_after = 0.0
 
-    # What subclasses say
+    # What parts say
 
     def watches(self, layer: Layer) -> bool:
         """Whether a layer is looked at; by default every fast weight memory is."""
         return not layer.is_softmax
 
-    def empty(self, layer: Layer) -> Statistics:
-        """Return the statistics of nothing, with every name that `measure` can return."""
-        return empty_statistics(layer, parts=self.parts)
-
-    def measure(self, layer: Layer, watcher: Watcher, of: Sequences) -> Statistics:
-        """Return what a layer did with these sequences."""
-        return layer_statistics(layer, watcher, of=of, parts=self.parts)
-
-    def scalars(self, layer: Layer, statistics: Statistics) -> dict[str, float]:
-        """Return what is logged of it."""
+    def measure(self, layer: Layer, seen: Any) -> Statistics:
+        """Return what is measured of a `Written` or `Attended`, of nothing with all names too."""
         raise NotImplementedError
 
-    def charts(self, layer: Layer) -> dict[str, list[str]]:
-        """Return which tags of a layer a dashboard shows together."""
-        return {}
+    def take(self, trainer: Trainer, found: dict[Layer, Statistics]) -> None:
+        """Take what a look found, over all processes."""
+        self.latest = [Found(layer, statistics) for layer, statistics in found.items()]
+
+    def scalars(self, found: Found) -> dict[str, float]:
+        """Return what is logged of a layer: `names`, all heads pooled."""
+        return {name: float(found.whole[source]) for name, source in self.names.items()}
 
     def figure(self) -> Any:
         """Return a matplotlib figure of `latest`, or None."""
@@ -94,21 +132,26 @@ class LayerWatcher(Callback):
     def draw_more(self, trainer: Trainer, module: TrainingModule) -> None:
         """Show something else, when the figure is."""
 
-    def describe(self, layer: Layer) -> str | None:
+    def describe(self, found: Found) -> str | None:
         """Return what the end of training says of a layer, or None."""
         return None
 
     # Lightning's hooks
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the layers."""
-        network = cast(TrainingModule, pl_module).network
-        self.layers = [layer for layer in memory_layers(network) if self.watches(layer)]
-        empty = {layer.name: self.empty(layer) for layer in self.layers}
-        self._metric = LayerStatistics(empty).to(pl_module.device)
-        self.latest, self._batch = {}, None
-        self._seen_at = self._drawn_at = -1
+        """Find the layers; the last of the parts that look together makes their watcher."""
+        module = cast(TrainingModule, pl_module)
+        self.layers = [layer for layer in memory_layers(module.network) if self.watches(layer)]
+        self.latest, self._batch = [], None
+        self.seen_at = self._drawn_at = -1
         self._draw_after = time.monotonic() + 100 * _FIRST_DRAWING
+        # Lightning sets the list where pyright does not see it.
+        callbacks = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        parts = [x for x in callbacks if isinstance(x, Part) and x.sequences == self.sequences]
+        if self is parts[-1]:
+            watcher = Watcher(parts, module)
+            for part in parts:
+                part._watcher = watcher
 
     def on_train_batch_end(
         self,
@@ -121,11 +164,11 @@ class LayerWatcher(Callback):
         """Look where it is due, and log."""
         if not self.layers or not completes_update(trainer):
             return
-        step, self._batch = trainer.global_step, batch
-        if step % self.every_n_steps and step != trainer.max_steps:
-            return
-        self.look(trainer, cast(TrainingModule, pl_module), batch)
-        cast(TrainingModule, pl_module).record(self.tagged(), step)
+        self._batch = batch
+        if self._due(trainer):
+            module = cast(TrainingModule, pl_module)
+            self._look(trainer, module)
+            module.record(self.tagged(), trainer.global_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the newest look."""
@@ -137,70 +180,48 @@ class LayerWatcher(Callback):
         """Look once more where the last step had none; draw, and say what was seen."""
         if self._batch is None:
             return
-        if self._seen_at != trainer.global_step:
-            self.look(trainer, cast(TrainingModule, pl_module), self._batch)
+        self._look(trainer, cast(TrainingModule, pl_module), at_end=True)
         self._batch = None
         self._draw(trainer, cast(TrainingModule, pl_module))
-        lines = [(layer.name, self.describe(layer)) for layer in self.layers]
-        for name, line in lines if trainer.is_global_zero else ():
+        for found in self.latest if trainer.is_global_zero else ():
+            line = self.describe(found)
             if line is not None:
-                print(f"{name}: {line}", flush=True)
+                print(f"{found.layer.name}: {line}", flush=True)
 
-    def look(self, trainer: Trainer, module: TrainingModule, batch: Any) -> None:
-        """Put what the layers do with a batch into `latest`; a collective on all processes."""
-        assert self._metric is not None
-        few = self._few(batch, trainer.world_size)
-
-        def forward() -> None:
-            with trainer.precision_plugin.forward_context():
-                module(few)
-
-        watchers = watch_forward(module.network, self.layers, forward)
-        self._metric.reset()
-        self._metric.update(
-            {
-                layer.name: self.measure(
-                    layer, watchers[layer.name], sequences(layer, module.network, few)
-                )
-                for layer in self.layers
-            }
-        )
-        self.latest = self._metric.layers()
-        self._seen_at = trainer.global_step
-
-    def diagnoses(self) -> dict[str, Diagnosis]:
-        """Return what the newest look says of every fast weight memory, by head."""
-        return {
-            layer.name: finalise_diagnosis(self.latest[layer.name], layer.memory.d_dot)
-            for layer in self.layers
-        }
+    # Parts
 
     def tagged(self) -> dict[str, float]:
         """Return the scalars of the newest look by tag."""
         return {
-            f"{self.tag}/{layer.name}/{name}": value
-            for layer in self.layers
-            for name, value in self.scalars(layer, self.latest[layer.name]).items()
+            f"{self.tag}/{found.layer.name}/{name}": value
+            for found in self.latest
+            for name, value in self.scalars(found).items()
         }
 
+    def measured(self, layer: Layer, seen: Sequence[Any]) -> Statistics:
+        """Return what is measured of everything that was seen of a layer."""
+        return merge(*(self.measure(layer, x) for x in seen))
+
+    def _due(self, trainer: Trainer) -> bool:
+        step = trainer.global_step
+        return step % self.every_n_steps == 0 or step == trainer.max_steps
+
+    def _look(self, trainer: Trainer, module: TrainingModule, *, at_end: bool = False) -> None:
+        """Look, unless another part has looked for this one."""
+        if self.seen_at == trainer.global_step:
+            return
+        assert self._watcher is not None
+        parts = [x for x in self._watcher.parts if x.seen_at != trainer.global_step]
+        due = [part for part in parts if at_end or part._due(trainer)]
+        self._watcher.look(trainer, module, self._batch, due)
+
     def _draw(self, trainer: Trainer, module: TrainingModule) -> None:
-        if not trainer.is_global_zero or not self.latest or self._drawn_at == self._seen_at:
+        if not trainer.is_global_zero or not self.latest or self._drawn_at == self.seen_at:
             return
         started = time.monotonic()
         figure = self.figure()
         if figure is not None:
-            module.log_figure(self.tag, figure, self._seen_at)
+            module.log_figure(self.tag, figure, self.seen_at)
         self.draw_more(trainer, module)
         now = time.monotonic()
-        self._draw_after, self._drawn_at = now + 100 * (now - started), self._seen_at
-
-    def _few(self, batch: Any, world_size: int) -> Any:
-        """Return every so manieth sequence, the same ones for any number of processes."""
-        n = next(len(x) for x in batch if isinstance(x, Tensor))
-        stride = 1 if self.sequences is None else max(1, n * world_size // self.sequences)
-        return type(batch)(*(x[::stride] if isinstance(x, Tensor) else x for x in batch))
-
-
-def pooled_values(layer: Layer, statistics: Statistics) -> dict[str, Tensor]:
-    """Return the reported values of a fast weight memory, all heads together."""
-    return finalise_diagnosis(pooled(statistics), layer.memory.d_dot).values
+        self._draw_after, self._drawn_at = now + 100 * (now - started), self.seen_at

@@ -18,6 +18,7 @@ __all__ = [
     "DataError",
     "LMBatch",
     "RetrievalBatch",
+    "Sequences",
     "TranslationBatch",
 ]
 
@@ -73,3 +74,14 @@ class TranslationBatch(NamedTuple):
     """Token ids `[B, T]`, int64; `IGNORE_INDEX` where nothing is to be predicted."""
     numbers: Tensor
     """Number of each pair in its split `[B]`, int64; -1 where a row only fills a batch."""
+
+
+class Sequences(NamedTuple):
+    """What the layers of a stack write of a batch, and what reads it, for diagnostics."""
+
+    tokens: Tensor
+    """Ids `[B, T]` of what is written, int64."""
+    padding_mask: Tensor | None = None
+    """True `[B, T]` where that is padding."""
+    query_mask: Tensor | None = None
+    """True `[B, N]` where a query is padding."""

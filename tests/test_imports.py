@@ -41,7 +41,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.diagnostics": (set(), LIBRARY),
     "fwlight.diagnostics.metric": ({"fwlight.diagnostics"}, LIBRARY | {"torchmetrics"}),
     "fwlight.diagnostics.layers": (
-        {"fwlight.diagnostics", "fwlight.mixers", "fwlight.compiling"},
+        {"fwlight.diagnostics", "fwlight.mixers", "fwlight.evaluation", "fwlight.types"},
         LIBRARY,
     ),
     "fwlight.diagnostics.layer_capacity": ({"fwlight.diagnostics", "fwlight.mixers"}, LIBRARY),

@@ -47,6 +47,7 @@ from fwlight.diagnostics.recall import (
 )
 from fwlight.diagnostics.statistics import Statistics, describe, merge, summarise
 from fwlight.diagnostics.verdict import best_error, best_errors, best_statistics, verdicts
+from fwlight.diagnostics.written import Written
 
 __all__ = [
     "Clusters",
@@ -56,6 +57,7 @@ __all__ = [
     "Statistics",
     "TokenBeta",
     "WriteNorms",
+    "Written",
     "best_error",
     "best_errors",
     "best_statistics",

@@ -22,6 +22,7 @@ from fwlight.diagnostics.statistics import (
     per_head,
     summarise,
 )
+from fwlight.diagnostics.written import Written
 
 TYPES = 50_000
 """Token types, counted from id 0, whose mean beta is followed."""
@@ -89,26 +90,20 @@ def finalise_beta(statistics: Statistics) -> dict[str, Tensor]:
     return values
 
 
-def token_statistics(
-    beta: Float[Tensor, "b h t"],
-    tokens: Int[Tensor, "b t"],
-    *,
-    n_types: int,
-    padding_mask: Bool[Tensor, "b t"] | None = None,
-) -> Statistics:
+def token_statistics(w: Written, *, n_types: int) -> Statistics:
     """Return count and sum of beta, averaged over heads, of every token type.
 
     Args:
-        beta: Write strengths.
-        tokens: Token ids, at least 0.
+        w: What is written, its tokens and write strengths known.
         n_types: Size of the vocabulary; only the first `TYPES` ids are followed.
-        padding_mask: True where a position is padding.
     """
+    assert w.beta is not None
+    assert w.tokens is not None
     n_types = min(n_types, TYPES)
-    counted = tokens < n_types
-    if padding_mask is not None:
-        counted &= ~padding_mask
-    ids, mean = tokens[counted], beta.double().mean(1)[counted]
+    counted = w.tokens < n_types
+    if w.padding_mask is not None:
+        counted &= ~w.padding_mask
+    ids, mean = w.tokens[counted], w.beta.double().mean(1)[counted]
     zeros = mean.new_zeros(n_types)
     sums = {
         "tokens/count": zeros.index_add(0, ids, torch.ones_like(mean)),

@@ -1,6 +1,7 @@
 """How many different keys a memory was given, and how far they are from each other."""
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -122,6 +123,7 @@ def finalise_capacity(statistics: Statistics, d_dot: int) -> dict[str, Tensor]:
     return values
 
 
+@cache
 def random_interference(d_dot: int) -> tuple[float, float]:
     """Return mean and 95th percentile of |cos| of two random directions in d_dot dimensions.
 

@@ -6,35 +6,28 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fwlight.diagnostics.layers import Layer, Sequences, Watcher
+from fwlight.diagnostics.layers import Layer
 from fwlight.diagnostics.measured import measured_capacity
 from fwlight.diagnostics.recall import read_state
-from fwlight.diagnostics.statistics import Statistics, merge
+from fwlight.diagnostics.statistics import Statistics
+from fwlight.diagnostics.written import Written
 from fwlight.mixers import Gates
 
 
-def key_statistics(watcher: Watcher, of: Sequences | None = None) -> Statistics:
-    """Return count, sum and outer products of the keys before the feature map, by head.
-
-    Args:
-        watcher: What was seen of a layer.
-        of: The sequences, for their masks.
-    """
-    found = []
-    for writes in watcher.writes:
-        mask = writes.padding_mask if of is None or of.padding_mask is None else of.padding_mask
-        k = writes.projected_k.double()
-        counted = torch.ones_like(k[..., :1])
-        if mask is not None:
-            counted = counted.masked_fill(mask[:, None, :, None], 0.0)
-            k = torch.where(counted > 0, k, 0.0)
-        sums = {
-            "keys/count": counted.sum((0, 2, 3)),
-            "keys/sum": k.sum((0, 2)),
-            "keys/outer": torch.einsum("bhti,bhtj->hij", k, k),
-        }
-        found.append(Statistics(sums, {}))
-    return merge(*found)
+def key_statistics(w: Written) -> Statistics:
+    """Return count, sum and outer products of the keys before the feature map, by head."""
+    assert w.projected_k is not None
+    k = w.projected_k.double()
+    counted = torch.ones_like(k[..., :1])
+    if w.padding_mask is not None:
+        counted = counted.masked_fill(w.padding_mask[:, None, :, None], 0.0)
+        k = torch.where(counted > 0, k, 0.0)
+    sums = {
+        "keys/count": counted.sum((0, 2, 3)),
+        "keys/sum": k.sum((0, 2)),
+        "keys/outer": torch.einsum("bhti,bhtj->hij", k, k),
+    }
+    return Statistics(sums, {})
 
 
 @torch.no_grad()

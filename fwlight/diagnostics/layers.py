@@ -1,20 +1,23 @@
 """The memories of a network, and what they did in one forward pass."""
 
-import random
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fwlight.compiling import uncompiled
-from fwlight.diagnostics.diagnose import PARTS, diagnosis_statistics
-from fwlight.diagnostics.softmax import softmax_statistics
+from fwlight.diagnostics.diagnose import Diagnosis, diagnosis_statistics, finalise_diagnosis
+from fwlight.diagnostics.softmax import Attended, softmax_statistics
 from fwlight.diagnostics.statistics import Statistics, merge
+from fwlight.diagnostics.written import Written
+from fwlight.evaluation import undisturbed
 from fwlight.mixers import FastWeights, KeyValues
 from fwlight.mixers.observation import Writes
+from fwlight.types import Sequences
 
 _PAIRS = 2**22
 """Pairs of positions that are compared at a time: a few hundred megabytes."""
@@ -28,34 +31,44 @@ class Layer(NamedTuple):
     memory: Any
     """A `FastWeights` or `KeyValues`."""
     n_heads: int
+    n_types: int = 0
+    """Types of tokens that the network has embeddings of."""
 
     @property
     def is_softmax(self) -> bool:
         """Whether it is softmax attention, which has no fast weights."""
         return isinstance(self.memory, KeyValues)
 
+    @property
+    def d_dot(self) -> int:
+        """Numbers in a key as it is written."""
+        return self.memory.d_head if self.is_softmax else self.memory.d_dot
 
-class Sequences(NamedTuple):
-    """What the layers of a stack write, and what reads it."""
-
-    tokens: Int[Tensor, "b t"]
-    """Ids of what is written."""
-    padding_mask: Bool[Tensor, "b t"] | None
-    """True where that is padding."""
-    query_mask: Bool[Tensor, "b n"] | None
-    """True where a query is padding."""
-
-
-class Attended(NamedTuple):
-    """One read of softmax attention."""
-
-    q: Float[Tensor, "b h n d"]
-    k: Float[Tensor, "b h s d"]
-    padding_mask: Bool[Tensor, "b s"] | None
-    causal: bool
+    @property
+    def stack(self) -> str:
+        """The stack's name; "" if there is only one."""
+        return self.name.rpartition("/")[0]
 
 
-class Watcher:
+@dataclass(frozen=True)
+class Found:
+    """What was measured of a layer, and what follows from it when somebody asks."""
+
+    layer: Layer
+    statistics: Statistics
+
+    @cached_property
+    def heads(self) -> Diagnosis:
+        """Values and verdicts by head; of softmax attention its values alone."""
+        return finalise_diagnosis(self.statistics, self.layer.d_dot)
+
+    @cached_property
+    def whole(self) -> dict[str, Tensor]:
+        """The same values of all heads pooled."""
+        return finalise_diagnosis(pooled(self.statistics), self.layer.d_dot).values
+
+
+class Observer:
     """Keeps what one memory shows during a forward pass."""
 
     def __init__(self) -> None:
@@ -75,10 +88,17 @@ class Watcher:
         if self.reads:
             self.reads[-1].append((q, padding_mask))
 
-    def attend(self, q: Tensor, k: Tensor, padding_mask: Tensor | None, /, *, causal: bool) -> None:
+    def attend(
+        self,
+        q: Float[Tensor, "b h n d"],
+        k: Float[Tensor, "b h s d"],
+        padding_mask: Bool[Tensor, "b s"] | None,
+        /,
+        *,
+        causal: bool,
+    ) -> None:
         """Keep them, and a copy of the keys, which beam search reorders in place."""
-        k = k.clone()
-        self.attended.append(Attended(q, k, padding_mask, causal))
+        self.attended.append(Attended(q, k.clone(), causal, padding_mask))
 
 
 def memory_layers(network: nn.Module) -> list[Layer]:
@@ -91,18 +111,20 @@ def memory_layers(network: nn.Module) -> list[Layer]:
         memory = getattr(module, "memory", None)
         if isinstance(memory, FastWeights | KeyValues):
             found.append((name, memory, getattr(module, "n_heads", 1)))
+    n_types = getattr(getattr(network, "embedding", None), "num_embeddings", 0)
     stacks = [_stack(name) for name, _, _ in found]
     layers, counts = [], dict.fromkeys(stacks, 0)
     for (_, memory, n_heads), stack in zip(found, stacks, strict=True):
         label = f"layer{counts[stack]}"
-        layers.append(Layer(f"{stack}/{label}" if len(counts) > 1 else label, memory, n_heads))
+        label = f"{stack}/{label}" if len(counts) > 1 else label
+        layers.append(Layer(label, memory, n_heads, n_types))
         counts[stack] += 1
     return layers
 
 
 def watch_forward(
     network: nn.Module, layers: Sequence[Layer], forward: Callable[[], Any]
-) -> dict[str, Watcher]:
+) -> dict[str, Observer]:
     """Run a forward pass that leaves no trace and return what every layer did in it.
 
     It runs without gradient, dropout, new draws of random features or compiled code, and neither
@@ -113,111 +135,95 @@ def watch_forward(
         layers: Those to watch.
         forward: Runs the network on a batch.
     """
-    watchers = {layer.name: Watcher() for layer in layers}
-    modes = [(module, module.training) for module in network.modules()]
-    buffers = [(module, dict(module._buffers)) for module in network.modules()]
+    observers = {layer.name: Observer() for layer in layers}
     try:
         for layer in layers:
-            layer.memory.observer = watchers[layer.name]
-        network.eval()
-        with torch.no_grad(), _same_random_numbers(), uncompiled():
+            layer.memory.observer = observers[layer.name]
+        with undisturbed(network):
             forward()
     finally:
         for layer in layers:
             del layer.memory.observer  # the class has None
-        for module, training in modes:
-            module.training = training
-        for module, kept in buffers:
-            module._buffers.update(kept)
-    return watchers
+    return observers
 
 
-def sequences(layer: Layer, network: nn.Module, batch: Any) -> Sequences:
-    """Return what a layer writes of a batch of `fwlight.types`.
-
-    A decoder needs no mask to train, nothing reads what comes later, but what it writes at padding
-    is no part of a sentence.
-    """
-    writes = layer.memory.writes
-    if not hasattr(batch, "source"):
-        tokens = batch.keys if hasattr(batch, "keys") else batch.inputs
-        return Sequences(tokens.repeat_interleave(writes, dim=1), None, None)
-    source, inputs = (x == network.pad_id for x in (batch.source, batch.inputs))
-    stack = layer.name.split("/")[0]
-    if stack == "decoder":
-        written, mask, asked = batch.inputs, inputs, inputs
-    else:
-        written, mask, asked = batch.source, source, inputs if stack == "cross" else source
-    written, mask = (x.repeat_interleave(writes, dim=1) for x in (written, mask))
-    return Sequences(written, mask, asked)
-
-
-def layer_statistics(
-    layer: Layer,
-    watcher: Watcher,
+def look(
+    module: Any,
+    layers: Sequence[Layer],
+    batch: Any,
     *,
-    of: Sequences | None = None,
-    parts: Collection[str] = PARTS,
-    mixed: tuple[float, float] = (2.0, 1.0),
-) -> Statistics:
-    """Return what a watched layer did: of a fast weight memory `parts`, or of softmax attention.
+    context: AbstractContextManager[Any] | None = None,
+) -> Iterator[tuple[Layer, list[Any]]]:
+    """Let a module run on a batch without a trace; yield every layer with what is `shown` of it.
+
+    Args:
+        module: A `fwlight.training.TrainingModule`.
+        layers: Those to watch.
+        batch: Of the module's task.
+        context: In which it runs.
+    """
+
+    def forward() -> None:
+        with context or nullcontext():
+            module(batch)
+
+    observers = watch_forward(module.network, layers, forward)
+    of = module.sequences(batch)
+    for layer in layers:
+        yield layer, shown(layer, observers[layer.name], of=of.get(layer.stack))
+
+
+def shown(layer: Layer, observer: Observer, *, of: Sequences | None = None) -> list[Any]:
+    """Return what was seen of a layer, in parts small enough to measure.
+
+    Of fast weights they are `Written`, with zeros at padding; of softmax attention `Attended`.
 
     Args:
         layer: The layer.
-        watcher: What `watch_forward` saw of it.
-        of: The sequences, for their masks; None leaves those that the layer was given.
-        parts: Of `PARTS`.
-        mixed: Exponents p and q of the mixed norm.
+        observer: What `watch_forward` saw of it.
+        of: The sequences, for their tokens and masks; None leaves the masks that the layer had.
     """
-    asked = None if of is None else of.query_mask
-    found = [
-        softmax_statistics(x.q, x.k, causal=x.causal, padding_mask=x.padding_mask, query_mask=asked)
-        for x in watcher.attended
-    ]
-    for writes, reads in zip(watcher.writes, watcher.reads, strict=True):
+    if layer.is_softmax:
+        asked = None if of is None else of.query_mask
+        return [x._replace(query_mask=asked) for x in observer.attended]
+    tokens = None if of is None else of.tokens.repeat_interleave(layer.memory.writes, dim=1)
+    parts = []
+    for writes, reads in zip(observer.writes, observer.reads, strict=True):
         q, query_mask = reads[0] if reads else (None, None)
         if of is not None and of.padding_mask is not None:
-            writes, query_mask = writes._replace(padding_mask=of.padding_mask), of.query_mask
+            mask = of.padding_mask.repeat_interleave(layer.memory.writes, dim=1)
+            writes, query_mask = writes._replace(padding_mask=mask), of.query_mask
         length = max(writes.k.shape[2], 0 if q is None else q.shape[2], 1)
         rows = max(1, _PAIRS // (writes.k.shape[1] * length**2))
         for start in range(0, max(1, writes.k.shape[0]), rows):
             part = slice(start, start + rows)
             few = writes.rows(part)
-            found.append(
-                diagnosis_statistics(
-                    few.k,
-                    few.v,
-                    few.beta,
-                    rule=layer.memory.update_rule,
-                    q=None if q is None else q[part],
-                    key_sum=few.key_sum,
-                    read_eps=layer.memory.read_eps,
-                    padding_mask=few.padding_mask,
-                    initial_state=few.initial_state,
-                    query_mask=None if query_mask is None else query_mask[part],
-                    mixed=mixed,
-                    gates=few.gates,
-                    parts=parts,
-                )
-            )
-    return merge(*found)
+            own = (x if x is None else x[part] for x in (q, query_mask, tokens))
+            parts.append(_written(layer, few, *own).real())
+    return parts
 
 
-def empty_statistics(layer: Layer, *, parts: Collection[str] = PARTS) -> Statistics:
-    """Return the statistics of no sequence at all: every name there is, with the right shapes."""
-    memory, watcher = layer.memory, Watcher()
-    if isinstance(memory, KeyValues):
-        nothing = torch.zeros(0, layer.n_heads, 1, memory.d_head)
-        watcher.attend(nothing, nothing, None, causal=True)
+def layer_statistics(layer: Layer, parts: Sequence[Any]) -> Statistics:
+    """Return all that can be measured of what is `shown` of a layer."""
+    measure = softmax_statistics if layer.is_softmax else diagnosis_statistics
+    return merge(*(measure(x) for x in parts))
+
+
+def nothing(layer: Layer) -> list[Any]:
+    """Return what is `shown` of a layer by no sequence at all: everything there is, but empty."""
+    memory, observer = layer.memory, Observer()
+    if layer.is_softmax:
+        k = torch.zeros(0, layer.n_heads, 1, memory.d_head)
+        observer.attend(k, k, None, causal=True)
     else:
-        k = torch.zeros(0, layer.n_heads, 1, memory.d_dot)
-        v = torch.zeros(0, layer.n_heads, 1, memory.d_value)
+        sizes = (memory.d_dot, memory.d_value)
+        k, v = (torch.zeros(0, layer.n_heads, memory.writes, size) for size in sizes)
         beta = k[..., 0] if memory.has_beta else None
         z = k.sum(2) if memory.read_norm != "none" else None
         decay = k[..., 0] if "decay" in memory.gates.emits else None
-        watcher.write(Writes(k, k, v, beta, z, decay=decay))
-        watcher.read(k)
-    return layer_statistics(layer, watcher, parts=parts)
+        observer.write(Writes(k, k, v, beta, z, decay=decay))
+        observer.read(k)
+    return shown(layer, observer, of=Sequences(torch.zeros(0, 1, dtype=torch.long)))
 
 
 def pooled(statistics: Statistics) -> Statistics:
@@ -229,19 +235,27 @@ def pooled(statistics: Statistics) -> Statistics:
     )
 
 
+def some_rows(batch: Any, rows: slice) -> Any:
+    """Return a batch, a named tuple, of some of its sequences."""
+    return type(batch)(*(x[rows] if isinstance(x, Tensor) else x for x in batch))
+
+
+def n_rows(batch: Any) -> int:
+    """Return how many sequences are in a batch."""
+    return next(len(x) for x in batch if isinstance(x, Tensor))
+
+
+def _written(
+    layer: Layer, writes: Writes, q: Tensor | None, query_mask: Tensor | None, tokens: Tensor | None
+) -> Written:
+    return Written(
+        *(writes.k, writes.v, writes.beta, layer.memory.update_rule, writes.gates),
+        *(writes.initial_state, writes.padding_mask, q, query_mask, writes.key_sum),
+        *(layer.memory.read_eps, writes.projected_k, tokens),
+    )
+
+
 def _stack(name: str) -> str:
     """Return the last name on the way to a layer that says something: `cross`, `encoder`."""
     said = [part for part in name.split(".") if not part.isdecimal()]
     return ([""] + [part for part in said if part not in ("attention", "_orig_mod")])[-1]
-
-
-@contextmanager
-def _same_random_numbers() -> Iterator[None]:
-    """Let what follows draw without moving the global generators of PyTorch and Python."""
-    python = random.getstate()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python)

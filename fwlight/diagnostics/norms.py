@@ -1,26 +1,15 @@
 """Norms of the fast weights, of what every write puts in and takes out, and their growth."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fwlight.diagnostics.statistics import (
-    LOG_EDGES,
-    Statistics,
-    describe,
-    merge,
-    summarise,
-)
-
-UpdateRule = Callable[..., Any]
-"""A rule of `fwlight.ops`: `rule(q, k, v, beta, *, initial_state=None) -> (o, state)`."""
-NO_GATES: Mapping[str, Tensor] = MappingProxyType({})
-"""What a rule takes beside beta, by keyword, as decay= and erase_key=: nothing."""
+from fwlight.diagnostics.statistics import LOG_EDGES, Statistics, describe, merge, summarise
+from fwlight.diagnostics.written import Written
 
 
 class StateNorms(NamedTuple):
@@ -121,100 +110,67 @@ def write_norms(
     return WriteNorms(scale * _norm(v), scale * _norm(old), scale * _norm(v - old))
 
 
-def write_norms_of_states(
-    k: Float[Tensor, "b h t k"],
-    v: Float[Tensor, "b h t v"],
-    beta: Float[Tensor, "b h t"] | None,
-    *,
-    rule: UpdateRule,
-    initial_state: Float[Tensor, "b h k v"] | None = None,
-    gates: Mapping[str, Tensor] = NO_GATES,
-) -> WriteNorms:
+def write_norms_of_states(w: Written) -> WriteNorms:
     """Return the same of any rule, from its states: remove = |beta_t k_t v_t^T - (S_t - S_{t-1})|.
 
     The rule is run token by token.
     """
-    before: Tensor | float = 0.0 if initial_state is None else initial_state.double()
-    state, removed, changed = initial_state, [], []
-    for t in range(k.shape[2]):
-        part = slice(t, t + 1)
-        strength = None if beta is None else beta[:, :, part]
-        own = {name: x[:, :, part] for name, x in gates.items()}
-        _, state = rule(None, k[:, :, part], v[:, :, part], strength, initial_state=state, **own)
+    norms = write_norms(w.k, w.v, w.beta)
+    before: Tensor | float = 0.0 if w.initial_state is None else w.initial_state.double()
+    state, removed, changed = w.initial_state, [], []
+    for t in range(w.k.shape[2]):
+        _, state = w.run(slice(t, t + 1), start=state)
         change = state.double() - before
-        u = v[:, :, t] if beta is None else beta[:, :, t, None] * v[:, :, t]
-        inserted = k[:, :, t, :, None].double() * u[..., None, :].double()
+        u = w.v[:, :, t] if w.beta is None else w.beta[:, :, t, None] * w.v[:, :, t]
+        inserted = w.k[:, :, t, :, None].double() * u[..., None, :].double()
         removed.append(_norm((inserted - change).flatten(-2)))
         changed.append(_norm(change.flatten(-2)))
         before = state.double()
-    norms = write_norms(k, v, beta)
     if not removed:
         return norms
     return WriteNorms(norms.insert, torch.stack(removed, dim=2), torch.stack(changed, dim=2))
 
 
-def old_values(
-    k: Float[Tensor, "b h t k"],
-    v: Float[Tensor, "b h t v"],
-    beta: Float[Tensor, "b h t"] | None,
-    *,
-    rule: UpdateRule,
-    initial_state: Float[Tensor, "b h k v"] | None = None,
-    gates: Mapping[str, Tensor] = NO_GATES,
-) -> Float[Tensor, "b h t v"]:
+def old_values(w: Written) -> Float[Tensor, "b h t v"]:
     """Return S_{t-1}^T k_t, what every key retrieved just before it was written.
 
     With a decay it is what is left after that, and with an erase key what that retrieves: what a
     delta write takes away. One run of the rule: the read after write t is made for the next one.
     """
-    if k.shape[2] == 0:
-        return torch.zeros_like(v)
-    asking, decay = gates.get("erase_key", k), gates.get("decay")
+    if w.k.shape[2] == 0:
+        return torch.zeros_like(w.v)
+    asking, decay = w.gates.get("erase_key", w.k), w.gates.get("decay")
     if decay is not None:  # (Diag(exp(g)) S)^T p = S^T (exp(g) p)
         asking = asking * (decay if decay.ndim == 4 else decay[..., None]).exp()
-    queries = torch.cat([asking[:, :, 1:], torch.zeros_like(k[:, :, :1])], dim=2)
-    reads, _ = rule(queries, k, v, beta, initial_state=initial_state, **gates)
+    queries = torch.cat([asking[:, :, 1:], torch.zeros_like(w.k[:, :, :1])], dim=2)
+    S = w.initial_state
+    reads, _ = w.run(q=queries, start=S)
     first = torch.zeros_like(reads[:, :, :1])
-    if initial_state is not None:
-        first = (asking[:, :, :1].to(initial_state.dtype) @ initial_state).to(reads.dtype)
+    if S is not None:
+        first = (asking[:, :, :1].to(S.dtype) @ S).to(reads.dtype)
     return torch.cat([first, reads[:, :, :-1]], dim=2)
 
 
-def states_along(
-    k: Float[Tensor, "b h t k"],
-    v: Float[Tensor, "b h t v"],
-    beta: Float[Tensor, "b h t"] | None,
-    positions: Sequence[int],
-    *,
-    rule: UpdateRule,
-    initial_state: Float[Tensor, "b h k v"] | None = None,
-    gates: Mapping[str, Tensor] = NO_GATES,
-) -> Float[Tensor, "b h p k v"]:
+def states_along(w: Written, positions: Sequence[int]) -> Float[Tensor, "b h p k v"]:
     """Return the states after the given numbers of writes, to see norms grow.
 
     Args:
-        k: Keys as written.
-        v: Values.
-        beta: Write strengths; None for rules without.
+        w: What is written.
         positions: Ascending numbers of writes, 0 to T.
-        rule: The update rule.
-        initial_state: The state before the first write; None is zero.
-        gates: What the rule takes beside beta, by keyword.
 
     Raises:
         ValueError: If positions are not ascending or out of range.
     """
     edges = [0, *positions]
-    if edges != sorted(edges) or edges[-1] > k.shape[2]:
-        raise ValueError(f"positions={list(positions)} must ascend from 0 to at most {k.shape[2]}")
-    state, states = initial_state, []
+    if edges != sorted(edges) or edges[-1] > w.k.shape[2]:
+        raise ValueError(
+            f"positions={list(positions)} must ascend from 0 to at most {w.k.shape[2]}"
+        )
+    state, states = w.initial_state, []
     for start, stop in pairwise(edges):
-        part = slice(start, stop)
-        strength = None if beta is None else beta[:, :, part]
-        own = {name: x[:, :, part] for name, x in gates.items()}
-        _, state = rule(None, k[:, :, part], v[:, :, part], strength, initial_state=state, **own)
+        _, state = w.run(slice(start, stop), start=state)
         states.append(state)
-    empty = k.new_zeros(*k.shape[:2], 0, k.shape[3], v.shape[3])
+    empty = w.k.new_zeros(*w.k.shape[:2], 0, w.k.shape[3], w.v.shape[3])
     return torch.stack(states, dim=2) if states else empty
 
 

@@ -151,32 +151,25 @@ def _kind(found: Findings) -> str:
 
 
 def _figures(memories: Sequence[Findings]) -> str:
-    values = {found.layer.name: found.heads.values for found in memories}
-    strong = [found for found in memories if found.tokens is not None]
     parts = [
         "<h2>Capacity and recall</h2>",
-        _image(capacity_figure({found.layer.name: found.heads for found in memories})),
-        _image(recall_figure(values)),
+        _image(capacity_figure(memories)),
+        _image(recall_figure(memories)),
         "<p>Dotted: the limit of the verdict, and the share of values that chance would find.</p>",
     ]
-    sizes = sorted({x.layer.memory.d_dot for x in memories if x.capacity is not None})
-    for d_dot in sizes:
-        held = {
-            x.layer.name: x.capacity
-            for x in memories
-            if x.capacity is not None and x.layer.memory.d_dot == d_dot
-        }
-        parts.append(_image(limits_figure(held, d_dot), narrow=True))
-    if sizes:
+    held: dict[int, dict[str, Tensor]] = {}
+    for x in memories:
+        if x.capacity is not None:
+            held.setdefault(x.layer.d_dot, {})[x.layer.name] = x.capacity
+    parts += [_image(limits_figure(y, x), narrow=True) for x, y in sorted(held.items())]
+    if held:
         parts.append(
             "<p>Measured capacity: the largest number of Gaussian keys with mean and covariance of "
             "the layer's own of which 99 % are told apart; tried up to 2 d_dot.</p>"
         )
-    parts += ["<h2>Fast weight norms</h2>", _image(norms_figure(values))]
-    if strong:
-        of = {found.layer.name: found.heads.values for found in strong}
-        statistics = {found.layer.name: found.statistics for found in strong}
-        parts += ["<h2>Write strengths</h2>", _image(beta_figure(of, statistics))]
+    parts += ["<h2>Fast weight norms</h2>", _image(norms_figure(memories))]
+    if strong := [found for found in memories if found.tokens is not None]:
+        parts += ["<h2>Write strengths</h2>", _image(beta_figure(strong))]
     return "".join(parts)
 
 

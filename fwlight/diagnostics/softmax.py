@@ -1,5 +1,7 @@
 """How softmax attention looks back, beside which a memory of constant size is judged."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -9,14 +11,22 @@ from fwlight.diagnostics.statistics import LOG_EDGES, Statistics, describe, merg
 QUANTITIES = ("entropy", "span", "distance")
 
 
-def softmax_statistics(
-    q: Float[Tensor, "b h n d"],
-    k: Float[Tensor, "b h s d"],
-    *,
-    causal: bool,
-    padding_mask: Bool[Tensor, "b s"] | None = None,
-    query_mask: Bool[Tensor, "b n"] | None = None,
-) -> Statistics:
+class Attended(NamedTuple):
+    """One read of softmax attention."""
+
+    q: Float[Tensor, "b h n d"]
+    """Queries."""
+    k: Float[Tensor, "b h s d"]
+    """Keys."""
+    causal: bool
+    """The queries are the last n of the s positions, and see what is not after them."""
+    padding_mask: Bool[Tensor, "b s"] | None = None
+    """True where a key is padding."""
+    query_mask: Bool[Tensor, "b n"] | None = None
+    """True where a query is padding: it does not count."""
+
+
+def softmax_statistics(read: Attended) -> Statistics:
     """Return the statistics of every query's weights a = softmax(k q / sqrt(d)).
 
     - entropy: -sum_s a_s ln a_s in nats.
@@ -24,14 +34,8 @@ def softmax_statistics(
       evenly: 1 for a single one.
     - distance: sum_s a_s |t - s|, how far back it looks; for queries of another sequence positions
       are counted from the starts of both.
-
-    Args:
-        q: Queries.
-        k: Keys.
-        causal: The queries are the last n of the s positions, and see what is not after them.
-        padding_mask: True where a key is padding.
-        query_mask: True where a query is padding: it does not count.
     """
+    q, k, causal, padding_mask, query_mask = read
     n, s = q.shape[2], k.shape[2]
     scores = q.double() @ k.double().mT * q.shape[-1] ** -0.5
     visible = torch.ones(n, s, dtype=torch.bool, device=q.device)

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from fwlight.diagnostics.findings import Findings, find_out
+from fwlight.diagnostics.layers import n_rows, some_rows
 from fwlight.diagnostics.report import html_report
 from fwlight.run.actions import restore
 from fwlight.training.module import TrainingModule
@@ -51,14 +50,13 @@ def diagnose(
 
 def look(module: TrainingModule, data: Any, *, sequences: int, draws: int) -> list[Findings]:
     """Return what is found of every layer on test sequences; arguments as of `diagnose`."""
-    return find_out(module.network, _first(data, sequences), forward=module, draws=draws)
+    return find_out(module, _first(data, sequences), draws=draws)
 
 
 def _first(data: Any, n: int) -> Iterator[Any]:
     """Yield test batches, the last one cut, of `n` sequences together."""
     for batch in data.test_dataloader():
-        size = next(len(x) for x in batch if isinstance(x, Tensor))
-        yield type(batch)(*(x[:n] if isinstance(x, Tensor) else x for x in batch))
-        n -= size
+        yield some_rows(batch, slice(n))
+        n -= n_rows(batch)
         if n <= 0:
             return

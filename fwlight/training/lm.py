@@ -9,7 +9,7 @@ from fwlight.errors import CheckpointError, ConfigError
 from fwlight.models import DecoderLM, features_by_document, map_state, pack_state, unpack_state
 from fwlight.training.module import perplexity
 from fwlight.training.supervised import SupervisedModule
-from fwlight.types import IGNORE_INDEX, CarriedBatch, LMBatch
+from fwlight.types import IGNORE_INDEX, CarriedBatch, LMBatch, Sequences
 
 
 class LanguageModelingModule(SupervisedModule):
@@ -54,6 +54,10 @@ class LanguageModelingModule(SupervisedModule):
     def loss_metrics(self, split: str, loss: float) -> dict[str, float]:
         """Add the perplexity."""
         return {**super().loss_metrics(split, loss), f"{split}/ppl": perplexity(loss)}
+
+    def sequences(self, batch: LMBatch | CarriedBatch) -> dict[str, Sequences]:
+        """The inputs."""
+        return {"": Sequences(batch.inputs)}
 
     def rehearse(self, batch: LMBatch | CarriedBatch) -> None:
         """Take the losses of one batch, and drop them with the state that it leaves."""

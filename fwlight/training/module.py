@@ -1,6 +1,7 @@
 """What the LightningModules of all tasks share: update, checks, logging."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from fwlight.errors import ConfigError, NumericalError
 from fwlight.training.optim import OptimizerConfig, build_optimizer, lr_factor
 from fwlight.training.optimizer_state import hold_optimizer, parameters_without_state
+from fwlight.types import Sequences
 
 
 class TrainingModule(LightningModule):
@@ -107,6 +109,14 @@ class TrainingModule(LightningModule):
 
     def rehearse(self, batch: Any) -> None:
         """Do with one batch what an evaluation would, without a trace; subclasses say what."""
+
+    def sequences(self, batch: Any) -> Mapping[str, Sequences]:
+        """Return what the layers of every stack write of a batch; subclasses say.
+
+        Stacks are called as in `fwlight.diagnostics.layers.Layer`, the only one "". Of a stack that
+        is missing diagnostics know no tokens, and the masks alone that its layers were given.
+        """
+        return {}
 
     def loss_metrics(self, split: str, loss: float) -> dict[str, float]:
         """Return what is logged of a loss; subclasses add what follows from it."""

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fwlight.training.supervised import SupervisedModule
-from fwlight.types import IGNORE_INDEX, RetrievalBatch
+from fwlight.types import IGNORE_INDEX, RetrievalBatch, Sequences
 
 
 class RetrievalModule(SupervisedModule):
@@ -20,3 +20,7 @@ class RetrievalModule(SupervisedModule):
         counted = batch.targets != IGNORE_INDEX
         target = F.one_hot(batch.targets.masked_fill(~counted, 0), y.shape[-1])
         return (y - target).square().sum(-1).masked_fill(~counted, 0.0) / 2
+
+    def sequences(self, batch: RetrievalBatch) -> dict[str, Sequences]:
+        """The keys."""
+        return {"": Sequences(batch.keys)}

@@ -12,7 +12,7 @@ from fwlight.models import EncoderDecoder, beam_search, greedy_search
 from fwlight.training.module import perplexity
 from fwlight.training.optim import OptimizerConfig
 from fwlight.training.supervised import SupervisedModule
-from fwlight.types import IGNORE_INDEX, TranslationBatch
+from fwlight.types import IGNORE_INDEX, Sequences, TranslationBatch
 
 _SHOWN = 5
 
@@ -131,6 +131,20 @@ class TranslationModule(SupervisedModule):
         """Add the perplexity of an evaluation; a smoothed loss has none."""
         metrics = super().loss_metrics(split, loss)
         return metrics if split == "train" else {**metrics, f"{split}/ppl": perplexity(loss)}
+
+    def sequences(self, batch: TranslationBatch) -> dict[str, Sequences]:
+        """The sentences of both sides.
+
+        A decoder needs no mask to train, nothing reads what comes later, but what it writes at
+        padding is no part of a sentence.
+        """
+        pad_id = cast(EncoderDecoder, self.network).pad_id
+        source, inputs = batch.source == pad_id, batch.inputs == pad_id
+        return {
+            "encoder": Sequences(batch.source, source, source),
+            "decoder": Sequences(batch.inputs, inputs, inputs),
+            "cross": Sequences(batch.source, source, inputs),
+        }
 
     def _loss(self, batch: TranslationBatch, *, label_smoothing: float) -> Tensor:
         """Loss of the real targets, one after another; padding does not pass the output layer."""

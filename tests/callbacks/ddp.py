@@ -1,6 +1,7 @@
 """Real training runs whose watchers are compared over processes: the script of test_ddp.py.
 
-Runs every case below in one process, or in each process that torchrun started.
+Runs every case below in one process, or in each process that torchrun started, and notes the
+collectives of every run.
 """
 
 import os
@@ -41,6 +42,15 @@ def run(folder: Path) -> None:
     text = folder.parent / "text.txt"
     build_parts = cli.building.build_parts
     world_size = int(os.environ.get("WORLD_SIZE", 1))
+    calls: list[str] = []
+    reduce = torch.distributed.all_reduce
+
+    def counted(x, op=torch.distributed.ReduceOp.SUM, **options):
+        if x.numel() > 2:  # training adds up two numbers a step
+            calls.append(str(op).split(".")[-1])
+        return reduce(x, op, **options)
+
+    torch.distributed.all_reduce = counted
     for name, arguments in CASES.items():
 
         def parts(*args, name=name, **options):
@@ -57,7 +67,9 @@ def run(folder: Path) -> None:
         given = {}
         for word in words:  # the last one counts
             given[word.partition("=")[0]] = word
+        calls.clear()
         code = main(list(given.values()))
+        (folder / f"{name}.calls").write_text(" ".join(calls))
         if code:
             print(f"{name}: {code}", file=sys.stderr)
             leave(code)

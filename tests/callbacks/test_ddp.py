@@ -41,6 +41,8 @@ def test_two_processes_see_what_one_does(runs, case):
     assert {step for step, _ in seen} == {2, 4}
     kinds = {tag.split("/")[0] for _, tag in seen}
     assert kinds == ({WATCHED[3]} if case == "lm_few" else set(WATCHED[:3]))
+    # All parts, of all layers, share a look's two collectives.
+    assert (runs / "two" / f"{case}.calls").read_text().split() == 2 * ["SUM", "MAX"]
     if case != "lm_bf16":
         seen |= {key for key in one if key[1].startswith("gradient_norm/")}
     for key in seen:

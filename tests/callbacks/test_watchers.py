@@ -5,21 +5,24 @@ from functools import partial
 
 import pytest
 import torch
+from lightning import Callback
 
 from callbacks.beta import Beta
 from callbacks.dashboard import Dashboard
+from callbacks.decay import Decay
 from callbacks.fast_weight_norm import FastWeightNorm
 from callbacks.gradient_norm import GradientNorm
 from callbacks.memory_capacity import MemoryCapacity
 from callbacks.softmax_attention import SoftmaxAttention
 from fwlight import run
 from fwlight.diagnostics import diagnose
-from fwlight.diagnostics.layers import memory_layers, watch_forward
+from fwlight.diagnostics.layers import look, memory_layers, watch_forward
 from fwlight.feature_maps import DPFPFeatureMap, IdentityFeatureMap
 from fwlight.mixers import FastWeights, KeyValues, MultiHeadAttention
 from fwlight.ops import delta_rule
 from tests.run import standin
 from tests.run.standin import Settings, rows
+from tests.test_recipes import steps
 
 MEMORIES = {
     "delta": partial(
@@ -31,6 +34,7 @@ MEMORIES = {
     "unnormalised": partial(FastWeights, feature_map=IdentityFeatureMap, update_rule=delta_rule),
     "softmax": KeyValues,
 }
+KINDS = ("fast_weight_norm", "memory_capacity", "beta")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -84,9 +88,10 @@ def test_watchers_change_nothing_in_training(tmp_path, monkeypatch, memory, accu
 def test_watchers_log_what_diagnose_says_of_every_so_manieth_sequence(tmp_path, monkeypatch):
     seen = {}
 
-    class Spy(MemoryCapacity):
-        def look(self, trainer, module, batch):
-            super().look(trainer, module, batch)
+    class Spy(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if trainer.global_step not in (4, 8, 10):
+                return
             layer = memory_layers(module.network)[0]
             few = type(batch)(*(x[::2] for x in batch))
             watcher = watch_forward(module.network, [layer], lambda: module(few))["layer0"]
@@ -97,8 +102,8 @@ def test_watchers_log_what_diagnose_says_of_every_so_manieth_sequence(tmp_path, 
             values = diagnose(flat[0], flat[1], beta, rule=delta_rule, q=flat[2]).values
             seen[trainer.global_step] = values
 
-    found, _ = fit(tmp_path, monkeypatch, Spy(every_n_steps=4, sequences=2))
-    assert sorted(seen) == [4, 8, 10]
+    found, _ = fit(tmp_path, monkeypatch, MemoryCapacity(every_n_steps=4, sequences=2), Spy())
+    assert sorted(seen) == sorted({step for step, tag in found if "capacity" in tag}) == [4, 8, 10]
     for step, values in seen.items():
         for name, source in (("load", "load/mean"), ("best_error", "best/error")):
             logged = found[step, f"memory_capacity/layer0/{name}"]
@@ -109,6 +114,60 @@ def test_watchers_log_what_diagnose_says_of_every_so_manieth_sequence(tmp_path, 
         heads += [found[step, f"memory_capacity/layer0/heads_{x}_{y}"] for x, y in (
             ("rule", "limited"), ("over", "capacity"))]  # fmt: skip
         assert sum(heads) == 2
+
+
+def test_parts_that_are_due_share_one_forward_pass(tmp_path, monkeypatch):
+    looks = []
+
+    class Count(Callback):
+        def on_fit_start(self, trainer, module):
+            # Validation calls the network, not the module; training does in training mode.
+            module.register_forward_hook(
+                lambda *_: None if module.network.training else looks.append(trainer.global_step)
+            )
+
+    parts = [FastWeightNorm(every_n_steps=4), MemoryCapacity(every_n_steps=4)]
+    parts.append(Beta(every_n_steps=3, sequences=4))
+    others = [SoftmaxAttention(every_n_steps=1), Decay(every_n_steps=1)]  # of no layer here
+    together, _ = fit(tmp_path / "a", monkeypatch, *parts, *others, Count(), max_steps=7)
+    assert looks == [3, 4, 6, 7]
+    steps = {kind: {s for s, tag in together if tag.startswith(f"{kind}/layer0")} for kind in KINDS}
+    assert steps == {
+        "fast_weight_norm": {4, 7},
+        "memory_capacity": {4, 7},
+        "beta": {3, 6, 7},
+    }
+    looks.clear()
+    alone, _ = fit(tmp_path / "b", monkeypatch, Beta(every_n_steps=3), Count(), max_steps=7)
+    assert looks == [3, 6, 7]
+    assert alone.items() <= together.items()
+
+
+def test_parts_that_want_other_sequences_look_on_their_own(tmp_path, monkeypatch):
+    few, all_ = (kind(every_n_steps=5) for kind in (MemoryCapacity, FastWeightNorm))
+    few.sequences = 1
+    together, _ = fit(tmp_path / "a", monkeypatch, few, all_, max_steps=5)
+    few.sequences = 4
+    equal, _ = fit(tmp_path / "b", monkeypatch, few, all_, max_steps=5)
+    other = {tag.split("/")[0] for (step, tag), x in together.items() if equal[step, tag] != x}
+    assert other == {"memory_capacity"}
+
+
+def test_a_part_of_ones_own_is_what_contributing_says(tmp_path, monkeypatch):
+    own = {}
+    exec(steps("A callback")["callbacks/mine.py"], own)
+    looked = {}
+
+    class Spy(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            (layer,) = memory_layers(module.network)
+            ((_, (seen,)),) = look(module, [layer], batch)
+            looked[trainer.global_step] = float(seen.v.square().sum(-1).sqrt().mean())
+
+    mine = own["Mine"](every_n_steps=5, sequences=None)
+    found, _ = fit(tmp_path, monkeypatch, mine, Beta(every_n_steps=5), Spy())
+    logged = {step: x for (step, tag), x in found.items() if tag == "mine/layer0/mean"}
+    assert logged == {step: pytest.approx(looked[step]) for step in (5, 10)}
 
 
 def test_watchers_say_how_training_ended_even_if_it_was_stopped(tmp_path, monkeypatch, capsys):

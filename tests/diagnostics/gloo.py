@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-from fwlight.diagnostics import diagnosis_statistics, finalise_diagnosis
+from fwlight.diagnostics import Written, diagnosis_statistics, finalise_diagnosis
 from fwlight.diagnostics.metric import LayerStatistics
 from fwlight.ops import delta_rule
 
@@ -22,7 +22,7 @@ def statistics(rows):
     v = torch.randn(7, 2, 11, 5, dtype=torch.float64, generator=generator)
     beta = 1.2 * torch.rand(7, 2, 11, dtype=torch.float64, generator=generator)
     rows = list(rows)
-    return diagnosis_statistics(k[rows], v[rows], beta[rows], rule=delta_rule, q=k[rows])
+    return diagnosis_statistics(Written(k[rows], v[rows], beta[rows], delta_rule, q=k[rows]))
 
 
 def reported(metric):

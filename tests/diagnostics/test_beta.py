@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from fwlight.diagnostics import (
+    Written,
     beta_statistics,
     finalise_beta,
     finalise_tokens,
     merge,
     token_statistics,
 )
+from fwlight.ops import delta_rule
 
 F64 = torch.float64
 
@@ -91,8 +93,12 @@ def test_tokens_are_ranked_by_their_mean_beta():
     beta = torch.tensor([[0.9, 0.2, 0.5, 0.1], [0.4, 0.6, 0.0, 0.0]], dtype=F64)
     beta = torch.stack([beta, beta + 0.1], dim=1)
     mask = torch.tensor([[False] * 4, [False, False, True, False]])
+    k = torch.zeros(1, 2, 4, 3)
     parts = [
-        token_statistics(beta[part], tokens[part], n_types=6, padding_mask=mask[part])
+        token_statistics(
+            Written(k, k, beta[part], delta_rule, padding_mask=mask[part], tokens=tokens[part]),
+            n_types=6,
+        )
         for part in ([0], [1])
     ]
     high, low = finalise_tokens(merge(*parts), 3)

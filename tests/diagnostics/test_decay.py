@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fwlight.diagnostics import diagnose, old_values
+from fwlight.diagnostics import Written, diagnose, old_values
 from fwlight.diagnostics.decay import decay_statistics, finalise_decay
 from fwlight.ops import delta_rule, sum_rule
 
@@ -33,7 +33,7 @@ def inputs(decay: str, erase: bool):
 @pytest.mark.parametrize("decay", ["none", "scalar", "channel"])
 def test_what_a_gated_write_removes(decay: str, erase: bool) -> None:
     k, v, beta, S, gates = inputs(decay, erase)
-    found = old_values(k, v, beta, rule=delta_rule, initial_state=S, gates=gates)
+    found = old_values(Written(k, v, beta, delta_rule, gates, S))
     values = diagnose(k, v, beta, rule=delta_rule, initial_state=S, gates=gates).values
     removed, changed = [], []
     for t in range(T):

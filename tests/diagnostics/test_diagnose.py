@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fwlight.diagnostics import diagnose, diagnosis_statistics, merge
+from fwlight.diagnostics import Written, diagnose, diagnosis_statistics, merge
 from fwlight.ops import delta_rule, fwm_rule, sum_rule
 
 F64 = torch.float64
@@ -31,7 +31,7 @@ def test_diagnosis_of_shards_adds_up_and_padding_is_irrelevant(rule):
     def statistics(rows, mask=None, t=slice(None)):
         tensors = (x[rows][:, :, t] for x in (k, v, beta))
         options = {"q": q[rows][:, :, t], "padding_mask": mask, "query_mask": mask}
-        return diagnosis_statistics(*tensors, rule=rule, **options)
+        return diagnosis_statistics(Written(*tensors, rule, **options).real())
 
     whole = statistics([0, 1, 2], mask)
     added = merge(statistics([0], mask[:1]), statistics([1]), statistics([2]), statistics([]))

@@ -12,10 +12,10 @@ from fwlight.diagnostics.findings import find_out
 from fwlight.diagnostics.layer_capacity import key_statistics, layer_capacity
 from fwlight.diagnostics.layers import (
     Layer,
-    Sequences,
-    Watcher,
+    Observer,
     layer_statistics,
     memory_layers,
+    shown,
     watch_forward,
 )
 from fwlight.diagnostics.report import html_report
@@ -23,7 +23,9 @@ from fwlight.feature_maps import IdentityFeatureMap
 from fwlight.mixers import FastWeights
 from fwlight.mixers.observation import Writes
 from fwlight.ops import delta_rule
-from fwlight.types import LMBatch
+from fwlight.training.lm import LanguageModelingModule
+from fwlight.training.optim import OptimizerConfig
+from fwlight.types import LMBatch, Sequences
 
 
 def make_network(*arguments):
@@ -39,7 +41,8 @@ def make_batches(n, b=2, t=12):
 
 
 def found(network, batches, **options):
-    return find_out(network, batches, forward=lambda x: network(x.inputs), **options)
+    module = LanguageModelingModule(network, optimizer=OptimizerConfig(), max_steps=1)
+    return find_out(module, batches, **options)
 
 
 def test_findings_of_batches_are_those_of_all_sequences():
@@ -50,7 +53,7 @@ def test_findings_of_batches_are_those_of_all_sequences():
     findings = found(network, batches, draws=0, n_tokens=4)
     assert [x.layer.name for x in findings] == ["layer0", "layer1"]
     for one in findings:
-        statistics = layer_statistics(one.layer, watchers[one.layer.name])
+        statistics = layer_statistics(one.layer, shown(one.layer, watchers[one.layer.name]))
         expected = finalise_diagnosis(statistics, one.layer.memory.d_dot)
         assert one.heads.verdicts == expected.verdicts
         for name, x in expected.values.items():
@@ -81,11 +84,11 @@ def test_capacity_is_that_of_gaussian_keys_with_the_given_moments():
     k = torch.randn(4, 2, 50, 6, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(4, 50, dtype=torch.bool)
     mask[0, 5:] = True
-    watcher = Watcher()
-    watcher.write(Writes(k.masked_fill(mask[:, None, :, None], torch.nan), k, k, None, None))
-    ids = torch.zeros(4, 50, dtype=torch.long)
-    statistics = key_statistics(watcher, Sequences(ids, mask, None))
-    held = layer_capacity(Layer("layer0", memory, 2), statistics, draws=4, limit=40)
+    layer, observer = Layer("layer0", memory, 2), Observer()
+    observer.write(Writes(k.masked_fill(mask[:, None, :, None], torch.nan), k, k, None, None))
+    of = Sequences(torch.zeros(4, 50, dtype=torch.long), mask)
+    (w,) = shown(layer, observer, of=of)
+    held = layer_capacity(layer, key_statistics(w), draws=4, limit=40)
 
     def write_and_read(keys, values):
         keys = keys / keys.norm(dim=-1, keepdim=True)
@@ -141,10 +144,9 @@ def test_report_needs_nothing_else_and_puts_the_verdict_first(model):
 )
 def test_report_advises_what_a_layer_does_not_have_already(model, advice):
     layers = found(make_network(f"model={model}"), make_batches(1), draws=0)
-    limited = [
-        x._replace(heads=x.heads._replace(verdicts=["rule-limited"] * len(x.heads.verdicts)))
-        for x in layers
-    ]
-    text = html_report(limited, title="", of="", configuration="")
+    for x in layers:  # as if every head were
+        limited = ["rule-limited"] * len(x.heads.verdicts)
+        vars(x)["heads"] = x.heads._replace(verdicts=limited)
+    text = html_report(layers, title="", of="", configuration="")
     assert advice in text
     assert ("delta instead of sum" in text) == (model == "sum_dpfp")

@@ -1,40 +1,30 @@
 """What observers see of a network, and that looking leaves no trace."""
 
-import random
 from functools import partial
-from typing import NamedTuple
 
 import jaxtyping
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cli.building import build
 from cli.composition import compose_config
 from cli.overrides import groups
 from fwlight.diagnostics.layers import (
     Layer,
-    Watcher,
-    _same_random_numbers,
-    empty_statistics,
+    Observer,
     layer_statistics,
     memory_layers,
+    nothing,
     pooled,
-    sequences,
+    shown,
     watch_forward,
 )
 from fwlight.feature_maps import DPFPFeatureMap, IdentityFeatureMap
 from fwlight.mixers import FastWeights, KeyValues, MultiHeadAttention
 from fwlight.models import Retriever, generate
 from fwlight.ops import delta_rule, sum_rule
-from fwlight.types import LMBatch, RetrievalBatch
-
-
-class Pair(NamedTuple):
-    """A batch of sentence pairs."""
-
-    source: Tensor
-    inputs: Tensor
+from fwlight.types import Sequences
 
 
 def make_network(*arguments):
@@ -114,14 +104,6 @@ def test_looking_leaves_no_trace():
     assert False in outcomes[0][1]
 
 
-def test_looking_does_not_move_pythons_random_numbers():
-    manager = _same_random_numbers()  # type checks of the call draw some themselves
-    state = random.getstate()
-    with manager:
-        random.random()
-    assert random.getstate() == state
-
-
 def test_compiled_networks_are_seen_as_written(monkeypatch):
     # What type checks wrap around functions cannot be compiled.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
@@ -183,13 +165,11 @@ class Stacks(nn.Module):
     def layer(self, memory):
         return MultiHeadAttention(8, 2, 4, memory=memory)
 
-    def forward(self, batch):
-        mask = batch.source == self.pad_id
-        h, _ = self.encoder[0]["attention"](
-            self.embedding(batch.source), causal=False, padding_mask=mask
-        )
+    def forward(self, source, inputs):
+        mask = source == self.pad_id
+        h, _ = self.encoder[0]["attention"](self.embedding(source), causal=False, padding_mask=mask)
         written = self.decoder[0]["cross"].write(h, padding_mask=mask)
-        y, _ = self.decoder[0]["attention"](self.embedding(batch.inputs))
+        y, _ = self.decoder[0]["attention"](self.embedding(inputs))
         return self.decoder[0]["cross"].read(y, written)
 
 
@@ -211,52 +191,50 @@ def test_stacks_are_told_apart_and_padding_is_irrelevant(kind):
     source, inputs = torch.randint(1, 9, (2, 6)), torch.randint(1, 9, (2, 6))
     source[1, 4:], inputs[1, 3:] = 0, 0
 
-    def seen(batch):
-        layers, watchers = watch(network, batch)
+    def seen(source, inputs):
+        layers, watchers = watch(network, source, inputs)
+        a, b = source == 0, inputs == 0
+        of = {
+            "encoder": Sequences(source, a, a),
+            "decoder": Sequences(inputs, b, b),
+            "cross": Sequences(source, a, b),
+        }
         return {
-            layer.name: layer_statistics(
-                layer, watchers[layer.name], of=sequences(layer, network, batch)
-            )
-            for layer in layers
+            x.name: layer_statistics(x, shown(x, watchers[x.name], of=of[x.stack])) for x in layers
         }
 
-    padded = seen(Pair(source, inputs))
+    padded = seen(source, inputs)
     assert set(padded) == {"encoder/layer0", "decoder/layer0", "cross/layer0"}
-    rows = [seen(Pair(source[:1], inputs[:1])), seen(Pair(source[1:, :4], inputs[1:, :3]))]
+    rows = [seen(source[:1], inputs[:1]), seen(source[1:, :4], inputs[1:, :3])]
     for name, whole in padded.items():
         for key, x in whole.sums.items():
             added = rows[0][name].sums[key] + rows[1][name].sums[key]
             torch.testing.assert_close(added, x, rtol=1e-5, atol=1e-6)
 
 
-def test_sequences_are_those_that_a_layer_writes():
-    ids = torch.ones(1, 3, dtype=torch.long)
-    layer = Layer("layer0", KeyValues(4), 1)
-    for batch in (LMBatch(ids, ids), RetrievalBatch(ids, ids, ids, ids)):
-        assert torch.equal(sequences(layer, nn.Identity(), batch).tokens, ids)
+def test_tokens_and_padding_are_those_of_every_write():
     twice = FastWeights(4, feature_map=IdentityFeatureMap, update_rule=delta_rule, writes=2)
-    batch = LMBatch(torch.tensor([[3, 5]]), ids)
-    tokens = sequences(Layer("layer0", twice, 1), nn.Identity(), batch).tokens
-    assert tokens.tolist() == [[3, 3, 5, 5]]  # of every write
-    batch = Pair(ids, ids[:, :2])
-    network = Stacks(MEMORIES["delta"])
-    sides = {x.name: sequences(x, network, batch) for x in memory_layers(network)}
-    widths = {
-        name: (side.tokens.shape[1], side.padding_mask.shape[1], side.query_mask.shape[1])
-        for name, side in sides.items()
-    }
-    assert widths == {
-        "encoder/layer0": (3, 3, 3),
-        "decoder/layer0": (2, 2, 2),
-        "cross/layer0": (3, 3, 2),
-    }
+    observer = Observer()
+    with torch.no_grad():
+        twice.observer = observer
+        twice(torch.ones(1, 1, 2, 4), *(torch.ones(1, 1, 4, 4) for _ in range(2)))
+    padding = torch.tensor([[False, True]])
+    of = Sequences(torch.tensor([[3, 5]]), padding, padding)
+    (found,) = shown(Layer("layer0", twice, 1), observer, of=of)
+    assert found.tokens.tolist() == [[3, 3, 5, 5]]
+    assert found.padding_mask.tolist() == [[False, False, True, True]]
+    assert found.query_mask.tolist() == padding.tolist()
+    assert (found.k[:, :, :2] == 1).all()
+    assert not found.k[:, :, 2:].any()
 
 
 @pytest.mark.parametrize("model", groups()["model"])
 def test_empty_statistics_have_every_name_and_shape(model):
     layers, watchers = watch(make_network(f"model={model}"), make_tokens())
     for layer in layers:
-        found, empty = layer_statistics(layer, watchers[layer.name]), empty_statistics(layer)
+        found, empty = (
+            layer_statistics(layer, x) for x in (shown(layer, watchers[layer.name]), nothing(layer))
+        )
         for one, other in zip(found, empty, strict=True):
             assert {x: y.shape for x, y in one.items()} == {x: y.shape for x, y in other.items()}
         assert all(not x.any() for x in empty.sums.values())
@@ -265,9 +243,9 @@ def test_empty_statistics_have_every_name_and_shape(model):
 
 def test_long_batches_are_measured_in_parts(monkeypatch):
     layers, watchers = watch(make_network("model=deltanet"), make_tokens())
-    whole = layer_statistics(layers[0], watchers["layer0"])
+    whole = layer_statistics(layers[0], shown(layers[0], watchers["layer0"]))
     monkeypatch.setattr("fwlight.diagnostics.layers._PAIRS", 1)
-    parts = layer_statistics(layers[0], watchers["layer0"])
+    parts = layer_statistics(layers[0], shown(layers[0], watchers["layer0"]))
     for one, other in zip(whole, parts, strict=True):
         for name, x in one.items():
             torch.testing.assert_close(other[name], x, rtol=1e-9, atol=1e-9)
@@ -275,7 +253,7 @@ def test_long_batches_are_measured_in_parts(monkeypatch):
 
 def test_pooled_heads_are_one_head():
     layers, watchers = watch(make_network("model=deltanet"), make_tokens())
-    found = layer_statistics(layers[0], watchers["layer0"], parts=("beta",))
+    found = layer_statistics(layers[0], shown(layers[0], watchers["layer0"]))
     beta = watchers["layer0"].writes[0].beta.double()
     whole = pooled(found)
     assert float(whole.sums["beta/count"]) == beta.numel()
@@ -284,7 +262,7 @@ def test_pooled_heads_are_one_head():
 
 
 def test_reads_of_a_state_from_elsewhere_are_left_out():
-    watcher = Watcher()
+    watcher = Observer()
     watcher.read(torch.zeros(1, 1, 1, 1))
     assert watcher.reads == []
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fwlight.diagnostics import (
+    Written,
     effective_rank,
     finalise_norms,
     merge,
@@ -61,8 +62,8 @@ def test_state_norms_of_simple_matrices():
 def test_writes_equal_the_states_before_and_after(rule, carried):
     k, v, beta = make_writes(6)
     start = randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(2)) if carried else None
-    states = states_along(k, v, beta, range(7), rule=rule, initial_state=start)
-    old = old_values(k, v, beta, rule=rule, initial_state=start)
+    w = Written(k, v, beta, rule, initial_state=start)
+    states, old = states_along(w, range(7)), old_values(w)
     torch.testing.assert_close(old, torch.einsum("bhtkv,bhtk->bhtv", states[:, :, :-1], k))
     writes = write_norms(k, v, beta, None if rule is sum_rule else old)
     for t in range(6):
@@ -74,11 +75,11 @@ def test_writes_equal_the_states_before_and_after(rule, carried):
 
 
 def test_states_along_takes_ascending_positions_only():
-    k, v, beta = make_writes(4)
-    assert states_along(k, v, beta, [], rule=delta_rule).shape == (2, 3, 0, 5, 4)
+    w = Written(*make_writes(4), delta_rule)
+    assert states_along(w, []).shape == (2, 3, 0, 5, 4)
     for positions in ([3, 2], [5], [-1]):
         with pytest.raises(ValueError, match="must ascend"):
-            states_along(k, v, beta, positions, rule=delta_rule)
+            states_along(w, positions)
 
 
 def test_norms_of_shards_add_up():
@@ -109,4 +110,4 @@ def test_norms_of_nothing_are_nan():
     k, v, beta = make_writes(0)
     values = finalise_norms(norm_statistics(write_norms(k, v, beta)))
     assert all(value.isnan().all() for value in values.values())
-    assert old_values(k, v, beta, rule=delta_rule).shape == (2, 3, 0, 4)
+    assert old_values(Written(k, v, beta, delta_rule)).shape == (2, 3, 0, 4)

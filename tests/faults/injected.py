@@ -14,7 +14,7 @@ from lightning import Callback
 
 import train
 from fwlight import run
-from tasks import encoding
+from tasks.text import encoding
 from tests.faults import changes
 
 FAULT = json.loads(os.environ["FAULT"])

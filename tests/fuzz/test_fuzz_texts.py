@@ -10,16 +10,17 @@ import unicodedata
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from tasks.bpe import SPECIAL, UNK_ID, encode_all, load_bpe, train_bpe
-from tasks.corpora import check_task, open_corpus
-from tasks.pair_files import write_split
-from tasks.parallel import line_pairs
-from tasks.textfiles import read_pieces
-from tasks.tokenizer import EOS, UNK, detokenize, split_tokens, tokenize
-from tasks.vocabulary import Vocabulary
 
 from fwlight.errors import DataError
-from tasks import encoding, textfiles
+from tasks.io import textfiles
+from tasks.io.textfiles import read_pieces
+from tasks.text import encoding
+from tasks.text.bpe import SPECIAL, UNK_ID, encode_all, load_bpe, train_bpe
+from tasks.text.corpora import check_task, open_corpus
+from tasks.text.pair_files import write_split
+from tasks.text.parallel import line_pairs
+from tasks.text.tokenizer import EOS, UNK, detokenize, split_tokens, tokenize
+from tasks.text.vocabulary import Vocabulary
 from tests.fuzz.fuzzing import changes, fuzz
 
 WORDS = [b"word ", b"w", b"\n", b"\r\n", b"\r", b"\xef\xbb\xbf", b"\0", b"\xff", b" = ", b"<unk> "]
