@@ -1,6 +1,8 @@
 """From configuration to objects; the one place that imports what a `_target_` names."""
 
 import logging
+import sys
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -9,8 +11,9 @@ import lightning
 from hydra.utils import get_object
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from cli.launch import first_process
 from fwlight.compiling import compile_network
-from fwlight.errors import CheckpointError, ConfigError, FwlightError
+from fwlight.errors import CheckpointError, ConfigError, FwlightError, one_line
 from fwlight.integrity import taking_from
 
 
@@ -44,7 +47,11 @@ def build_parts(
             data.load_state_dict(state)
     if config["action"] not in ("generate", "translate"):
         data.setup(config["action"])
-    network = build("network", config["network"], **data.network_sizes)
+    with warnings.catch_warnings(record=True) as caught:
+        network = build("network", config["network"], **data.network_sizes)
+    if first_process():
+        for text in dict.fromkeys(str(warning.message) for warning in caught):
+            print(f"warning: {one_line(text)}", file=sys.stderr)
     module = build("module", config["module"], network)
     if config["compile"]:
         compile_network(module.network)

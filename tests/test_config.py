@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -384,12 +385,33 @@ def test_config_errors_of_constructors_are_configuration_errors():
         build_callbacks(config)
 
 
-def test_config_unnormalised_sum_is_warned_of():
-    assert compose_config([]).warnings == []
-    assert compose_config(["model=sum_dpfp"]).warnings == []
-    (warning,) = compose_config(["model/update_rule=sum"]).warnings
-    assert "un-normalised" in warning
-    assert compose_config(["model/update_rule=sum", "model.read_norm=output"]).warnings == []
+@pytest.mark.parametrize(
+    ("arguments", "warned"),
+    [
+        ([], None),
+        (["model=sum_dpfp"], None),
+        (["model/update_rule=sum"], "un-normalised sum"),
+        (["model/update_rule=sum", "model.read_norm=output"], None),
+        (["model/update_rule=sum", "model.out_norm=layernorm"], None),
+        (["model=retnet"], None),
+        (["model=linear", "model/feature_map=tanh"], "TanhFeatureMap has features of both signs"),
+        (["model/feature_map=silu"], "SiLUFeatureMap has features of both signs"),
+        (["model/feature_map=silu", "model.key_norm=l2"], None),
+    ],
+)
+def test_config_sum_that_may_be_near_0_or_large_is_warned_of(arguments, warned):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        network(*arguments)
+    told = {str(x.message) for x in caught if x.category is RuntimeWarning}
+    assert len(told) == (warned is not None)
+    assert all(warned in text for text in told)
+
+
+def test_config_key_without_a_place_in_the_task_is_warned_of():
+    assert compose_config(["task=retrieval"]).warnings == []
+    (warning,) = compose_config(["task=retrieval", "model=deltanet"]).warnings
+    assert warning == "task=retrieval has no place for model.short_conv, which does nothing"
 
 
 def test_config_short_run_shortens_the_default_warmup_only():

@@ -1,5 +1,6 @@
 """The fast weights: a memory of five slots and its gates around one state."""
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,8 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fwlight.autocast import without_autocast
-from fwlight.checks import check_choice, check_factory, check_rule, check_sizes
+from fwlight.checks import check_choice, check_rule, check_sizes
 from fwlight.feature_maps import FeatureMap
+from fwlight.mixers.features import Features
 from fwlight.mixers.gates import (
     NO_GATES,
     Gate,
@@ -22,11 +24,9 @@ from fwlight.mixers.gates import (
     needs_beta,
 )
 from fwlight.mixers.normalisation import (
-    KEY_NORMS,
     OUT_NORMS,
     at_least_float32,
     make_out_norm,
-    normalise,
     normalised_write,
     running_key_sum,
 )
@@ -35,7 +35,6 @@ from fwlight.mixers.one_read import one_read
 from fwlight.ops import allows_native, has_read_weights
 
 READ_NORMS = ("none", "output", "full")
-GateFactory = Callable[..., Gate]
 
 
 class MemoryState(NamedTuple):
@@ -49,7 +48,7 @@ class MemoryState(NamedTuple):
     """The feature map's constant for this sequence; None for maps without one."""
 
 
-class FastWeights(nn.Module):
+class FastWeights(Features):
     """Write key/value associations into fast weights and read them with queries.
 
     With k = phi(k) and q = phi(q), both divided as `key_norm` says, and S of shape [K, V]:
@@ -73,23 +72,22 @@ class FastWeights(nn.Module):
         write: Makes the gate on the value; None writes it as it is.
         writes: Keys and values of one token, written one after the other; the decay comes before
             the first, the query reads after the last (DeltaProduct, Siems et al. 2025).
-        key_norm: Of the features of q and k, see `fwlight.mixers.normalisation`.
+        key_norm: Of the features of q and k; it and its eps are those of `Features`.
         read_norm: "output" divides the read by z_t . q_t with z the running sum of keys (eq. 21);
             "full" also the value retrieved before a delta write (eqs. 26-28); or "none".
         out_norm: Over each head's output; see `fwlight.mixers.normalisation`.
         value_skip: Add D v_t to the read, D one learnt number a head that starts at 1 (Mamba-2).
         output_scale: Factor on every read; None is d_head^(-1/2), as in the language model of the
             reference code and in gated memories; the paper's equations have none.
-        key_norm_eps: Added to the sum of a key's features; under "l2" the least divisor.
+        key_norm_eps: See `Features`.
         query_norm_eps: The same for queries.
         read_eps: Added to the divisors of `read_norm`.
         out_norm_eps: Of rmsnorm.
 
     Raises:
         ValueError: If an option is unknown or a size below 1, a map is given instead of what makes
-            one, the rule does not take what a gate
-            emits, read_norm is "full" with a rule that only adds, or there is a read_norm beside a
-            decay: z would have to decay too.
+            one, the rule does not take what a gate emits, read_norm is "full" with a rule that only
+            adds, or there is a read_norm beside a decay: z would have to decay too.
     """
 
     observer: MemoryObserver | None = None
@@ -104,9 +102,9 @@ class FastWeights(nn.Module):
         feature_map: Callable[[], FeatureMap],
         update_rule: UpdateRule,
         beta_max: float | None = 1.0,
-        decay: GateFactory | None = None,
-        erase: GateFactory | None = None,
-        write: GateFactory | None = None,
+        decay: Callable[..., Gate] | None = None,
+        erase: Callable[..., Gate] | None = None,
+        write: Callable[..., Gate] | None = None,
         writes: int = 1,
         key_norm: str = "none",
         read_norm: str = "none",
@@ -118,25 +116,25 @@ class FastWeights(nn.Module):
         read_eps: float = 1e-5,
         out_norm_eps: float = 1e-5,
     ) -> None:
-        super().__init__()
         check_sizes(n_heads=n_heads, writes=writes)
-        check_factory(feature_map=feature_map)
         check_rule(update_rule)
-        check_choice("key_norm", key_norm, KEY_NORMS)
+        super().__init__(
+            feature_map=feature_map,
+            key_norm=key_norm,
+            key_norm_eps=key_norm_eps,
+            query_norm_eps=query_norm_eps,
+            allow_native=allows_native(update_rule),
+        )
         check_choice("read_norm", read_norm, READ_NORMS)
         check_choice("out_norm", out_norm, OUT_NORMS)
         if read_norm == "full" and not needs_beta(update_rule):
             raise ValueError("read_norm='full' needs a rule that removes: delta or fwm")
         d_value = d_head if d_value is None else d_value
-        self.feature_map = feature_map()
-        self.allow_native = self.feature_map.allow_native = allows_native(update_rule)
         self.update_rule, self.writes = update_rule, writes
         self.d_head, self.d_value = d_head, d_value
         self.d_dot = self.feature_map.d_dot(d_head)
-        self.key_norm, self.read_norm = key_norm, read_norm
+        self.read_norm, self.read_eps = read_norm, read_eps
         self.output_scale = d_head**-0.5 if output_scale is None else output_scale
-        self.key_norm_eps, self.query_norm_eps = key_norm_eps, query_norm_eps
-        self.read_eps = read_eps
         self.out_norm = make_out_norm(out_norm, d_value, out_norm_eps)
         self.skip = nn.Parameter(torch.ones(n_heads)) if value_skip else None
         sizes = {"n_heads": n_heads, "d_key": self.d_dot, "d_value": d_value}
@@ -147,6 +145,15 @@ class FastWeights(nn.Module):
         self.gates = GateList(gates, writes=writes)
         self.has_beta = needs_beta(update_rule) or "beta" in self.gates.emits
         check_gates(update_rule, self.gates)
+        if read_norm != "none":
+            self.warn_of_signs()
+        elif not needs_beta(update_rule) and out_norm == "none" and not decay:
+            warnings.warn(
+                "un-normalised sum: an update rule that only adds, with read_norm=none, "
+                "out_norm=none and no decay; the models of the paper have read_norm=output",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         if "decay" in self.gates.emits and read_norm != "none":
             raise ValueError(
                 f"read_norm={read_norm!r} beside a decay: the sum of the keys would have to decay "
@@ -236,36 +243,6 @@ class FastWeights(nn.Module):
         """How many numbers one head carries for one sequence, not counting a map's one constant."""
         return self.d_dot * (self.d_value + (self.read_norm != "none"))
 
-    def keys(
-        self,
-        k: Float[Tensor, "b h t d"],
-        offset: Float[Tensor, "b h"] | None = None,
-        padding_mask: Bool[Tensor, "b t"] | None = None,
-    ) -> tuple[Float[Tensor, "b h t k"], Float[Tensor, "b h"] | None]:
-        """Return the features that keys are written as, normalised, and the map's constant."""
-        k = at_least_float32(k)
-        features = self._divided_by_sum(k, self.key_norm_eps)
-        if features is None:
-            features, offset = self.feature_map.key(
-                k,
-                offset=offset,
-                scale_cancels=self.key_norm != "none",
-                padding_mask=padding_mask,
-            )
-            features = self._normalised(features, self.key_norm_eps)
-        if padding_mask is not None:
-            # After the normalisation: what is masked earlier could be scaled up again.
-            features = features.masked_fill(padding_mask[:, None, :, None], 0.0)
-        return features, offset
-
-    def queries(self, q: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t k"]:
-        """Return the features with which queries read, normalised."""
-        q = at_least_float32(q)
-        features = self._divided_by_sum(q, self.query_norm_eps)
-        if features is None:
-            features = self._normalised(self.feature_map.query(q), self.query_norm_eps)
-        return features
-
     # Parts
 
     def _run(
@@ -287,7 +264,7 @@ class FastWeights(nn.Module):
             k, offset = self.keys(k, None if state is None else state.key_offset, padding_mask)
             q = None if q is None else self.queries(q)
             v_written = v if gates.write is None else v * gates.write
-            options, z = self._options(k, gates, padding_mask), None
+            options, z = gates.options(k, padding_mask), None
             written_k, beta = k, gates.beta
             if beta is None and needs_beta(self.update_rule):
                 beta = k.new_ones(k.shape[:3])
@@ -306,7 +283,8 @@ class FastWeights(nn.Module):
                 )
                 if q is not None:
                     self.observer.read(q, asked)
-            q = None if q is None else self._spread(q)
+            if q is not None and self.writes > 1:  # the last write of every token has its query
+                q = F.pad(q[:, :, :, None], (0, 0, self.writes - 1, 0)).flatten(2, 3)
             o, weights = self.update_rule(
                 q, written_k, v_written, beta, initial_state=weights, **options
             )
@@ -320,28 +298,3 @@ class FastWeights(nn.Module):
                 if self.writes > 1:
                     o = o[:, :, self.writes - 1 :: self.writes]
         return o, MemoryState(weights, None if z is None else z[:, :, -1], offset)
-
-    def _options(self, k: Tensor, gates: Gates, padding_mask: Tensor | None) -> dict[str, Tensor]:
-        """Return what the rule takes beside beta: only what there is, as not every rule has all."""
-        options: dict[str, Tensor] = {}
-        if gates.decay is not None:
-            decay = gates.decay
-            if padding_mask is not None:
-                hole = padding_mask[:, None]
-                decay = decay.masked_fill(hole if decay.ndim == 3 else hole[..., None], 0.0)
-            options["decay"] = decay
-        if gates.erase is not None:
-            options["erase_key"] = gates.erase * k
-        return options
-
-    def _spread(self, q: Tensor) -> Tensor:
-        """Give the last write of every token its query."""
-        if self.writes == 1:
-            return q
-        return F.pad(q[:, :, :, None], (0, 0, self.writes - 1, 0)).flatten(2, 3)
-
-    def _normalised(self, features: Tensor, eps: float) -> Tensor:
-        return normalise(features, self.key_norm, eps, allow_native=self.allow_native)
-
-    def _divided_by_sum(self, x: Tensor, eps: float) -> Tensor | None:
-        return self.feature_map.divided_by_sum(x, eps) if self.key_norm == "sum" else None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 UpdateRule = Callable[..., tuple[Tensor | None, Tensor]]
@@ -26,6 +26,26 @@ class Gates(NamedTuple):
     """Factor on the key that erases, channel by channel; the key that writes has none."""
     write: Float[Tensor, "b h t v"] | None = None
     """Factor on the value that is written."""
+
+    def options(
+        self, k: Float[Tensor, "b h t k"], padding_mask: Bool[Tensor, "b t"] | None = None
+    ) -> dict[str, Tensor]:
+        """Return what a rule takes beside beta: only what there is, as not every rule has all.
+
+        Args:
+            k: The keys that are written.
+            padding_mask: True where nothing is written, which decays nothing either.
+        """
+        options: dict[str, Tensor] = {}
+        if self.decay is not None:
+            decay = self.decay
+            if padding_mask is not None:
+                hole = padding_mask[:, None]
+                decay = decay.masked_fill(hole if decay.ndim == 3 else hole[..., None], 0.0)
+            options["decay"] = decay
+        if self.erase is not None:
+            options["erase_key"] = self.erase * k
+        return options
 
 
 NO_GATES = Gates()
