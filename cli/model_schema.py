@@ -60,7 +60,7 @@ class Gate(OpenSection):
 
 
 @dataclass
-class Model(Section):
+class Model(OpenSection):
     """model=: the slots, and what surrounds them in a block."""
 
     attention: Annotated[dict | None, Kind.DERIVED]

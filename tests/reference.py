@@ -54,6 +54,9 @@ def reference_memory(
     return o, W.mT, z
 
 
+REFERENCES = ("sum", "delta", "fwm")
+
+
 def _one_head(
     q: Tensor,
     k: Tensor,

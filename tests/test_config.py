@@ -48,6 +48,7 @@ def test_config_groups_are_every_yaml_file():
     others = {path for path in CONF.rglob("*.yaml") if path not in listed}
     bases = {
         "_fast_weight.yaml",
+        "_network.yaml",
         "_lm_mini.yaml",
         "_lm_wt103.yaml",
     }

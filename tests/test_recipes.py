@@ -1,5 +1,6 @@
 """The steps of CONTRIBUTING.md, taken in a copy of the repository, and the tests they promise."""
 
+import json
 import os
 import re
 import shutil
@@ -27,20 +28,6 @@ def steps(section: str) -> dict[str, str]:
     return found
 
 
-def insert(path: Path, before: str, text: str) -> None:
-    old = path.read_text(encoding="utf-8")
-    assert old.count(before) == 1, before
-    path.write_text(old.replace(before, text + before), encoding="utf-8")
-
-
-def export(package: Path, module: str, name: str) -> None:
-    insert(
-        package, "__all__ = [\n", f"from fwlight.{package.parent.name}.{module} import {name}\n\n"
-    )
-    text = package.read_text(encoding="utf-8")
-    package.write_text(text.replace("__all__ = [\n", f'__all__ = [\n    "{name}",\n'))
-
-
 @pytest.fixture
 def copy(tmp_path) -> Path:
     for name in COPIED:
@@ -53,49 +40,119 @@ def copy(tmp_path) -> Path:
 
 def run_tests(folder: Path, *arguments: str) -> int:
     """Run tests of the copy, and return how many passed; all that ran must have."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", *arguments],
+    done = run(folder, "-m", "pytest", "-p", "no:cacheprovider", "-v", *arguments)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    return int(re.findall(r"(\d+) passed", done.stdout)[-1])
+
+
+SMALL = ["size=tiny", "logger=none", "trainer.log_every_n_steps=1", "diagnostics.every_n_steps=1"]
+TEXT = ["task.data=text", "task.path=text.txt", "task.batch_size=4", "task.seq_len=8"]
+TEXT += ["task.min_count=1", "callbacks.text_samples.max_new_tokens=3"]
+
+LIFE = """
+import sys
+from train import main
+arguments, two, folder = sys.argv[1:], "trainer.max_steps=2", "run_dir=run"
+codes = [main([*arguments, two, folder])]
+codes += [main([*arguments, "trainer.max_steps=4", folder, "resume=auto"])]
+codes += [main([f"action={x}", "ckpt=run/checkpoints/last.ckpt"]) for x in ("test", "diagnose")]
+sys.exit(codes != [0] * 4)
+"""
+
+
+def add(folder: Path, section: str) -> list[str]:
+    """Write the files of a section's steps and no other; return their paths."""
+    files = steps(section)
+    for path, text in files.items():
+        assert not (folder / path).exists()
+        (folder / path).write_text(text, encoding="utf-8")
+    return sorted(files)
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    return int(re.findall(r"(\d+) passed", done.stdout)[-1])
+
+
+def assert_lives(folder: Path, *arguments: str, text: bool = True, wrong: dict[str, str]) -> None:
+    """Train two steps, go on for two, test, diagnose; and be refused in one line for each wrong."""
+    (folder / "text.txt").write_text("a few words to learn from , again\n" * 60)
+    every = [*SMALL, *(TEXT if text else []), *arguments]
+    lived = run(folder, "-c", LIFE, *every)
+    assert lived.returncode == 0, lived.stdout[-2000:] + lived.stderr[-2000:]
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    assert summary["global_step"] == 4
+    assert (folder / "run" / "diagnosis.html").exists()
+    for argument, told in wrong.items():
+        refused = run(folder, "train.py", *every, argument, "run_dir=other")
+        assert refused.returncode == 2, refused.stderr
+        (line,) = (x for x in refused.stderr.splitlines() if not x.startswith("warning: "))
+        assert line.startswith("error: ")
+        assert told in line
+        assert not (folder / "other").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backends", [True, False], ids=["back ends", "without BACKENDS"])
-def test_a_rule_added_step_by_step_is_found_by_the_suite_and_passes(copy, backends):
-    files = steps("An update rule")
-    reference = files.pop("tests/reference.py")
-    assert sorted(files) == ["conf/model/update_rule/mine.yaml", "fwlight/ops/mine_rule.py"]
-    for path, text in files.items():
-        if not backends:
-            text = text.replace("BACKENDS", "FORMS")
-        (copy / path).write_text(text, encoding="utf-8")
-    export(copy / "fwlight" / "ops" / "__init__.py", "mine_rule", "mine_rule")
-    branch = textwrap.indent(reference, " " * 8)
-    insert(copy / "tests" / "reference.py", "        else:\n            raise ValueError", branch)
+def test_a_rule_of_two_files_is_found_by_the_suite_and_lives(copy, backends):
+    rule = "fwlight/ops/mine_rule.py"
+    assert add(copy, "An update rule") == ["conf/model/update_rule/mine.yaml", rule]
+    if not backends:
+        text = (copy / rule).read_text(encoding="utf-8")
+        (copy / rule).write_text(text.replace("BACKENDS", "FORMS"), encoding="utf-8")
     assert (
         run_tests(copy, "tests/ops/test_rules.py", "tests/ops/test_backends.py", "-k", "mine") > 50
     )
     if backends:
         assert run_tests(copy, "tests/test_config.py", "-k", "mine") >= 8
+        assert run_tests(copy, "tests/models/test_named_models.py", "-k", "mine") == 3
+        wrong = {"model.update_rule.backend=chunk": "'chunk' is none of auto, recurrent"}
+        assert_lives(copy, "model/update_rule=mine", wrong=wrong)
 
 
 @pytest.mark.slow
-def test_a_map_added_step_by_step_is_found_by_the_suite_and_passes(copy):
-    files = steps("A feature map")
-    assert sorted(files) == ["conf/model/feature_map/mine.yaml", "fwlight/feature_maps/mine.py"]
-    for path, text in files.items():
-        (copy / path).write_text(text, encoding="utf-8")
-    export(copy / "fwlight" / "feature_maps" / "__init__.py", "mine", "MineFeatureMap")
-    maps = copy / "tests" / "feature_maps" / "test_feature_maps.py"
-    with pytest.raises(AssertionError, match="1 failed"):
-        run_tests(copy, str(maps), "-k", "exported")
-    insert(maps, "MAPS = {\n", "from fwlight.feature_maps import MineFeatureMap\n\n")
-    text = maps.read_text(encoding="utf-8")
-    maps.write_text(text.replace("MAPS = {\n", 'MAPS = {\n    "mine": MineFeatureMap,\n'))
-    assert run_tests(copy, str(maps), "-k", "mine or exported") >= 7
+def test_a_map_of_two_files_is_found_by_the_suite_and_lives(copy):
+    assert len(add(copy, "A feature map")) == 2
+    assert run_tests(copy, "tests/feature_maps/test_feature_maps.py", "-k", "mine") >= 6
     assert run_tests(copy, "tests/test_config.py", "-k", "mine") >= 4
+    assert run_tests(copy, "tests/models/test_named_models.py", "-k", "mine") == 3
+    assert_lives(copy, "model/feature_map=mine", wrong={"model.feature_map.nu=2": "is not a key"})
+
+
+@pytest.mark.slow
+def test_a_gate_of_two_files_is_found_by_the_suite_and_lives(copy):
+    assert len(add(copy, "A gate")) == 2
+    assert run_tests(copy, "tests/test_config.py", "-k", "mine") >= 1
+    assert run_tests(copy, "tests/models/test_named_models.py", "-k", "mine") == 3
+    gated = ["model=gated_deltanet", "model/decay=mine"]
+    wrong = {"model.decay.divisor=0.5": "divisor=0.5 must be at least 1"}
+    assert_lives(copy, *gated, wrong=wrong | {"model/decay=mien": "did you mean mine?"})
+
+
+@pytest.mark.slow
+def test_a_recurrent_mixer_of_two_files_is_found_by_the_suite_and_lives(copy):
+    assert len(add(copy, "A recurrent mixer")) == 2
+    assert run_tests(copy, "tests/test_config.py", "-k", "mine") >= 1
+    assert run_tests(copy, "tests/models/test_named_models.py", "-k", "mine") == 5
+    wrong = {"model.gain=0": "gain=0 must be positive", "task=retrieval": "has no memory"}
+    assert_lives(copy, "model=mine_net", wrong=wrong)
+
+
+@pytest.mark.slow
+def test_a_named_model_of_one_file_is_found_by_the_suite_and_lives(copy):
+    assert add(copy, "A named model") == ["conf/model/mine_model.yaml"]
+    assert run_tests(copy, "tests/test_config.py", "-k", "mine") >= 1
+    assert run_tests(copy, "tests/models/test_named_models.py", "-k", "mine") == 5
+    assert_lives(copy, "model=mine_model", wrong={"model.key_norm=l3": "is not one of none, sum"})
+
+
+@pytest.mark.slow
+def test_a_task_of_two_files_is_found_by_the_suite_and_lives(copy):
+    assert add(copy, "A task") == ["conf/task/mine.yaml", "tasks/mine.py"]
+    assert run_tests(copy, "tests/test_config.py", "tests/test_imports.py", "-k", "mine") >= 2
+    assert_lives(copy, "task=mine", text=False, wrong={"task.seq_len=7": "has no half"})

@@ -1,4 +1,4 @@
-"""Every named model of conf/, and its hybrid with softmax attention: built, decoded, trained."""
+"""Every named model of conf/, its hybrid with softmax attention, and every choice for a slot."""
 
 import pytest
 import torch
@@ -10,9 +10,22 @@ from fwlight.models import DecoderLM
 
 SIZES = ["size.d_model=16", "size.n_layers=2", "size.n_heads=2", "size.d_head=8", "size.d_ff=16"]
 HYBRID = ["model@alternate=softmax", "model.alternate_every=2"]
-KINDS = {"plain": [], "hybrid": HYBRID}
-each_model = pytest.mark.parametrize("model", groups()["model"])
-each_kind = pytest.mark.parametrize("kind", KINDS)
+MODELS = {model: [f"model={model}"] for model in groups()["model"]}
+SLOTS = ("update_rule", "feature_map", "decay", "erase", "write")
+CHOICES = {
+    # a gate has to do with a memory that takes all of them
+    f"{slot} {option}": [
+        "model=gated_deltanet2" if slot in SLOTS[2:] else "model=delta_linear",
+        f"model/{slot}={option}",
+    ]
+    for slot in SLOTS
+    for option in groups()[f"model/{slot}"]
+    if option != "none"
+}
+PLAIN = MODELS | CHOICES
+CASES = PLAIN | {f"{model} hybrid": [*made, *HYBRID] for model, made in MODELS.items()}
+each_plain = pytest.mark.parametrize("model", PLAIN.values(), ids=PLAIN)
+each_case = pytest.mark.parametrize("model", CASES.values(), ids=CASES)
 
 
 def network(*arguments: str) -> DecoderLM:
@@ -25,27 +38,26 @@ def tokens(t: int, seed: int = 1) -> torch.Tensor:
     return torch.randint(11, (2, t), generator=torch.Generator().manual_seed(seed))
 
 
-@each_model
-@each_kind
+@each_case
 @torch.no_grad()
-def test_token_by_token_is_the_parallel_pass(model: str, kind: str) -> None:
-    made, x = network(f"model={model}", *KINDS[kind]).eval(), tokens(21)
+def test_token_by_token_is_the_parallel_pass(model: list[str]) -> None:
+    made, x = network(*model).eval(), tokens(9)
     expected, after = made(x)
     state, parts = made.empty_state(2), []
-    for t in range(21):
+    for t in range(9):
         logits, state = made(x[:, t : t + 1], initial_state=state)
         parts.append(logits)
     torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=1e-9, atol=1e-11)
     more = tokens(4, seed=2)
     ours, theirs = (made(more, initial_state=s)[0] for s in (state, after))
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
-    assert (made.state_size is None) == (kind == "hybrid" or model == "softmax")
+    assert (made.state_size is None) == any("softmax" in text for text in model)
 
 
-@each_model
+@each_plain
 @torch.no_grad()
-def test_padding_leaves_no_trace(model: str) -> None:
-    made, x = network(f"model={model}", "model.positions=none").eval(), tokens(12)
+def test_padding_leaves_no_trace(model: list[str]) -> None:
+    made, x = network(*model, "model.positions=none").eval(), tokens(12)
     padding = torch.zeros(2, 12, dtype=torch.bool)
     padding[0, [0, 5, 6]] = padding[1, 9:] = True
     hidden, _ = made.features(x, padding_mask=padding)
@@ -55,10 +67,9 @@ def test_padding_leaves_no_trace(model: str) -> None:
         torch.testing.assert_close(hidden[row, real], alone[0], rtol=1e-9, atol=1e-11)
 
 
-@each_model
-@each_kind
-def test_every_parameter_learns(model: str, kind: str) -> None:
-    made, x = network(f"model={model}", *KINDS[kind]), tokens(13)
+@each_case
+def test_every_parameter_learns(model: list[str]) -> None:
+    made, x = network(*model), tokens(13)
     hidden, _ = made.features(x[:, :-1])
     made.nll(hidden, x[:, 1:]).sum().backward()
     for name, parameter in made.named_parameters():
