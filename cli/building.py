@@ -12,6 +12,7 @@ from hydra.utils import get_object
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from cli.launch import first_process
+from cli.room import build_in_memory
 from fwlight.compiling import compile_network
 from fwlight.errors import CheckpointError, ConfigError, FwlightError, one_line
 from fwlight.integrity import taking_from
@@ -48,7 +49,9 @@ def build_parts(
     if config["action"] not in ("generate", "translate"):
         data.setup(config["action"])
     with warnings.catch_warnings(record=True) as caught:
-        network = build("network", config["network"], **data.network_sizes)
+        network = build_in_memory(
+            config, lambda: build("network", config["network"], **data.network_sizes)
+        )
     if first_process():
         for text in dict.fromkeys(str(warning.message) for warning in caught):
             print(f"warning: {one_line(text)}", file=sys.stderr)

@@ -8,6 +8,7 @@ from cli.kinds import Kind
 
 MOST = 2**31 - 1  # of which nothing has more, and which no library takes for something else
 Count = Annotated[int, Range(low=1, high=MOST)]
+Depth = Annotated[int, Range(low=1, high=10_000)]  # each takes milliseconds to build
 Natural = Annotated[int, Range(low=0, high=MOST)]
 Positive = Annotated[float, Range(above=0, high=1e30)]
 NonNegative = Annotated[float, Range(low=0, high=1e30)]
@@ -20,7 +21,7 @@ class Size(Section):
     """size=: widths and depths."""
 
     d_model: Count
-    n_layers: Count
+    n_layers: Depth
     n_heads: Count
     d_head: Count
     d_ff: Count

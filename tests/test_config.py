@@ -1,5 +1,6 @@
 """conf/: every file composes and builds, every mistake is explained, nothing is shared."""
 
+import contextlib
 import itertools
 import shutil
 import warnings
@@ -9,6 +10,7 @@ import torch
 
 import cli.composition
 import cli.overrides
+import cli.room
 from cli.building import build, build_callbacks
 from cli.composition import Composition, compose_config
 from cli.launch import run_dir
@@ -307,7 +309,8 @@ MISTAKES = [
     (["seed=-1"], ["seed=-1"]),
     (["seed=4294967296"], ["at most 4294967295"]),
     (["seed=" + "9" * 5000], ["cannot be read"]),
-    (["size.n_layers=" + "9" * 30], ["at most 2147483647"]),
+    (["size.n_layers=1000000"], ["size.n_layers=1000000", "at most 10000"]),
+    (["size.d_ff=" + "9" * 30], ["at most 2147483647"]),
     (["size.n_layers=" + "[" * 2000 + "]" * 2000], ["too many brackets"]),
     (["trainer.devices=1000000"], ["at most 4096"]),
     (["rank_timeout=1e30"], ["at most 1000000000"]),
@@ -384,6 +387,45 @@ def test_config_errors_of_constructors_are_configuration_errors():
     config = compose_config(["callbacks.progress.every_n_steps=0"]).config
     with pytest.raises(ConfigError, match="every_n_steps=0"):
         build_callbacks(config)
+
+
+@pytest.mark.parametrize(
+    ("argument", "least"),
+    [
+        ("model.feature_map.num_features=2147483647", 2**31 * 8 * 4),
+        ("size.d_model=131072", 40 * 131072 * 16),
+        ("size.n_layers=10000", 1 << 20),
+        ("size.d_ff=50000", 50_000 * 16 * 16),
+    ],
+)
+def test_config_network_that_memory_does_not_hold_is_refused_while_it_is_built(
+    monkeypatch, argument, least
+):
+    monkeypatch.setattr(cli.room, "memory", lambda: min(least, 1 << 28))
+    message = rf"[\d,]+ parameters or more.*GiB: make {argument} smaller"
+    with pytest.raises(ConfigError, match=message):
+        in_memory("model=performer", argument)
+    monkeypatch.setattr(cli.room, "memory", lambda: None)
+    in_memory("model=performer")
+
+
+def test_config_counts_shared_weights_once_and_gradients_where_it_trains(monkeypatch):
+    parameters = sum(p.numel() for p in in_memory().parameters())
+    on_a_gpu = "trainer=gpu"
+    for arguments, room, fits in (
+        ([], 16 * parameters, True),
+        ([], 16 * parameters - 1, False),
+        ([on_a_gpu], 16 * parameters - 1, True),
+        ([on_a_gpu], 8 * parameters - 1, False),
+    ):
+        monkeypatch.setattr(cli.room, "memory", lambda room=room: room)
+        with contextlib.nullcontext() if fits else pytest.raises(ConfigError):
+            in_memory(*arguments)
+
+
+def in_memory(*arguments: str):
+    config = compose_config(["size=tiny", *arguments]).config
+    return cli.room.build_in_memory(config, lambda: network(*arguments))
 
 
 @pytest.mark.parametrize(

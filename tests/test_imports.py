@@ -82,10 +82,11 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     ),
     "cli": ({"fwlight.errors", "fwlight.integrity"}, {"hydra", "omegaconf", "yaml"}),
     "cli.building": (
-        {"fwlight.compiling", "fwlight.errors", "fwlight.integrity"},
+        {"cli.room", "fwlight.compiling", "fwlight.errors", "fwlight.integrity"},
         {"hydra", "lightning"},
     ),
     "reports": (set(), {"torch", "yaml", "matplotlib"}),
+    "cli.room": ({"fwlight.errors", "cli.kinds", "cli.schema", "cli.stored"}, {"torch"}),
     "train": ({"cli", "fwlight", "fwlight.errors", "fwlight.run"}, set()),
 }
 PACKAGES = ("fwlight", "tasks", "callbacks", "cli", "reports")

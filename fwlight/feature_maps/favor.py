@@ -93,7 +93,9 @@ class FAVORFeatureMap(FeatureMap):
         # a resumed run draws what an uninterrupted one would.
         self.register_buffer("seed", torch.randint(2**62, (), device="cpu"))
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64, device="cpu"))
-        self.register_buffer("projection", self._draw(torch.get_default_dtype(), 0))
+        # Registered before it is drawn, so that whoever counts can stop one that is too large.
+        self.register_buffer("projection", torch.empty(d_head, num_features, device="meta"))
+        self.projection = self._draw(torch.get_default_dtype(), 0)
         self._uses: dict[int, int] = {}
         """Which draw was used, by the number that was drawn for that use; the newest come last."""
 
