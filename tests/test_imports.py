@@ -19,6 +19,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight": (set(), set()),
     "fwlight.errors": (set(), set()),
     "fwlight.checks": (set(), set()),
+    "fwlight.pipes": ({"fwlight.errors"}, set()),
     "fwlight.integrity": ({"fwlight.errors"}, set()),
     "fwlight.autocast": (set(), {"torch"}),
     "fwlight.cache": (set(), set()),
@@ -58,12 +59,12 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.run": (
         {"fwlight.errors", "fwlight.types", "fwlight.models", "fwlight.training"}
         | {"fwlight.evaluation", "fwlight.integrity", "fwlight.diagnostics"}
-        | {"fwlight.lightning_internals"},
+        | {"fwlight.lightning_internals", "fwlight.pipes"},
         {"torch", "lightning", "tensorboard", "tqdm"},
     ),
     "tasks": ({"fwlight.types"}, {"torch", "lightning"}),
     "tasks.translation": ({"fwlight.types", "tasks"}, {"lightning", "tokenizers", "torch"}),
-    "tasks.io": ({"fwlight.cache", "fwlight.types", "fwlight.errors"}, set()),
+    "tasks.io": ({"fwlight.cache", "fwlight.types", "fwlight.errors", "fwlight.pipes"}, set()),
     "tasks.io.cache": ({"fwlight.cache", "fwlight.errors", "tasks.io"}, {"numpy", "torch"}),
     "tasks.io.transfers": ({"fwlight.errors"}, {"tqdm"}),
     "tasks.text": ({"fwlight.errors", "fwlight.types", "tasks.io"}, set()),

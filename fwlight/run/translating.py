@@ -10,20 +10,25 @@ from tqdm import tqdm
 
 from fwlight.errors import ConfigError, DataError
 from fwlight.models import EncoderDecoder
+from fwlight.pipes import copied
 from fwlight.run.actions import restore
 from fwlight.training.translation import TranslationModule
 
 
 def read_lines(path: str | None) -> list[str]:
-    """Return the lines of a UTF-8 file, or of standard input.
+    """Return the lines of a UTF-8 file or pipe, or of standard input.
 
     Raises:
         ConfigError: The file cannot be read.
-        DataError: It is no UTF-8.
+        DataError: It is no UTF-8, or a pipe that nobody writes to.
     """
     name = "standard input" if path is None else f"input={path}"
     try:
-        raw = sys.stdin.buffer.read() if path is None else Path(path).read_bytes()
+        if path is None:
+            raw = sys.stdin.buffer.read()
+        else:
+            file = Path(path)
+            raw = (copied(file) if file.is_fifo() else file).read_bytes()
     except OSError as error:
         raise ConfigError(f"{name} cannot be read: {error.strerror}") from error
     try:

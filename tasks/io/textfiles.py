@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from fwlight.pipes import copied
 from fwlight.types import DataError
-from tasks.io.pipes import copied
 
 _CHUNK_BYTES = 1 << 20
 
@@ -25,7 +25,7 @@ class Piece(NamedTuple):
 
 
 def existing_file(path: str | Path) -> Path:
-    """The path itself, once it is known to be a file; of a pipe a copy, see `tasks.io.pipes`.
+    """The path itself, once it is known to be a file; of a pipe a copy, see `fwlight.pipes`.
 
     Raises:
         DataError: nothing is there, or it is a folder or device.

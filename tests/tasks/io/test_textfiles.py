@@ -5,8 +5,9 @@ import tracemalloc
 
 import pytest
 
+from fwlight import pipes
 from fwlight.types import DataError
-from tasks.io import pipes, textfiles
+from tasks.io import textfiles
 from tasks.io.textfiles import existing_file, read_pieces, text_size
 
 
