@@ -217,7 +217,7 @@ def _arguments_of_run(run: Path) -> dict[str, Any]:
     """The data that a run's config.yaml names."""
     try:
         task = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["task"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
         raise DataError(f"{run}/config.yaml is not that of a run: {error}") from error
     return {key: task[key] for key in _KEYS if key in task}
 

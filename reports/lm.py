@@ -6,17 +6,15 @@ lm_mini.png. A sweep calls `report` itself when its last run is done.
 """
 
 import csv
-import json
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from matplotlib.figure import Figure
 
-from reports.command import report_command
+from reports.sweeps import finished_runs, report_command
 
 COLUMNS = (
     *("row", "seed", "val_ppl", "test_ppl", "test_tokens", "parameters", "state_size"),
@@ -79,14 +77,12 @@ def report(folder: Path) -> None:
 def read(folder: Path) -> list[Row]:
     """Return the finished runs, by row and seed."""
     runs = []
-    for path in folder.glob("*/summary.json"):
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+    for run, summary, config in finished_runs(folder):
         if summary.get("val/best_ppl") is None:
             continue
         runs.append(
             {
-                "row": path.parent.name.split("__")[0].removeprefix("model-"),
+                "row": run.name.split("__")[0].removeprefix("model-"),
                 "seed": config["seed"],
                 "val_ppl": round(summary["val/best_ppl"], 3),
                 "test_ppl": round(summary["test/ppl"], 3),

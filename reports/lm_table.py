@@ -4,12 +4,11 @@ Every folder below FOLDER that holds a summary.json is a row: its place, the mod
 and perplexities, best validation first within each parent folder. The output is Markdown.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
+from reports.sweeps import finished_runs
 
 COLUMNS = ("model", "parameters", "steps", "val ppl", "test ppl", "minutes")
 
@@ -17,13 +16,11 @@ COLUMNS = ("model", "parameters", "steps", "val ppl", "test ppl", "minutes")
 def rows(folder: Path) -> dict[Path, list[dict[str, Any]]]:
     """Return the finished runs below a folder by parent folder, lowest `val/best_ppl` first."""
     groups: dict[Path, list[dict[str, Any]]] = {}
-    for path in sorted(folder.rglob("summary.json")):
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+    for run, summary, config in finished_runs(folder, pattern="**"):
         if summary.get("val/best_ppl") is None:
             continue
-        groups.setdefault(path.parent.parent, []).append(
-            {"name": _model_name(path.parent.name), "summary": summary, "config": config}
+        groups.setdefault(run.parent, []).append(
+            {"name": _model_name(run.name), "summary": summary, "config": config}
         )
     for group in groups.values():
         group.sort(key=lambda row: row["summary"]["val/best_ppl"])

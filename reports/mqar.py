@@ -5,7 +5,6 @@ experiment=mqar run_dir=FOLDER` leaves them, and writes FOLDER/mqar.csv, mqar.md
 """
 
 import csv
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -13,11 +12,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import yaml
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from reports.command import report_command
+from reports.sweeps import finished_runs, report_command
 
 COLUMNS = (
     *("model", "short_conv", "beta_max", "seed", "d_model", "n_layers", "n_heads", "d_head"),
@@ -47,11 +45,9 @@ def report(folder: Path) -> None:
 def read(folder: Path) -> list[Row]:
     """Return a row for each finished run, by model, convolution and state size."""
     rows = []
-    for path in folder.glob("*/summary.json"):
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+    for run, summary, config in finished_runs(folder):
         if summary.get("test/acc") is not None:
-            rows.append(_row(path.parent.name, config, summary))
+            rows.append(_row(run.name, config, summary))
     return sorted(rows, key=lambda row: [row[key] for key in ("model", "short_conv", "state_size")])
 
 

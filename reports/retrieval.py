@@ -8,7 +8,6 @@ example, add the runs that the folder does not hold.
 
 import csv
 import itertools
-import json
 import math
 import statistics
 import sys
@@ -25,6 +24,8 @@ import matplotlib.pyplot as plt
 import yaml
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
+
+from reports.sweeps import finished_runs, read_config, read_curve
 
 PUBLISHED = Path(__file__).parent / "published" / "retrieval.yaml"
 SOLVED = 1e-3
@@ -88,22 +89,18 @@ def read_runs(folder: Path, setting: str) -> list[Run]:
         ValueError: If one of them has the other setting.
     """
     runs = []
-    for path in sorted(folder.glob("*/summary.json")):
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+    for run, summary, config in finished_runs(folder):
         if "n_keys" not in config["task"]:
             continue
         if config["task"]["setting"] != setting:
-            raise ValueError(
-                f"{path.parent} has setting={config['task']['setting']}, not {setting}"
-            )
+            raise ValueError(f"{run} has setting={config['task']['setting']}, not {setting}")
         best, last, test = (
             math.nan if summary[name] is None else summary[name]
             for name in ("val/best_loss", "val/loss", "test/loss")
         )
         runs.append(
             Run(
-                curve=path.parent.name.split("__")[0],
+                curve=run.name.split("__")[0],
                 n_keys=config["task"]["n_keys"],
                 seed=config["seed"],
                 steps=summary["global_step"],
@@ -213,16 +210,15 @@ def draw_learning(folder: Path, n_keys: int, colours: dict[str, Any]) -> Figure:
     """Return a figure: validation loss against steps of every curve's seed 1 at one S."""
     figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
     for path in sorted(folder.glob(f"*__task.n_keys-{n_keys}*/metrics.csv")):
-        config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+        try:
+            config, points = read_config(path.parent), read_curve(path.parent, "val/loss")
+        except (OSError, ValueError):
+            continue
         if config["task"]["n_keys"] != n_keys or config["seed"] != 1:
             continue
         curve = path.parent.name.split("__")[0]
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["metric"] == "val/loss"]
-        if rows:
-            steps = [int(row["step"]) for row in rows]
-            losses = [float(row["value"]) for row in rows]
-            axis.plot(steps, losses, color=colours.get(curve), label=curve)
+        if points:
+            axis.plot(*zip(*points, strict=True), color=colours.get(curve), label=curve)
     axis.set(title=f"S = {n_keys}", xlabel="step", ylabel="validation loss", yscale="log")
     if axis.lines:
         axis.axhline(SOLVED, color="black", linewidth=0.8)

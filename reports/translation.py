@@ -6,7 +6,6 @@ FOLDER/translation.csv and translation.md. The sweep calls `report` when its las
 """
 
 import csv
-import json
 import statistics
 import sys
 from collections import defaultdict
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reports.command import report_command
+from reports.sweeps import finished_runs, report_command
 
 SCORES = ("bleu", "bleu_lowercase", "chrf", "exact_match", "ppl")
 COLUMNS: tuple[str, ...] = ("row", "run", *SCORES, "parameters", "steps", "minutes")
@@ -41,15 +40,14 @@ def report(folder: Path) -> None:
 def read(folder: Path) -> list[Row]:
     """Return a row for each finished run, in the order of their names."""
     rows: list[Row] = []
-    for path in sorted(folder.glob("*/summary.json")):
-        summary = json.loads(path.read_text(encoding="utf-8"))
+    for run, summary, _ in finished_runs(folder):
         if summary.get("test/bleu") is None:
             continue
         scores = {name: summary[f"test/{name}"] for name in SCORES}
         rows.append(
             {
-                "row": path.parent.name.split("__")[0],
-                "run": path.parent.name,
+                "row": run.name.split("__")[0],
+                "run": run.name,
                 **scores,
                 "parameters": summary["parameters"],
                 "steps": summary["global_step"],

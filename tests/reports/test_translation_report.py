@@ -23,6 +23,7 @@ def write_runs(folder, names):
         summary = {**scores, "parameters": 1, "global_step": 1200, "wall_seconds": 600.0}
         summary["test/bleu"] = RUNS.get(name)
         (folder / name / "summary.json").write_text(json.dumps(summary))
+        (folder / name / "config.yaml").write_text("seed: 1\n")
 
 
 def test_report_compares_means_over_seeds_with_softmax(tmp_path, capsys):
