@@ -531,6 +531,24 @@ def test_what_would_fail_after_the_training_is_told_before(
     assert not [*tmp_path.rglob("*.ckpt")]
 
 
+def test_training_that_ends_before_its_average_is_tested_as_it_is(text, tmp_path, capsys):
+    data = [
+        *TINY,
+        "task.data=text",
+        f"task.path={text}",
+        "callbacks=none",
+        "trainer.max_steps=60000",
+    ]
+    keep = "callbacks.checkpoint.keep_every_n_train_steps"
+    run = tmp_path / "run"
+    limit = ["trainer.max_steps=60000", "trainer.max_time=00:00:00:01", f"{keep}=20000"]
+    limit += ["callbacks.checkpoint.average_last=3"]
+    assert main([*data, *limit, f"run_dir={run}"]) == 0
+    assert "average_last=3, but the training ended with 0 kept copies" in capsys.readouterr().err
+    assert json.loads((run / "summary.json").read_text())["tested_checkpoint"] == "last.ckpt"
+    assert not (run / "checkpoints" / "averaged.ckpt").exists()
+
+
 @pytest.mark.fault(34)
 def test_summary_goes_when_training_goes_on_with_other_settings(text, tmp_path, capsys):
     arguments = [*TINY, "task.data=text", f"task.path={text}", "callbacks=none"]

@@ -35,9 +35,9 @@ def fit(
 ) -> dict[str, Any]:
     """Train, test the best checkpoint, write summary.json and print a short summary.
 
-    Where no best checkpoint is kept, the last state is tested. A training that is already complete
-    is only tested. The folder is released at the end; a start that fails before its first update
-    leaves nothing in it.
+    Where no best checkpoint or average is kept, the last state is tested. A training that is
+    already complete is only tested. The folder is released at the end; a start that fails before
+    its first update leaves nothing in it.
 
     Args:
         trainer: With the run's plug-ins, callbacks and loggers.
@@ -74,10 +74,11 @@ def fit(
             _copy_checkpoint(folder.resume_from, checkpoint.last_path)
         tested = checkpoint.last_path
         if checkpoint.average_last:
-            tested = average_checkpoints(checkpoint.folder, last=checkpoint.average_last)
-            load_weights(module, load_checkpoint(tested), tested)
+            average = average_checkpoints(checkpoint.folder, last=checkpoint.average_last)
+            tested = average or checkpoint.last_path
         elif checkpoint.save_best and checkpoint.best and checkpoint.best_path.exists():
             tested = checkpoint.best_path
+        if tested != checkpoint.last_path:
             load_weights(module, load_checkpoint(tested), tested)
         trainer.test(module, datamodule=data, verbose=False)
         summary = summarise(trainer, module, tested=tested.name)

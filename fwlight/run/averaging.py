@@ -1,5 +1,6 @@
 """The mean of several checkpoints' weights."""
 
+import sys
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from fwlight.errors import CheckpointError
 from fwlight.run.checkpoint_io import load_checkpoint, save_checkpoint
 
 
-def average_checkpoints(folder: Path, *, last: int) -> Path:
+def average_checkpoints(folder: Path, *, last: int) -> Path | None:
     """Write `averaged.ckpt`, the newest kept copy with the mean of the newest weights.
 
     Whole numbers are the newest copy's.
@@ -19,20 +20,27 @@ def average_checkpoints(folder: Path, *, last: int) -> Path:
         last: How many of them are averaged.
 
     Returns:
-        The new checkpoint's path.
+        The new checkpoint's path. None, with a warning, if there are not so many, as a time limit
+        or early stopping ended the training before: the mean of fewer would be another result.
 
     Raises:
-        CheckpointError: there are not so many, or not of one model.
+        CheckpointError: They are not of one model.
     """
     kept = sorted(folder.glob("step-*.ckpt"))[-last:]
     if len(kept) < last:
-        raise CheckpointError(
-            f"callbacks.checkpoint.average_last={last}, but {folder} holds {len(kept)} kept "
-            "copies; set callbacks.checkpoint.keep_every_n_train_steps lower"
+        _warn(
+            f"callbacks.checkpoint.average_last={last}, but the training ended with {len(kept)} "
+            "kept copies: the last state is tested"
         )
+        return None
     target = folder / "averaged.ckpt"
     _write(kept, target)
     return target
+
+
+@rank_zero_only
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 @rank_zero_only
