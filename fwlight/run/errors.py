@@ -37,8 +37,9 @@ def exit_code_and_line(error: BaseException) -> tuple[int, str]:
     ):
         if (found := _first_of(error, kinds)) is not None:
             return code, error_line(str(found) or type(found).__name__)
-    if "conditioned on metric" in str(error):  # Lightning's early stopping
-        return 2, error_line(f"callbacks: {str(error).strip().partition(chr(10))[0]}")
+    for words, where in _MISTAKES.items():
+        if isinstance(error, RuntimeError) and words in str(error):
+            return 2, error_line(f"{where}: {str(error).strip().partition(chr(10))[0]}")
     if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
         return 2, error_line(
             "the memory does not hold this: make size.*, task.batch_size= or task.eval_batch_size= "
@@ -55,6 +56,13 @@ def exit_code_and_line(error: BaseException) -> tuple[int, str]:
         f"unexpected {type(error).__name__}{place}: {error} (FWLIGHT_DEBUG=1 shows the traceback)"
     )
 
+
+_MISTAKES = {
+    "conditioned on metric": "callbacks",
+    "multiple optimizers": "configure_optimizers must give one optimizer",
+    "You set `--ntasks=": "srun",
+}
+"""What Lightning says of a user's mistakes in a plain RuntimeError, and where they are made."""
 
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|Storage size calculation overflowed")
 """What torch says of it, on a CPU in a plain RuntimeError."""

@@ -43,6 +43,8 @@ from fwlight.run.signals import Stopped
             2,
         ),
         (torch.OutOfMemoryError("CUDA out of memory."), 2),
+        (RuntimeError("Early stopping conditioned on metric `x` which is not available."), 2),
+        (RuntimeError("You set `--ntasks=2` in your SLURM bash script, but"), 2),
         (TypeError("a"), 1),
         (RuntimeError("a\nb\n  c"), 1),
     ],

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fwlight.errors import ConfigError, NumericalError
+from fwlight.run import exit_code_and_line
 from fwlight.training.lm import LanguageModelingModule
 from fwlight.training.metrics import TokenLoss
 from fwlight.training.optim import OptimizerConfig, build_optimizer, lr_factor, warmup_cosine
@@ -326,6 +327,21 @@ def test_subclass_without_an_optimizer_is_refused():
     module = Own(lambda parameters: None, optimizer=OptimizerConfig(), max_steps=1)
     with pytest.raises(ConfigError, match="one optimizer"):
         train(module, batches(1), max_steps=1)
+
+
+@pytest.mark.parametrize("automatic", [True, False])
+def test_subclass_with_several_optimizers_is_refused_in_one_line(automatic):
+    def several(parameters):
+        every = list(parameters)
+        return [torch.optim.SGD(every, lr=0.5), torch.optim.SGD(every, lr=0.25)]
+
+    module = Own(several, optimizer=OptimizerConfig(), max_steps=1)
+    module.automatic_optimization = automatic
+    with pytest.raises((ConfigError, RuntimeError)) as caught:
+        train(module, batches(1), max_steps=1)
+    code, line = exit_code_and_line(caught.value)
+    assert code == 2
+    assert "configure_optimizers must give one optimizer" in line
 
 
 def test_groups_of_a_subclass_keep_the_ratio_of_their_rates():
