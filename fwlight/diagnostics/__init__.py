@@ -6,7 +6,7 @@ Statistics of shards are added by `merge` and become reported values in a `final
 from fwlight.diagnostics.beta import (
     TokenBeta,
     beta_statistics,
-    finalise_beta,
+    beta_values,
     finalise_tokens,
     token_statistics,
 )
@@ -15,7 +15,6 @@ from fwlight.diagnostics.capacity import (
     capacity_statistics,
     cluster_keys,
     crosstalk,
-    finalise_capacity,
     random_interference,
 )
 from fwlight.diagnostics.diagnose import (
@@ -29,7 +28,6 @@ from fwlight.diagnostics.norms import (
     StateNorms,
     WriteNorms,
     effective_rank,
-    finalise_norms,
     norm_statistics,
     old_values,
     state_norms,
@@ -62,6 +60,7 @@ __all__ = [
     "best_errors",
     "best_statistics",
     "beta_statistics",
+    "beta_values",
     "capacity_statistics",
     "cluster_keys",
     "crosstalk",
@@ -69,10 +68,7 @@ __all__ = [
     "diagnose",
     "diagnosis_statistics",
     "effective_rank",
-    "finalise_beta",
-    "finalise_capacity",
     "finalise_diagnosis",
-    "finalise_norms",
     "finalise_recall",
     "finalise_tokens",
     "measured_capacity",

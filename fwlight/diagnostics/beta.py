@@ -20,7 +20,6 @@ from fwlight.diagnostics.statistics import (
     merge,
     octave,
     per_head,
-    summarise,
 )
 from fwlight.diagnostics.written import Written
 
@@ -71,18 +70,15 @@ def beta_statistics(
     return merge(*parts)
 
 
-def finalise_beta(statistics: Statistics) -> dict[str, Tensor]:
-    """Return the reported values; NaN where nothing was counted.
+def beta_values(statistics: Statistics) -> dict[str, Tensor]:
+    """Return what `summarise` does not; NaN where nothing was counted.
 
-    `[H]` each for beta and g: mean, std, min, max, p5, p50, p95, and as fractions
-    `beta/below_0.05`, `beta/above_0.95`, `g/below_0.05`, `g/near_1` (0.95 to 1.05), `g/above_1`
-    (overshoot) and `g/from_2` (expanding). `beta/position_mean` and `g/position_mean` are
-    `[H, OCTAVES]`.
+    As fractions `[H]` `beta/below_0.05`, `beta/above_0.95`, `g/below_0.05`, `g/near_1` (0.95 to
+    1.05), `g/above_1` (overshoot) and `g/from_2` (expanding); `beta/position_mean` and
+    `g/position_mean` are `[H, OCTAVES]`.
     """
-    values = {}
-    for name, edges in _EDGES.items():
-        values |= summarise(statistics, name, edges=edges)
-        sums = statistics.sums
+    values, sums = {}, statistics.sums
+    for name in _EDGES:
         for label in _ranges(name, torch.zeros(0)):
             values[f"{name}/{label}"] = sums[f"{name}/{label}"] / sums[f"{name}/count"]
         total, count = sums[f"{name}/position/sum"], sums[f"{name}/position/count"]

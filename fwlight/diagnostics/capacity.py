@@ -16,7 +16,6 @@ from fwlight.diagnostics.statistics import (
     Statistics,
     describe,
     merge,
-    summarise,
     written,
 )
 
@@ -102,25 +101,6 @@ def capacity_statistics(k: Float[Tensor, "b h t k"], clusters: Clusters) -> Stat
         describe("interference", clusters.cosine[..., i, j].abs(), apart, edges=LINEAR_EDGES),
         describe("crosstalk", crosstalk(k, clusters), clusters.written, edges=LOG_EDGES),
     )
-
-
-def finalise_capacity(statistics: Statistics, d_dot: int) -> dict[str, Tensor]:
-    """Return mean, std and extrema of the quantities of `capacity_statistics` by head `[H]`.
-
-    Interference and crosstalk also have percentiles. `interference/random_mean` and `_p95` are
-    those of random directions in d_dot dimensions, to be held against `mean` and `p95`.
-    """
-    mean, p95 = random_interference(d_dot)
-    values = {
-        **summarise(statistics, "load"),
-        **summarise(statistics, "position_load"),
-        **summarise(statistics, "utilisation"),
-        **summarise(statistics, "interference", edges=LINEAR_EDGES),
-        **summarise(statistics, "crosstalk", edges=LOG_EDGES),
-    }
-    values["interference/random_mean"] = torch.full_like(values["load/mean"], mean)
-    values["interference/random_p95"] = torch.full_like(values["load/mean"], p95)
-    return values
 
 
 @cache

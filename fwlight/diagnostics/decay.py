@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fwlight.diagnostics.statistics import LINEAR_EDGES, Statistics, describe, merge, summarise
+from fwlight.diagnostics.statistics import LINEAR_EDGES, Statistics, describe, merge
 
 
 def decay_statistics(
@@ -14,7 +14,7 @@ def decay_statistics(
     *,
     padding_mask: Bool[Tensor, "b t"] | None = None,
 ) -> Statistics:
-    """Return the statistics of exp(decay) by head, over tokens and key channels.
+    """Return the statistics of exp(decay) and decay by head, over tokens and key channels.
 
     Args:
         decay: Logarithms, at most 0.
@@ -32,14 +32,6 @@ def decay_statistics(
     )
 
 
-def finalise_decay(statistics: Statistics) -> dict[str, Tensor]:
-    """Return mean, std, min, max and percentiles of the factor, and `decay/half_life`, by head.
-
-    The half-life is that of the mean decay, ln 2 / |mean(decay_t)|: after so many tokens half of
-    what was stored is left; infinite without decay. NaN where nothing was counted.
-    """
-    values = summarise(statistics, "decay", edges=LINEAR_EDGES)
-    sums = statistics.sums
-    mean = sums["decay/log/sum"] / sums["decay/log/count"]
-    values["decay/half_life"] = math.log(2) / mean.abs()
-    return values
+def half_life(decay: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """Return ln 2 / |decay|: after so many tokens half of what was stored is left."""
+    return math.log(2) / decay.abs()

@@ -8,12 +8,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fwlight.diagnostics.beta import beta_statistics, finalise_beta
-from fwlight.diagnostics.capacity import capacity_statistics, cluster_keys, finalise_capacity
-from fwlight.diagnostics.decay import decay_statistics, finalise_decay
+from fwlight.diagnostics.beta import beta_statistics, beta_values
+from fwlight.diagnostics.capacity import capacity_statistics, cluster_keys, random_interference
+from fwlight.diagnostics.decay import decay_statistics, half_life
 from fwlight.diagnostics.kind import rule_kind
 from fwlight.diagnostics.norms import (
-    finalise_norms,
     norm_statistics,
     old_values,
     state_norms,
@@ -28,8 +27,15 @@ from fwlight.diagnostics.recall import (
     recall,
     recall_statistics,
 )
-from fwlight.diagnostics.softmax import finalise_softmax
-from fwlight.diagnostics.statistics import OCTAVES, Statistics, binned, merge, octave, written
+from fwlight.diagnostics.statistics import (
+    OCTAVES,
+    Statistics,
+    binned,
+    merge,
+    octave,
+    summarise,
+    written,
+)
 from fwlight.diagnostics.verdict import best_error, best_statistics, verdicts
 from fwlight.diagnostics.written import UpdateRule, Written
 
@@ -91,21 +97,23 @@ def diagnosis_statistics(w: Written, *, mixed: tuple[float, float] = MIXED) -> S
 
 
 def finalise_diagnosis(statistics: Statistics, d_dot: int) -> Diagnosis:
-    """Return the reported values and the verdicts of whatever was measured of a layer."""
-    sums = statistics.sums
-    values: dict[str, Tensor] = {}
+    """Return the reported values and the verdicts of whatever was measured of a layer.
+
+    All that was described is summarised; `interference/random_mean` and `_p95` are those of random
+    directions in d_dot dimensions, to be held against `mean` and `p95`.
+    """
+    sums, values = statistics.sums, summarise(statistics)
     if "growth/states" in sums:
-        values |= finalise_norms(statistics)
         values["growth/frobenius"] = sums["growth/frobenius"] / sums["growth/states"]
     if "beta/count" in sums:
-        values |= finalise_beta(statistics)
+        values |= beta_values(statistics)
     if "decay/count" in sums:
-        values |= finalise_decay(statistics)
-    if "entropy/count" in sums:
-        values |= finalise_softmax(statistics)
+        values["decay/half_life"] = half_life(values["decay/log/mean"])
+    if "interference/count" in sums:
+        for name, x in zip(("mean", "p95"), random_interference(d_dot), strict=True):
+            values[f"interference/random_{name}"] = torch.full_like(values["load/mean"], x)
     if "best/size" not in sums:
         return Diagnosis(values, [])
-    values |= finalise_capacity(statistics, d_dot)
     values["best/error"] = best_error(statistics)
     for name in ("last", "superseded", "queries"):
         if f"{name}/age/counted" in sums:

@@ -198,8 +198,13 @@ def shown(layer: Layer, observer: Observer, *, of: Sequences | None = None) -> l
         for start in range(0, max(1, writes.k.shape[0]), rows):
             part = slice(start, start + rows)
             few = writes.rows(part)
-            own = (x if x is None else x[part] for x in (q, query_mask, tokens))
-            parts.append(_written(layer, few, *own).real())
+            asked, hidden, ids = (x if x is None else x[part] for x in (q, query_mask, tokens))
+            w = Written(
+                *(few.k, few.v, few.beta, layer.memory.update_rule, few.gates),
+                *(few.initial_state, few.padding_mask, asked, hidden, few.key_sum),
+                *(layer.memory.read_eps, few.projected_k, ids),
+            )
+            parts.append(w.real())
     return parts
 
 
@@ -243,16 +248,6 @@ def some_rows(batch: Any, rows: slice) -> Any:
 def n_rows(batch: Any) -> int:
     """Return how many sequences are in a batch."""
     return next(len(x) for x in batch if isinstance(x, Tensor))
-
-
-def _written(
-    layer: Layer, writes: Writes, q: Tensor | None, query_mask: Tensor | None, tokens: Tensor | None
-) -> Written:
-    return Written(
-        *(writes.k, writes.v, writes.beta, layer.memory.update_rule, writes.gates),
-        *(writes.initial_state, writes.padding_mask, q, query_mask, writes.key_sum),
-        *(layer.memory.read_eps, writes.projected_k, tokens),
-    )
 
 
 def _stack(name: str) -> str:

@@ -49,6 +49,7 @@ COLUMNS = (
     ("g", "g/mean", 1, None),
 )
 """Heading, reported value, its exponent, and the value shown behind it in brackets."""
+HEADING = ("verdict", *(column[0] for column in COLUMNS), "measured capacity")
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1d2329; max-width: 1180px; margin: 2rem auto;
   padding: 0 1rem; }
@@ -123,12 +124,11 @@ def _summary(memories: Sequence[Findings]) -> str:
         )
     rows = []
     for found in memories:
-        cells = _cells(found, found.whole)
-        capacity, d_dot = found.capacity, found.layer.memory.d_dot
-        cells.append("" if capacity is None else f"{_held(capacity.median(), d_dot)} of {d_dot}")
+        held = "" if found.capacity is None else _held(found, found.capacity.median())
+        of = f" of {found.layer.d_dot}" if held else ""
+        cells = [*_cells(found, found.whole), held + of]
         rows.append([found.layer.name, _chips(found.heads.verdicts), *cells])
-    heading = ["layer", "verdict", *(column[0] for column in COLUMNS), "measured capacity"]
-    return f"<h2>Verdict</h2>{''.join(said)}{_table(heading, rows)}"
+    return f"<h2>Verdict</h2>{''.join(said)}{_table(['layer', *HEADING], rows)}"
 
 
 def _advice(memories: Sequence[Findings]) -> str:
@@ -196,15 +196,12 @@ def _token_rows(
 def _heads(found: Findings) -> str:
     rows = []
     for i, verdict in enumerate(found.heads.verdicts):
-        values = {name: x[i] for name, x in found.heads.values.items()}
-        cells = _cells(found, values)
-        capacity = (
-            "" if found.capacity is None else _held(found.capacity[i], found.layer.memory.d_dot)
-        )
-        rows.append([str(i), _chips([verdict]), *cells, capacity])
-    heading = ["head", "verdict", *(column[0] for column in COLUMNS), "measured capacity"]
-    line = f"{found.layer.name}: {found.line}"
-    return f"<details><summary>{html.escape(line)}</summary>{_table(heading, rows)}</details>"
+        cells = _cells(found, {name: x[i] for name, x in found.heads.values.items()})
+        cells.append("" if found.capacity is None else _held(found, found.capacity[i]))
+        rows.append([str(i), _chips([verdict]), *cells])
+    line = html.escape(f"{found.layer.name}: {found.line}")
+    table = _table(["head", *HEADING], rows)
+    return f"<details><summary>{line}</summary>{table}</details>"
 
 
 def _attention(layers: Sequence[Findings]) -> str:
@@ -249,8 +246,8 @@ def _number(values: Any, name: str, power: int) -> str:
     return f"{value:.2f}" if 0.01 <= value < 100 else f"{value:.3g}"
 
 
-def _held(count: Tensor, d_dot: int) -> str:
-    return f"{'≥ ' if int(count) >= 2 * d_dot else ''}{int(count)}"
+def _held(found: Findings, count: Tensor) -> str:
+    return f"{'≥ ' if int(count) >= 2 * found.layer.d_dot else ''}{int(count)}"
 
 
 def _image(figure: Any, *, narrow: bool = False) -> str:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fwlight.diagnostics.statistics import LOG_EDGES, Statistics, describe, merge, summarise
+from fwlight.diagnostics.statistics import LOG_EDGES, Statistics, describe, merge
 
 QUANTITIES = ("entropy", "span", "distance")
 
@@ -56,9 +56,3 @@ def softmax_statistics(read: Attended) -> Statistics:
     found = (entropy, entropy.exp(), (weights * apart).sum(-1))
     parts = zip(QUANTITIES, found, strict=True)
     return merge(*(describe(name, x, counted, edges=LOG_EDGES) for name, x in parts))
-
-
-def finalise_softmax(statistics: Statistics) -> dict[str, Tensor]:
-    """Return mean, std, extrema and percentiles of the quantities by head `[H]`."""
-    parts = (summarise(statistics, name, edges=LOG_EDGES) for name in QUANTITIES)
-    return {key: value for part in parts for key, value in part.items()}

@@ -53,7 +53,7 @@ def describe(
         name: Of the quantity.
         x: Its samples.
         counted: Which of them count; None is all. The others are not read.
-        edges: Ascending edges; the histogram has a bin below the first and one above the last.
+        edges: `LINEAR_EDGES` or `LOG_EDGES`; there is a bin below the first and one above the last.
     """
     x = x.double()
     if counted is None:
@@ -74,26 +74,28 @@ def describe(
     return Statistics(sums, maxima)
 
 
-def summarise(
-    statistics: Statistics, name: str, *, edges: Float[Tensor, " e"] | None = None
-) -> dict[str, Tensor]:
-    """Return mean, std (of the population), min, max and, given `edges`, p5, p50 and p95.
+def summarise(statistics: Statistics) -> dict[str, Tensor]:
+    """Return mean, std (of the population), min, max and, of histograms, p5, p50 and p95.
 
-    All are `[H]`, named `name/mean` and so on; NaN where nothing was counted.
+    Of every quantity that was described, `[H]` each, named `name/mean` and so on; NaN where nothing
+    was counted.
     """
     sums, maxima = statistics
-    count, mean = sums[f"{name}/count"], sums[f"{name}/sum"] / sums[f"{name}/count"]
-    variance = sums[f"{name}/sum_of_squares"] / count - mean.square()
-    low, high = (
-        torch.where(count > 0, x, torch.nan)
-        for x in (-maxima[f"{name}/-min"], maxima[f"{name}/max"])
-    )
-    values = {"mean": mean, "std": variance.clamp(min=0).sqrt(), "min": low, "max": high}
-    if edges is not None:
-        histogram = sums[f"{name}/histogram"]
-        for percent in PERCENTILES:
-            values[f"p{percent}"] = percentile(histogram, percent / 100, edges, low, high)
-    return {f"{name}/{key}": value for key, value in values.items()}
+    values = {}
+    for name in [x.removesuffix("/-min") for x in maxima if x.endswith("/-min")]:
+        count, mean = sums[f"{name}/count"], sums[f"{name}/sum"] / sums[f"{name}/count"]
+        variance = sums[f"{name}/sum_of_squares"] / count - mean.square()
+        low, high = (
+            torch.where(count > 0, x, torch.nan)
+            for x in (-maxima[f"{name}/-min"], maxima[f"{name}/max"])
+        )
+        found = {"mean": mean, "std": variance.clamp(min=0).sqrt(), "min": low, "max": high}
+        if (histogram := sums.get(f"{name}/histogram")) is not None:
+            edges = next(x for x in (LINEAR_EDGES, LOG_EDGES) if len(x) + 1 == histogram.shape[1])
+            for percent in PERCENTILES:
+                found[f"p{percent}"] = percentile(histogram, percent / 100, edges, low, high)
+        values |= {f"{name}/{key}": value for key, value in found.items()}
+    return values
 
 
 def percentile(

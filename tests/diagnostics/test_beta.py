@@ -6,7 +6,7 @@ import torch
 from fwlight.diagnostics import (
     Written,
     beta_statistics,
-    finalise_beta,
+    finalise_diagnosis,
     finalise_tokens,
     merge,
     token_statistics,
@@ -22,13 +22,17 @@ def make_writes(t, *, b=3, h=2, seed=0):
     return k, 2 * torch.rand(b, h, t, dtype=F64, generator=generator)
 
 
+def values(statistics):
+    return finalise_diagnosis(statistics, 4).values
+
+
 def test_beta_statistics_equal_their_formulas():
     k, beta = make_writes(40)
     mask = torch.zeros(3, 40, dtype=torch.bool)
     mask[0, 30:], mask[1, :7] = True, True
     hole = mask[:, None]
     garbage = (k.masked_fill(hole[..., None], torch.nan), beta.masked_fill(hole, torch.nan))
-    actual = finalise_beta(beta_statistics(*garbage, padding_mask=mask))
+    actual = values(beta_statistics(*garbage, padding_mask=mask))
     g = beta * (k * k).sum(-1)
     for head in range(2):
         b, x = beta[:, head][~mask], g[:, head][~mask]
@@ -63,7 +67,7 @@ def test_constant_beta_has_no_spread(beta):
     k = torch.eye(4)[None, None].repeat(1, 3, 5, 1)
     strength = None if beta is None else torch.full((1, 3, 20), beta)
     wanted = 1.0 if beta is None else beta
-    actual = finalise_beta(beta_statistics(k, strength))
+    actual = values(beta_statistics(k, strength))
     for name in ("beta", "g"):
         for key in ("mean", "min", "max", "p5", "p50", "p95"):
             assert actual[f"{name}/{key}"].tolist() == pytest.approx([wanted] * 3)
@@ -84,7 +88,7 @@ def test_beta_statistics_of_shards_add_up():
         assert one.keys() == other.keys()
         for name, x in one.items():
             torch.testing.assert_close(other[name], x, rtol=1e-12, atol=1e-12)
-    nothing = finalise_beta(beta_statistics(k[:, :, :0], beta[:, :, :0]))
+    nothing = values(beta_statistics(k[:, :, :0], beta[:, :, :0]))
     assert all(x.isnan().all() for x in nothing.values())
 
 

@@ -6,7 +6,7 @@ import torch
 from fwlight.diagnostics import (
     capacity_statistics,
     cluster_keys,
-    finalise_capacity,
+    finalise_diagnosis,
     merge,
     random_interference,
 )
@@ -24,7 +24,7 @@ def make_keys(t, *, b=2, h=2, d=6, seed=0):
 
 def values(k, padding_mask=None):
     clusters = cluster_keys(k, padding_mask=padding_mask)
-    return finalise_capacity(capacity_statistics(k, clusters), k.shape[-1])
+    return finalise_diagnosis(capacity_statistics(k, clusters), k.shape[-1]).values
 
 
 @pytest.mark.parametrize("t", [1, 2, 12])
@@ -83,7 +83,7 @@ def test_capacity_ignores_padding_and_empty_rows():
             for part in (k[:1, :, :9], k[1:2, :, 4:], k[:1, :, :0])
         )
     )
-    for name, x in finalise_capacity(alone, 6).items():
+    for name, x in finalise_diagnosis(alone, 6).values.items():
         torch.testing.assert_close(actual[name], x, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(again[name], x, rtol=1e-9, atol=1e-12)
 

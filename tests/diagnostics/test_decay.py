@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from fwlight.diagnostics import Written, diagnose, old_values
-from fwlight.diagnostics.decay import decay_statistics, finalise_decay
+from fwlight.diagnostics import Written, diagnose, finalise_diagnosis, old_values
+from fwlight.diagnostics.decay import decay_statistics
 from fwlight.ops import delta_rule, sum_rule
 
 F64 = torch.float64
@@ -70,7 +70,7 @@ def test_half_life_of_a_constant_decay() -> None:
     padding = torch.zeros(B, T, dtype=torch.bool)
     padding[1, 4:] = True
     decay[1, :, 4:] = -100.0
-    values = finalise_decay(decay_statistics(decay, padding_mask=padding))
+    values = finalise_diagnosis(decay_statistics(decay, padding_mask=padding), K).values
     torch.testing.assert_close(
         values["decay/half_life"], torch.tensor([10.0, math.inf, 10.0], dtype=F64)
     )

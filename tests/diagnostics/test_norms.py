@@ -8,12 +8,12 @@ import torch
 from fwlight.diagnostics import (
     Written,
     effective_rank,
-    finalise_norms,
     merge,
     norm_statistics,
     old_values,
     state_norms,
     states_along,
+    summarise,
     write_norms,
 )
 from fwlight.ops import delta_rule, fwm_rule, sum_rule
@@ -86,12 +86,12 @@ def test_norms_of_shards_add_up():
     k, v, beta = make_writes(9)
     writes = write_norms(k, v, beta)
     counted = torch.rand(2, 3, 9, generator=torch.Generator().manual_seed(0)) < 0.7
-    whole = finalise_norms(norm_statistics(writes, counted))
+    whole = summarise(norm_statistics(writes, counted))
     parts = [
         norm_statistics(type(writes)(*(x[:, :, part] for x in writes)), counted[:, :, part])
         for part in (slice(0, 2), slice(2, 2), slice(2, 9))
     ]
-    added = finalise_norms(merge(*parts))
+    added = summarise(merge(*parts))
     for name, value in whole.items():
         torch.testing.assert_close(added[name], value, rtol=1e-12, atol=1e-14)
     for head in range(3):
@@ -108,6 +108,6 @@ def test_norms_of_shards_add_up():
 
 def test_norms_of_nothing_are_nan():
     k, v, beta = make_writes(0)
-    values = finalise_norms(norm_statistics(write_norms(k, v, beta)))
+    values = summarise(norm_statistics(write_norms(k, v, beta)))
     assert all(value.isnan().all() for value in values.values())
     assert old_values(Written(k, v, beta, delta_rule)).shape == (2, 3, 0, 4)

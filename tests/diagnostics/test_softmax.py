@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from fwlight.diagnostics.softmax import Attended, finalise_softmax, softmax_statistics
+from fwlight.diagnostics import summarise
+from fwlight.diagnostics.softmax import Attended, softmax_statistics
 
 F64 = torch.float64
 
@@ -19,7 +20,7 @@ def test_softmax_equals_loops_over_queries(causal):
     mask[0, :4] = True  # causal queries of row 0 see nothing but the last key, and only the last
     asked = torch.zeros(2, 3, dtype=torch.bool)
     asked[1, 2] = True
-    found = finalise_softmax(softmax_statistics(Attended(q, k, causal, mask, asked)))
+    found = summarise(softmax_statistics(Attended(q, k, causal, mask, asked)))
     for h in range(2):
         rows = []
         for b in range(2):
@@ -42,7 +43,7 @@ def test_softmax_equals_loops_over_queries(causal):
 
 def test_even_attention_spans_all_it_sees():
     q = torch.zeros(1, 1, 8, 4)
-    found = finalise_softmax(softmax_statistics(Attended(q, q, causal=True)))
+    found = summarise(softmax_statistics(Attended(q, q, causal=True)))
     assert float(found["span/max"]) == pytest.approx(8)
     assert float(found["span/mean"]) == pytest.approx(4.5)
     assert float(found["entropy/min"]) == 0
