@@ -29,9 +29,9 @@ class Victim:
     """
 
     CHANGES: Mapping[str, int] = {
-        "*": 400,
-        "*checkpoints/*": 80,
-        "*.csv*": 4,
+        "*": 150,
+        "*checkpoints/*": 40,
+        "*.csv*": 2,
         "*.json*": 3,
         "*.yaml*": 3,
     }
@@ -56,10 +56,13 @@ class Victim:
 
     def hurt(self, place: Path, chance: random.Random) -> dict | None:
         """Start it and hurt it; say how, or None if it ended before."""
+        return self.hurt_at_change(place, chance)
+
+    def hurt_at_change(self, place: Path, chance: random.Random, below: str = "") -> dict | None:
         at = chance.choice(list(self.CHANGES))
         n = int((self.CHANGES[at] + 1) ** chance.random())
         error = chance.choice((None, None, "ENOSPC", "EIO"))
-        return self.fault_at_change(place, at=at, n=n, error=error)
+        return self.fault_at_change(place, at=f"* {below}{at}", n=n, error=error)
 
     def fault_at_change(self, place: Path, **fault) -> dict | None:
         told = self.folder / "told"
@@ -148,7 +151,7 @@ class Sweep(Victim):
 
     def __init__(self, folder: Path) -> None:
         seeds = f"seed={','.join(map(str, self.SEEDS))}"
-        super().__init__(folder, "-m", "trainer.max_steps=60", seeds)
+        super().__init__(folder, "-m", seeds)
 
     def start(self, place: Path, *, fault: dict | None = None) -> Running:
         where = [f"run_dir={place}"]
@@ -158,11 +161,7 @@ class Sweep(Victim):
         finished = {path: path.stat().st_mtime_ns for path in place.glob("*/summary.json")}
         kind = chance.choice(("sweep", "run", "change", "change"))
         if kind == "change":
-            at = chance.choice(list(self.CHANGES))
-            n = int((self.CHANGES[at] + 1) ** chance.random())
-            error = chance.choice((None, None, "ENOSPC", "EIO"))
-            at = f"* seed-{chance.choice(self.SEEDS)}/{at}"
-            done = self.fault_at_change(place, at=at, n=n, error=error)
+            done = self.hurt_at_change(place, chance, f"seed-{chance.choice(self.SEEDS)}/")
         else:
             done = self.killed_in(place, kind, delay=chance.uniform(0, 3))
         assert all(path.stat().st_mtime_ns == then for path, then in finished.items())
@@ -184,13 +183,13 @@ class Sweep(Victim):
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
         ended = process.wait(300)
-        assert ended.code in (self.killed() if victims else (0,)), (ended.code, ended.err)
+        assert ended.code in (0, *self.killed()), (ended.code, ended.err)
         # What is left of it stops by itself, and saves.
         until = time.monotonic() + 60
         while process.members() and time.monotonic() < until:
             time.sleep(0.1)
         assert process.orphans(0) == []
-        return {"in": kind, "after": round(delay, 3)} if victims else None
+        return {"in": kind, "after": round(delay, 3)} if ended.code else None
 
     def _runs(self, place: Path) -> list[int]:
         found = [lock.read_text() for lock in place.glob("*/.lock")]
