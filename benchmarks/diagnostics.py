@@ -17,8 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from cli.acting import act
 from cli.composition import compose_config
-from train import train
 
 REPEATS = 3
 DEFAULTS = ("experiment=demo",)
@@ -32,7 +32,7 @@ def run(arguments: list[str], folder: Path) -> tuple[float, float, Losses]:
     composition = compose_config([*arguments, f"run_dir={folder}"])
     wall, processor = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(io.StringIO()):
-        train(composition)
+        act(composition)
     took = (time.perf_counter() - wall, time.process_time() - processor)
     rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
     return *took, {(step, name): value for step, name, value in rows if name.endswith("/loss")}

@@ -16,8 +16,7 @@ from cli.composition import compose_config
 from cli.stored import recompose
 from fwlight import run
 from fwlight.diagnostics.verdict import HEALTHY, OVER_CAPACITY, RULE_LIMITED
-from fwlight.run.actions import restore
-from fwlight.run.diagnosing import look
+from fwlight.run.actions.diagnosing import look
 from train import main as train_main
 
 DPFP = ("model=sum_dpfp", "model.read_eps=1e-6")
@@ -70,7 +69,8 @@ def measure(row: Row, folder: Path) -> dict[str, Any]:
     checkpoint = run.load_checkpoint(ckpt)
     config = recompose(checkpoint.get("fwlight"), ["action=test", f"ckpt={ckpt}"]).config
     module, data = build_parts(config, checkpoint=checkpoint)
-    restore(module, data, ckpt)
+    run.load_weights(module, checkpoint, ckpt)
+    data.setup("test")
     (found,) = look(module, data, sequences=20, draws=0)
     values = {name: float(x[0]) for name, x in found.heads.values.items() if x.ndim == 1}
     return {

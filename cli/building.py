@@ -3,7 +3,7 @@
 import logging
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -27,17 +27,25 @@ def build(name: str, node: Mapping[str, Any], /, *args: Any, **kwargs: Any) -> A
         ConfigError: If it does not accept its values.
     """
     try:
-        return _made({**node, "_partial_": True})(*args, **kwargs)
+        return bound(node)(*args, **kwargs)
     except FwlightError:
         raise
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise ConfigError(f"{name}: {error}") from error
 
 
+def bound(node: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return what the node's `_target_` names with the node's keys, not called yet."""
+    return _made({**node, "_partial_": True})
+
+
 def build_parts(
     config: Mapping[str, Any], *, checkpoint: dict[str, Any] | None = None
 ) -> tuple[Any, Any]:
-    """Seed, then build the module and its data; a checkpoint brings the data's vocabulary."""
+    """Seed, then build the module and its data, which is read for a training.
+
+    A checkpoint brings the data's vocabulary; what is read for it is the action's to say.
+    """
     lightning.seed_everything(config["seed"], verbose=False)
     data = build("task", config["task"])
     if checkpoint is not None:
@@ -46,8 +54,8 @@ def build_parts(
             raise CheckpointError("the checkpoint holds nothing of its data: no fit wrote it")
         with taking_from(config["ckpt"]):
             data.load_state_dict(state)
-    if config["action"] not in ("generate", "translate"):
-        data.setup(config["action"])
+    else:
+        data.setup("fit")
     with warnings.catch_warnings(record=True) as caught:
         network = build_in_memory(
             config, lambda: build("network", config["network"], **data.network_sizes)

@@ -8,8 +8,7 @@ import os
 from collections.abc import Container, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache, reduce
-from operator import getitem
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from cli.checks import check_section
 from cli.kinds import Kind
-from cli.overrides import CONF, chooses_option, groups, parse, set_value
+from cli.overrides import CONF, actions, chooses_option, groups, parse, set_value
 from cli.rows import with_row
 from cli.schema import Config, filled_sections, kinds_of
 from fwlight.errors import ConfigError
@@ -70,7 +69,7 @@ def compose_config(arguments: Sequence[str]) -> Composition:
     """
     arguments = with_row(arguments)
     parsed = {key: (argument, value) for argument in arguments for key, value in [parse(argument)]}
-    chosen = {key: pair for key, pair in parsed.items() if chooses_option(key)}
+    chosen = {k: pair for k, pair in parsed.items() if chooses_option(k) and k != "action"}
     nodes, choices = _compose_groups(chosen)
     for name in filled_sections(groups()):
         if not isinstance(nodes.get(name), DictConfig):
@@ -78,10 +77,18 @@ def compose_config(arguments: Sequence[str]) -> Composition:
             raise ConfigError(
                 f"{name} is no section of keys in the chosen files of conf/ ({files})"
             )
-    texts = {key: value for key, (_, value) in parsed.items() if Kind.TEXT in kinds_of(key)}
+    for name in actions():
+        if not isinstance(nodes.get(name), DictConfig):
+            raise ConfigError(
+                f"conf/action/{name}.yaml fills no section {name}: let it begin with "
+                f"`# @package {name}`"
+            )
+    # Nothing in a text as typed can be taken for an interpolation: a mark stands for it meanwhile.
+    typed = {key: value for key, (_, value) in parsed.items() if Kind.TEXT in kinds_of(key)}
+    texts = {f"\0{key}": value for key, value in typed.items() if value is not None}
     for key, (_, value) in parsed.items():
         if key not in chosen:
-            set_value(nodes, choices, key, None if key in texts else value)
+            set_value(nodes, choices, key, f"\0{key}" if f"\0{key}" in texts else value)
     warnings = _adapt(nodes, parsed)
     try:
         config: Any = OmegaConf.to_container(nodes, resolve=True)
@@ -95,13 +102,21 @@ def compose_config(arguments: Sequence[str]) -> Composition:
         ) from error
     except OmegaConfBaseException as error:
         raise ConfigError(_first_line(error)) from error
-    for key, text in texts.items():  # now that nothing in them can be taken for an interpolation
-        *outer, last = key.split(".")
-        reduce(getitem, outer, config)[last] = text
-    check_section(config, Config)
+    config = _filled(config, texts)
+    own = [name for name in actions() if name not in Config.__annotations__]
+    check_section({key: value for key, value in config.items() if key not in own}, Config)
     check_together(config)
     overrides = [argument for key, (argument, _) in parsed.items() if key not in chosen]
     return Composition(config, choices, overrides, warnings + _warnings(config, choices))
+
+
+def _filled(node: Any, texts: dict[str, str]) -> Any:
+    """Put texts where their marks are."""
+    if isinstance(node, dict):
+        return {key: _filled(value, texts) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_filled(value, texts) for value in node]
+    return texts.get(node, node) if isinstance(node, str) else node
 
 
 def check_together(values: dict[str, Any]) -> None:
@@ -179,7 +194,8 @@ def _cores() -> int:
 def _compose_groups(chosen: dict[str, tuple[str, Any]]) -> tuple[DictConfig, dict[str, str]]:
     """Let Hydra put together the chosen options."""
     try:
-        config, choices = _load(CONF, tuple(text for text, _ in chosen.values()))
+        texts = (f"action=[{','.join(actions())}]", *(text for text, _ in chosen.values()))
+        config, choices = _load(CONF, texts)
     except ConfigCompositionException as error:
         inner = [key for key in chosen if "/" in key or "@" in key]
         if not inner or "Could not override" not in str(error):
@@ -213,7 +229,8 @@ def _load(folder: Path, arguments: tuple[str, ...]) -> tuple[DictConfig, dict[st
     choices = {
         group: option
         for group, option in runtime
-        if option is not None and not option.startswith("_") and not group.startswith("hydra/")
+        if option is not None and not option.startswith("_") and group != "action"
+        if not group.startswith("hydra/")
     }
     with open_dict(config):
         del config["hydra"]

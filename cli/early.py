@@ -6,14 +6,17 @@ from typing import Any
 from hydra.utils import get_object
 
 from fwlight.errors import ConfigError
-from fwlight.integrity import check_whole
+from fwlight.integrity import Verified, check_whole
 
 _MOST_BYTES = 1 << 28
 """Of larger checkpoints the digest is verified once, when they are loaded."""
 
 
-def check_files(config: dict[str, Any]) -> None:
+def check_files(config: dict[str, Any]) -> Verified | None:
     """Check the checkpoint that is named, and what the task's `_check_` can say of its data.
+
+    Returns:
+        The checkpoint, if all of it was verified.
 
     Raises:
         CheckpointError: The checkpoint is missing, a URL or damaged.
@@ -23,9 +26,11 @@ def check_files(config: dict[str, Any]) -> None:
     if config["output"] is not None and not Path(config["output"]).parent.is_dir():
         raise ConfigError(f"output={config['output']} is in no folder that exists")
     if config["action"] != "fit":
-        check_whole(config["ckpt"], most_bytes=_MOST_BYTES)
-        return  # the task is the checkpoint's
+        # The task is the checkpoint's.
+        return check_whole(config["ckpt"], most_bytes=_MOST_BYTES)
+    verified = None
     if config["resume"] not in ("never", "auto"):
-        check_whole(config["resume"], most_bytes=_MOST_BYTES)
+        verified = check_whole(config["resume"], most_bytes=_MOST_BYTES)
     if check := config["task"].get("_check_"):
         get_object(check)(config["task"])
+    return verified

@@ -35,6 +35,11 @@ def groups() -> dict[str, list[str]]:
     return found
 
 
+def actions() -> list[str]:
+    """Return what `action` can be: the options of a group of which every file is composed."""
+    return groups()["action"]
+
+
 def parse(argument: str, *, sweep: bool = False) -> tuple[str, Any]:
     """Read one `key=value` into key and value; of a sweep, the value is a list of texts.
 
@@ -120,7 +125,8 @@ def set_value(config: DictConfig, choices: dict[str, str], key: str, value: Any)
             raise ConfigError(_unknown(config, choices, node, parts, depth))
         node = inner
     if isinstance(node, DictConfig) and not node._is_none() and value is not None:
-        raise ConfigError(f"{key} is a section; set one of its keys: {', '.join(_keys(node))}")
+        keys = ", ".join(_keys(node)) or "it has none"
+        raise ConfigError(f"{key} is a section; set one of its keys: {keys}")
     if type(value) is int and isinstance(node._value(), float):
         value = float(value)
     OmegaConf.update(config, key, value)
@@ -133,7 +139,9 @@ def _unknown(
     key, where = ".".join(parts), ".".join(parts[:depth])
     known = _keys(node) if isinstance(node, DictConfig) else []
     if not where:
-        known = [x for x in dict.fromkeys([*groups(), *known]) if Kind.DERIVED not in kinds_of(x)]
+        bare = {x for x in actions() if not _keys(config[x])}
+        known = [x for x in dict.fromkeys([*groups(), *known]) if x not in bare]
+        known = [x for x in known if Kind.DERIVED not in kinds_of(x)]
     near = difflib.get_close_matches(parts[depth], known, n=1)
     guesses = [leaf for leaf in _leaves(config) if leaf.split(".")[-1] == parts[-1]]
     guesses += [f"{where}.{name}" if where else name for name in near]

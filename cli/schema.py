@@ -166,7 +166,7 @@ class Logger(WholeSection):
 
 
 @dataclass
-class Generate(WholeSection):
+class Generate(OpenSection, WholeSection):
     """How text is sampled."""
 
     max_new_tokens: Count
@@ -176,7 +176,7 @@ class Generate(WholeSection):
 
 
 @dataclass
-class Translate(WholeSection):
+class Translate(OpenSection, WholeSection):
     """How a translation is searched for."""
 
     beam: Count
@@ -210,7 +210,7 @@ class Config(Section):
     logger: Annotated[Logger, Kind.OF_A_START, Kind.NO_RESULT]
     network: Annotated[dict, Kind.ARCHITECTURE, Kind.DERIVED]
     module: Annotated[dict, Kind.DERIVED]
-    action: Annotated[Literal["fit", "test", "generate", "translate", "diagnose"], Kind.OF_A_START]
+    action: Annotated[str, Kind.OF_A_START]
     seed: Annotated[int, Range(low=0, high=2**32 - 1), Kind.TRAINING]
     compile: Annotated[bool, Kind.OF_A_START]
     run_dir: Annotated[OfAStart, Kind.NO_RESULT]

@@ -9,6 +9,7 @@ from typing import Any
 
 from cli.composition import Composition, compose_config
 from cli.kinds import Kind
+from cli.overrides import actions
 from cli.rows import replaced
 from cli.schema import kinds_of
 from fwlight.errors import CheckpointError, ConfigError
@@ -74,7 +75,8 @@ def check_resume(stored: Any, composition: Composition) -> list[str]:
 
 
 def _is_of_a_start(argument: str) -> bool:
-    return Kind.OF_A_START in kinds_of(argument.partition("=")[0])
+    key = argument.partition("=")[0]
+    return Kind.OF_A_START in kinds_of(key) or key.partition(".")[0] in actions()
 
 
 def _refuse_changes(stored: Any, composition: Composition, refused: set[Kind]) -> None:

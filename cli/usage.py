@@ -1,6 +1,8 @@
 """The text of `python train.py --help`."""
 
-from cli.overrides import groups
+import itertools
+
+from cli.overrides import CONF, actions, groups
 from cli.rows import rows
 
 _TEXT = """\
@@ -35,13 +37,7 @@ Often used keys (all of them: --cfg):
                    refuse a folder that holds a run; go on with it; start from a checkpoint
 
 Actions:
-  action=fit       train, then test the best checkpoint, or the last if none is kept (default)
-  action=test      ckpt=PATH [output=FILE]
-  action=generate  ckpt=PATH prompt=TEXT|input=FILE [output=FILE]
-                   generate.{{max_new_tokens,temperature,top_k,top_p}}
-  action=translate ckpt=PATH [input=FILE] [output=FILE]   a sentence a line
-                   translate.{{beam,length_penalty,batch_size}}
-  action=diagnose  ckpt=PATH [output=FILE.html] diagnostics.{{report_sequences,capacity_draws}}
+{actions}
   All but fit take model and data from the checkpoint; keys on the command line go last.
 
 Exit codes: 0 done, 2 configuration or data, 3 numerical, 4 checkpoint, 5 input/output,
@@ -53,4 +49,15 @@ def usage() -> str:
     """Return the text, with the options that conf/ has now."""
     lines = [f"  {group}={'|'.join(options)}" for group, options in groups().items() if options]
     tables = [f"  {experiment}: {'|'.join(listed)}" for experiment, listed in rows().items()]
-    return _TEXT.format(groups="\n".join(lines), rows="\n".join(tables))
+    told = [line for name in actions() for line in _about_action(name)]
+    texts = {"groups": lines, "rows": tables, "actions": told}
+    return _TEXT.format(**{name: "\n".join(text) for name, text in texts.items()})
+
+
+def _about_action(name: str) -> list[str]:
+    """Return the comment that the file of an action begins with, beside its name."""
+    text = (CONF / "action" / f"{name}.yaml").read_text(encoding="utf-8")
+    comment = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    about = [line.lstrip("# ") for line in comment if "@package" not in line] or [""]
+    first, *others = about
+    return [f"  action={name:<9} {first}".rstrip(), *(f"{'':19}{line}" for line in others)]

@@ -11,16 +11,32 @@ import re
 import zipfile
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import NamedTuple
 
 from fwlight.errors import CheckpointError, FwlightError
 
 
-def check_whole(path: str | Path, *, most_bytes: int | None = None) -> None:
+class Verified(NamedTuple):
+    """A file that was found whole: where, and what its system said of it before it was read."""
+
+    path: Path
+    inode: int
+    bytes: int
+    changed_ns: int
+
+
+def check_whole(
+    path: str | Path, *, most_bytes: int | None = None, known: Verified | None = None
+) -> Verified | None:
     """Verify the digest of a checkpoint, or without a digest file the archive's own check sums.
 
     Args:
         path: The checkpoint.
         most_bytes: Of a larger file only the archive's directory is read.
+        known: What an earlier call returned; a file that is still the same is not read again.
+
+    Returns:
+        What a later call may know, unless only the directory was read.
 
     Raises:
         CheckpointError: It is missing, a URL or damaged.
@@ -31,10 +47,14 @@ def check_whole(path: str | Path, *, most_bytes: int | None = None) -> None:
     try:
         if not path.is_file():
             raise CheckpointError(f"there is no checkpoint {path}; give the path of a .ckpt file")
-        if most_bytes is not None and path.stat().st_size > most_bytes:
+        stat = path.stat()
+        found = Verified(path.absolute(), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if most_bytes is not None and found.bytes > most_bytes:
             zipfile.ZipFile(path).close()
-        else:
+            return None
+        if found != known:
             _verify(path)
+        return found
     except CheckpointError:
         raise
     except Exception as error:  # zipfile meets nonsense in many ways

@@ -1,8 +1,10 @@
 """train.py as its users meet it: actions, exit codes, one line for a mistake, sweeps."""
 
+import hashlib
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import cli.composition
@@ -19,6 +22,7 @@ import cli.overrides
 from cli.finished import settings
 from cli.sweep import expand, run_sweep
 from fwlight.errors import ConfigError
+from fwlight.integrity import digest_path
 from train import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -154,6 +158,66 @@ def test_checkpoint_alone_generates_and_is_tested_on_another_text(trained, text,
         assert "does not exist; task.test=FILE gives another" in one_line(capsys)
     finally:
         moved.rename(text)
+
+
+@pytest.fixture
+def reads(monkeypatch) -> Callable[[Path], tuple[int, int]]:
+    """How often a file was hashed, and unpacked, since the fixture was made."""
+    seen: dict[str, list[str]] = {"hashed": [], "unpacked": []}
+    digest, load = hashlib.file_digest, torch.load
+
+    def watched_digest(file, *arguments):
+        seen["hashed"].append(str(file.name))
+        return digest(file, *arguments)
+
+    def watched_load(file, **options):
+        seen["unpacked"].append(str(file))
+        return load(file, **options)
+
+    monkeypatch.setattr(hashlib, "file_digest", watched_digest)
+    monkeypatch.setattr(torch, "load", watched_load)
+    return lambda path: (seen["hashed"].count(str(path)), seen["unpacked"].count(str(path)))
+
+
+@pytest.mark.parametrize("action", ["test", "generate", "diagnose", "translate"])
+def test_action_reads_its_checkpoint_once(trained, tmp_path, action, reads):
+    ckpt = tmp_path / "x.ckpt"
+    if action == "translate":
+        shutil.copy(ROOT / "tests" / "compatibility" / "0.1" / "translation.ckpt", ckpt)
+        digest_path(ckpt).write_text(f"{hashlib.sha256(ckpt.read_bytes()).hexdigest()}  x.ckpt\n")
+    else:
+        for path in (trained / "checkpoints").glob("last.ckpt*"):
+            shutil.copy(path, tmp_path / path.name.replace("last", "x"))
+    (tmp_path / "in").write_text("the cat\n")
+    given = {"generate": [f"input={tmp_path}/in"], "translate": [f"input={tmp_path}/in"]}
+    quick = ["diagnostics.capacity_draws=0", "diagnostics.report_sequences=1"]
+    quick += ["generate.max_new_tokens=2", f"output={tmp_path}/out"]
+    assert main([f"action={action}", f"ckpt={ckpt}", *given.get(action, []), *quick]) == 0
+    assert reads(ckpt) == (1, 1)
+    assert (tmp_path / "out").stat().st_size > 0
+
+
+@pytest.mark.parametrize("resume", ["auto", "{}", "damaged", "complete"])
+def test_resume_reads_its_checkpoint_once(trained, text, tmp_path, resume, reads, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    last = run / "checkpoints" / "last.ckpt"
+    steps = 100 if resume == "complete" else 102
+    arguments = [*TINY, "task.data=text", f"task.path={text}", f"trainer.max_steps={steps}"]
+    arguments += ["trainer.val_check_interval=30", "callbacks=none"]
+    if resume == "{}":
+        shutil.move(run, tmp_path / "other")
+        last = tmp_path / "other" / "checkpoints" / "last.ckpt"
+    elif resume == "damaged":
+        last.write_bytes(last.read_bytes()[:-1] + b"x")
+        arguments.append("callbacks.checkpoint.save_best=false")
+    how = last if resume == "{}" else "auto"
+    assert main([*arguments, f"run_dir={run}", f"resume={how}"]) == 0
+    assert "resuming" in capsys.readouterr().out
+    if resume == "damaged":
+        assert reads(last) == (1, 0)
+        last = run / "checkpoints" / "best.ckpt"
+    assert reads(last) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -311,8 +375,6 @@ def test_sweep_runs_every_combination(tmp_path):
 
 
 def test_sweep_of_an_experiment(tmp_path, monkeypatch):
-    import shutil
-
     copy = tmp_path / "conf"
     shutil.copytree(cli.overrides.CONF, copy, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     (copy / "experiment").mkdir(exist_ok=True)

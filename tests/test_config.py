@@ -1,6 +1,7 @@
 """conf/: every file composes and builds, every mistake is explained, nothing is shared."""
 
 import contextlib
+import inspect
 import itertools
 import shutil
 import warnings
@@ -11,18 +12,23 @@ import torch
 import cli.composition
 import cli.overrides
 import cli.room
-from cli.building import build, build_callbacks
+from cli.building import bound, build, build_callbacks
 from cli.composition import Composition, compose_config
 from cli.launch import run_dir
+from cli.main import exit_code_and_line
 from cli.overrides import CONF, groups
 from cli.rows import rows
 from cli.stored import check_resume, recompose
 from fwlight.errors import CheckpointError, ConfigError
 from fwlight.mixers import FastWeights, KeyValues
 from fwlight.models import AdaptiveSoftmax, DecoderLM
-from train import exit_code_and_line
 
-OPTIONS = [(group, option) for group, options in groups().items() for option in options]
+OPTIONS = [
+    (group, option)
+    for group, options in groups().items()
+    for option in options
+    if group != "action"  # of which every file is composed
+]
 ROWS = rows()
 MODELS = groups()["model"]
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "WORLD_SIZE", "SLURM_NTASKS")
@@ -46,7 +52,7 @@ def fails(*arguments: str) -> str:
 
 
 def test_config_groups_are_every_yaml_file():
-    listed = {CONF / group / f"{option}.yaml" for group, option in OPTIONS}
+    listed = {CONF / group / f"{x}.yaml" for group, options in groups().items() for x in options}
     others = {path for path in CONF.rglob("*.yaml") if path not in listed}
     bases = {
         "_fast_weight.yaml",
@@ -135,6 +141,28 @@ def test_a_checkpoint_of_an_experiment_of_one_row_is_read_on():
     record["overrides"].remove("row=linear")
     now = recompose(record, [])
     assert (now.choices["experiment"], now.config["row"]) == ("lm_wt103_small", "linear")
+
+
+# Actions
+
+
+@pytest.mark.parametrize("action", groups()["action"])
+def test_config_every_action_names_a_function_that_takes_its_keys(action: str):
+    needed = [] if action == "fit" else ["ckpt=a, ${x}", "prompt=b=${y}"]
+    composition = compose_config([f"action={action}", *needed])
+    assert composition.config["action"] == action
+    assert "action" not in composition.choices
+    bound_action = bound(composition.config[action])
+    inspect.signature(bound_action).bind_partial()
+    assert inspect.isfunction(bound_action.func)
+    if action == "generate":
+        assert bound_action.keywords["prompt"] == "b=${y}"
+
+
+@pytest.mark.parametrize("text", ["_target_: x.y\n", "# @package other\n_target_: x.y\n"])
+def test_config_action_of_ones_own_that_fills_no_section_is_one_line(own_conf, text):
+    own_conf("action/mine.yaml", text)
+    assert "conf/action/mine.yaml" in fails("action=mine", "ckpt=x")
 
 
 @pytest.mark.parametrize("option", groups()["model/feature_map"])
@@ -345,7 +373,7 @@ MISTAKES = [
         ],
         ["only 2 copies", "=700"],
     ),
-    (["action=fitt"], ["fit, test, generate"]),
+    (["action=fitt"], ["did you mean fit?", "generate, test, translate"]),
     (["action=test"], ["action=test needs ckpt="]),
     (["action=generate", "ckpt=x"], ["prompt=TEXT"]),
     (["ckpt=x"], ["resume=PATH"]),

@@ -2,14 +2,14 @@
 
 import pytest
 
+from cli.acting import act
 from cli.composition import compose_config
-from train import train
 
 
 def best_loss(folder, model: str, n_keys: int, seed: int) -> float:
     point = ["experiment=retrieval_capacity", f"model={model}", "model.read_eps=1e-6"]
     point += [f"task.n_keys={n_keys}", f"seed={seed}", f"run_dir={folder / str(seed)}"]
-    return train(compose_config(point))["val/best_loss"]
+    return act(compose_config(point))["val/best_loss"]
 
 
 @pytest.mark.slow

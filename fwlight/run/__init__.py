@@ -6,49 +6,47 @@ from typing import Any
 
 from lightning import Callback
 
-from fwlight.run.actions import as_json, check_goes_on, fit, generate, test
+from fwlight.run.actions import Restored
+from fwlight.run.actions.fitting import check_goes_on, fit
 from fwlight.run.agreement import SameStart
 from fwlight.run.allocator import keep_freed_memory
 from fwlight.run.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from fwlight.run.checkpointing import RunCheckpoint
 from fwlight.run.clock import RunClock
 from fwlight.run.denormals import flushing_denormals
-from fwlight.run.diagnosing import diagnose
 from fwlight.run.errors import exit_code_and_line
 from fwlight.run.files import write_atomically
 from fwlight.run.folder import RunFolder
 from fwlight.run.loggers import build_loggers
 from fwlight.run.ranks import conclude, end_at_once, leave, strategy
 from fwlight.run.rehearsal import Rehearsal
+from fwlight.run.restoring import load_weights
 from fwlight.run.rng import RandomState
 from fwlight.run.signals import StopOnSignal, listening
-from fwlight.run.translating import read_lines, translate
+from fwlight.run.text import as_json
 
 __all__ = [
     "AtomicCheckpointIO",
+    "Restored",
     "RunFolder",
     "SameStart",
     "as_json",
     "build_loggers",
     "check_goes_on",
     "conclude",
-    "diagnose",
     "end_at_once",
     "exit_code_and_line",
     "fit",
     "flushing_denormals",
-    "generate",
     "keep_freed_memory",
     "leave",
     "listening",
     "load_checkpoint",
+    "load_weights",
     "plugins",
     "quiet",
-    "read_lines",
     "run_callbacks",
     "strategy",
-    "test",
-    "translate",
     "write_atomically",
 ]
 

@@ -5,7 +5,7 @@ See `fwlight.integrity` for the digest beside each.
 
 import os
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,29 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from fwlight.errors import CheckpointError, StorageError
-from fwlight.integrity import check_whole, damaged, digest_path, read_digests, reason, sha256
-from fwlight.run.checkpoint_form import check_form, check_resumable
+from fwlight.integrity import (
+    Verified,
+    check_whole,
+    damaged,
+    digest_path,
+    read_digests,
+    reason,
+    sha256,
+)
+from fwlight.run.checkpoint_form import check_form
 from fwlight.run.files import staged, sync_folder, write_atomically
 
 
 class AtomicCheckpointIO(CheckpointIO):
     """Saves with `save_checkpoint` and loads with `load_checkpoint` of this module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._read: dict[Path, dict[str, Any]] = {}
+
+    def hand_over(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """Let the next load of a file return what was read of it already, and forget it then."""
+        self._read[path] = checkpoint
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -31,7 +47,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Read a checkpoint onto the CPU, without running code from it whatever is asked."""
-        return load_checkpoint(path)
+        return self._read.pop(Path(path), None) or load_checkpoint(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint and its digest."""
@@ -64,17 +80,21 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
         ) from error
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, *, verified: Verified | None = None) -> dict[str, Any]:
     """Read a checkpoint onto the CPU after verifying its digest.
 
     Only tensors and plain containers are accepted (`weights_only`). Without a digest file, as
     where somebody copied the checkpoint alone, the archive's own check sums are verified.
 
+    Args:
+        path: The checkpoint.
+        verified: What `check_whole` has returned of it.
+
     Raises:
         CheckpointError: It is missing, a URL, damaged, holds anything but plain data, or a part of
             it is not of its form.
     """
-    check_whole(path)
+    check_whole(path, known=verified)
     path = Path(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -96,52 +116,30 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load_resumable(path: str | Path, *, data: str | None) -> dict[str, Any]:
-    """Read a checkpoint that holds everything which a training goes on from.
-
-    Args:
-        path: The checkpoint.
-        data: The name of its data module, if that keeps something.
-
-    Raises:
-        CheckpointError: as `load_checkpoint`, or a part is missing.
-    """
-    checkpoint = load_checkpoint(path)
-    try:
-        check_resumable(checkpoint, data=data)
-    except ValueError as error:
-        raise damaged(Path(path), error) from error
-    return checkpoint
-
-
-def step_of(path: str | Path) -> int:
-    """Return how many updates a checkpoint has behind it.
-
-    Raises:
-        CheckpointError: as `load_checkpoint`.
-    """
-    return int(load_checkpoint(path).get("global_step", 0))
-
-
 def newest_whole(
     paths: Iterable[Path], *, report: Callable[[str], None]
-) -> tuple[Path, int] | None:
-    """Return the whole checkpoint with the most updates, and their number.
+) -> tuple[Path, dict[str, Any]] | None:
+    """Return the whole checkpoint with the most updates, and what it holds.
 
     Args:
         paths: Where to look; every file is read and verified.
         report: Is told of each damaged one.
     """
-    found: list[tuple[int, Path]] = []
-    for path in paths:
+    found: tuple[Path, dict[str, Any]] | None = None
+    for path in sorted(paths):
         try:
-            found.append((step_of(path), path))
+            checkpoint = load_checkpoint(path)
         except CheckpointError as error:
             report(str(error))
-    if not found:
-        return None
-    step, path = max(found)
-    return path, step
+        else:
+            if found is None or step_of(checkpoint) >= step_of(found[1]):
+                found = path, checkpoint
+    return found
+
+
+def step_of(checkpoint: Mapping[str, Any]) -> int:
+    """Return how many updates a checkpoint has behind it."""
+    return int(checkpoint.get("global_step", 0))
 
 
 def _digests_of_old(path: Path) -> list[str]:

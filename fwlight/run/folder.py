@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from fwlight.errors import CheckpointError, ConfigError, StorageError, one_line
-from fwlight.run.checkpoint_io import newest_whole, step_of
+from fwlight.integrity import Verified
+from fwlight.run.checkpoint_io import load_checkpoint, newest_whole, step_of
 from fwlight.run.files import remove_partial_files
 
 
@@ -38,12 +39,21 @@ class RunFolder:
         """The checkpoint this run goes on from."""
         self.resume_step: int | None = None
         """Updates made there; 0 where an earlier start got to no checkpoint; None for a new run."""
+        self.checkpoint: dict[str, Any] | None = None
+        """What the checkpoint holds, until `take_checkpoint`."""
         self._lock: IO[str] | None = None
         self._new: list[Path] = []
         """What was not there before this start: its own files first, then folders inside out."""
 
     @classmethod
-    def open(cls, path: str | Path, *, resume: str, is_rank_zero: bool) -> "RunFolder":
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        resume: str,
+        is_rank_zero: bool,
+        verified: Verified | None = None,
+    ) -> "RunFolder":
         """Make the folder, or find where its run goes on.
 
         Rank zero creates, locks and cleans the folder; the other ranks only read it.
@@ -54,6 +64,7 @@ class RunFolder:
                 that is damaged from the newest whole checkpoint, or from the start if there is
                 none; else the checkpoint to go on from.
             is_rank_zero: Whether this process writes.
+            verified: What `fwlight.integrity.check_whole` has returned of the checkpoint.
 
         Raises:
             ConfigError: It holds a run and resume is `never`, or another process uses it.
@@ -73,12 +84,17 @@ class RunFolder:
                 remove_partial_files(folder.path)
                 remove_partial_files(folder.checkpoints)
             if resume != "never":
-                folder._find_start(resume, holds_run=holds_run)
+                folder._find_start(resume, verified, holds_run=holds_run)
         except BaseException:
             folder.undo()
             folder.release()
             raise
         return folder
+
+    def take_checkpoint(self) -> dict[str, Any] | None:
+        """Return what the checkpoint holds, and hold it no longer: it may be large."""
+        checkpoint, self.checkpoint = self.checkpoint, None
+        return checkpoint
 
     def undo(self) -> None:
         """Remove what this start made, and nothing that was there; a run is kept."""
@@ -154,16 +170,18 @@ class RunFolder:
         mine = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: (folder := mine()) and folder.release())
 
-    def _find_start(self, resume: str, *, holds_run: bool) -> None:
-        found = self._find_checkpoint(resume)
+    def _find_start(self, resume: str, verified: Verified | None, *, holds_run: bool) -> None:
+        if resume != "auto":
+            found = Path(resume).absolute(), load_checkpoint(resume, verified=verified)
+        else:
+            found = self._find_checkpoint()
         if found is not None:
-            self.resume_from, self.resume_step = found
+            self.resume_from, self.checkpoint = found
+            self.resume_step = step_of(self.checkpoint)
         elif holds_run:
             self.resume_step = 0
 
-    def _find_checkpoint(self, resume: str) -> tuple[Path, int] | None:
-        if resume != "auto":
-            return Path(resume).absolute(), step_of(resume)
+    def _find_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
         last = self.checkpoints / "last.ckpt"
         files = sorted(self.checkpoints.glob("*.ckpt"))
         if not files:

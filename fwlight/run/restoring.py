@@ -1,10 +1,16 @@
-"""Going on from a checkpoint: its counters are held to those that the trainer keeps."""
+"""Going on from a checkpoint: its weights, and its counters held to those that a trainer keeps."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning import Trainer
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+
+from fwlight.errors import CheckpointError
+from fwlight.integrity import damaged
 
 
 def check_loops(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
@@ -24,6 +30,37 @@ def check_loops(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
     )
     if sum(counter["total"]["completed"] for counter in counters) != checkpoint["global_step"]:
         raise ValueError("its loops count other updates than its global_step")
+
+
+def load_weights(module: LightningModule, checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Put a checkpoint's weights into a module.
+
+    Raises:
+        CheckpointError: They are not this model's, or infinite.
+    """
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1:2] or [str(error)]
+        raise CheckpointError(
+            f"the checkpoint {path} is of another model ({reason[0].strip()})"
+        ) from error
+    for name, parameter in module.named_parameters():
+        if not parameter.isfinite().all():
+            raise damaged(Path(path), ValueError(f"its {name} is not finite"))
+
+
+def stopped_early(trainer: Trainer, checkpoint: dict[str, Any]) -> bool:
+    """Say whether an EarlyStopping ended the training that a checkpoint is from."""
+    # Lightning sets the list where pyright does not see it.
+    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        state = checkpoint["callbacks"].get(callback.state_key)
+        if isinstance(callback, EarlyStopping) and state is not None:
+            goal, last = callback.stopping_threshold, checkpoint["metrics"].get(callback.monitor)
+            reached = None not in (goal, last) and callback.monitor_op(torch.tensor(last), goal)
+            if reached or state["wait_count"] >= callback.patience:
+                return True
+    return False
 
 
 def _check_kinds(stored: Any, fresh: Any, where: str) -> None:

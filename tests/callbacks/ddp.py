@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 import cli.building
-from train import leave, main
+from cli.main import main
+from fwlight.run import leave
 
 COMMON = (
     *("size.dropout=0", "size.d_ff=32", "trainer.max_steps=4", "trainer.log_every_n_steps=1"),

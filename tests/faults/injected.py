@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lightning import Callback
 
-import train
+from cli.main import main
 from fwlight import run
 from tasks.text import encoding
 from tests.faults import changes
@@ -146,4 +146,4 @@ match FAULT["kind"]:
         wound_start()
 
 if __name__ == "__main__":
-    train.leave(train.main())
+    sys.exit(main())

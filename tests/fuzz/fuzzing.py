@@ -7,8 +7,8 @@ import time
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cli.main import exit_code_and_line
 from fwlight.errors import DataError, FwlightError
-from train import exit_code_and_line
 
 SECONDS, MEGABYTES = 5.0, 600
 

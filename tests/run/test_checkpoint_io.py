@@ -204,7 +204,8 @@ def test_damaged_checkpoint_is_refused_and_the_newest_whole_one_found(
     assert "\n" not in str(caught.value)
     reports = []
     found = newest_whole(sorted(tmp_path.glob("*.ckpt")), report=reports.append)
-    assert found == (tmp_path / "step-000012.ckpt", 12)
+    assert found is not None
+    assert (found[0], found[1]["global_step"]) == (tmp_path / "step-000012.ckpt", 12)
     assert len(reports) == 1
     assert str(saved) in reports[0]
 

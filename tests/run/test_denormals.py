@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-import train
+from cli import acting
+from cli.composition import compose_config
 from fwlight.run import flushing_denormals
 
 
@@ -25,5 +26,5 @@ def test_numbers_below_the_smallest_normal_one_are_zero_inside_only(dtype):
 def test_a_run_flushes_them(monkeypatch):
     if not torch.set_flush_denormal(False):
         pytest.skip("this CPU cannot flush denormals")
-    monkeypatch.setattr(train, "act", lambda *_: {"half": half_of_the_smallest(torch.float32)})
-    assert train.train(None) == {"half": 0.0}  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(acting, "train", lambda *_: {"half": half_of_the_smallest(torch.float32)})
+    assert acting.act(compose_config([])) == {"half": 0.0}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-import train
+import cli.main
 from fwlight.errors import (
     CheckpointError,
     ConfigError,
@@ -73,7 +73,7 @@ FOREIGN = "a\x1b[2J\x07b\x9b31m\u202ec\r\udcffd\x00"
 
 
 @pytest.mark.parametrize("kind", [DataError, OSError, RuntimeError])
-@pytest.mark.parametrize("explain", [exit_code_and_line, train.exit_code_and_line])
+@pytest.mark.parametrize("explain", [exit_code_and_line, cli.main.exit_code_and_line])
 def test_what_others_wrote_does_nothing_in_a_terminal(kind, explain):
     _, line = explain(kind(f"{FOREIGN}: Kutúzov 中"))
     assert line.isprintable()
@@ -81,7 +81,7 @@ def test_what_others_wrote_does_nothing_in_a_terminal(kind, explain):
 
 
 def test_name_of_a_file_does_nothing_in_a_terminal(tmp_path, capsys):
-    assert train.main(["task.data=text", f"task.path={tmp_path}/a\x1b[2J"]) == 2
+    assert cli.main.main(["task.data=text", f"task.path={tmp_path}/a\x1b[2J"]) == 2
     line = capsys.readouterr().err.removesuffix("\n")
     assert line.isprintable()
     assert r"a\x1b[2J does not exist" in line
@@ -90,10 +90,10 @@ def test_name_of_a_file_does_nothing_in_a_terminal(tmp_path, capsys):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_written_text_does_nothing_in_a_terminal(monkeypatch, capsys, terminal):
     text = "a\x1b[2J b\n\tc \u0645\u200c\u0646"
-    monkeypatch.setattr(train, "train", lambda *_: {"text": text})
-    monkeypatch.setattr(train, "check_files", lambda *_: None)
+    monkeypatch.setattr(cli.main, "act", lambda *_, **__: {"text": text})
+    monkeypatch.setattr(cli.main, "check_files", lambda *_: None)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
-    assert train.main([]) == 0
+    assert cli.main.main([]) == 0
     shown = capsys.readouterr().out.removesuffix("\n")
     assert shown == (text.replace("\x1b", r"\x1b") if terminal else text)
 

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fwlight import run
 from fwlight.errors import CheckpointError, ConfigError, NumericalError
+from fwlight.run.actions import generating, testing
 from fwlight.run.checkpoint_io import load_checkpoint, save_checkpoint
 from tests.run import standin
 from tests.run.standin import Settings, rows
@@ -402,10 +403,18 @@ def test_tensorboard_shows_every_curve_and_the_samples(whole):
     assert "_hparams_/session_end_info" in events.summary_metadata
 
 
+def restored(module, data, path):
+    """What an action is given of a checkpoint."""
+    checkpoint = load_checkpoint(path)
+    data.load_state_dict(checkpoint[type(data).__qualname__])
+    run.load_weights(module, checkpoint, path)
+    return run.Restored(module, data, checkpoint, str(path), "", bare_trainer)
+
+
 def test_test_action_repeats_the_result_of_fit(whole, capsys):
     path, summary = whole
     _, _, module, data = standin.parts(Settings(run_dir=str(path), resume="auto"))
-    result = run.test(bare_trainer(), module, data, ckpt=path / "checkpoints" / "best.ckpt")
+    result = testing.test(restored(module, data, path / "checkpoints" / "best.ckpt"))
     assert result == {
         "test/loss": summary["test/loss"],
         "test/ppl": summary["test/ppl"],
@@ -419,14 +428,9 @@ def test_generate_action_continues_the_prompt_the_same_way_for_a_seed(whole):
     _, _, module, data = standin.parts(Settings(run_dir=str(whole[0]), resume="auto"))
 
     def generate(seed, ckpt="last.ckpt", prompt="ab", **settings):
-        return run.generate(
-            module,
-            data,
-            ckpt=whole[0] / "checkpoints" / ckpt,
-            prompt=prompt,
-            seed=seed,
-            **{"max_new_tokens": 20, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **settings},
-        )
+        options = {"max_new_tokens": 20, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **settings}
+        of = restored(module, data, whole[0] / "checkpoints" / ckpt)
+        return generating.generate(of, prompt=prompt, seed=seed, **options)["text"]
 
     text = generate(1)
     assert text.startswith(data.decode(data.encode("ab")) + " ")
@@ -445,7 +449,7 @@ def test_checkpoint_of_another_model_is_refused_in_one_line(whole):
     other = copy.deepcopy(module)
     other.network.output.bias = torch.nn.Parameter(torch.zeros(5))
     with pytest.raises(CheckpointError, match=r"another model.*output") as caught:
-        run.test(bare_trainer(), other, data, ckpt=whole[0] / "checkpoints" / "last.ckpt")
+        restored(other, data, whole[0] / "checkpoints" / "last.ckpt")
     assert "\n" not in str(caught.value)
 
 

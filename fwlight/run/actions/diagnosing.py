@@ -1,4 +1,4 @@
-"""Looking at the memories of a checkpoint."""
+"""Look at the memories of a checkpoint."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,45 +7,40 @@ from typing import Any
 from fwlight.diagnostics.findings import Findings, find_out
 from fwlight.diagnostics.layers import n_rows, some_rows
 from fwlight.diagnostics.report import html_report
-from fwlight.run.actions import restore
+from fwlight.run.actions import Restored
 from fwlight.training.module import TrainingModule
 
 
-def diagnose(
-    module: TrainingModule,
-    data: Any,
-    *,
-    ckpt: str | Path,
-    configuration: str,
-    sequences: int,
-    draws: int,
-) -> str:
-    """Look at what every layer does with test sequences; print a line each, return the report.
+def diagnose(of: Restored, *, sequences: int, draws: int) -> dict[str, Any]:
+    """Look at what every layer does with test sequences, and print a line each.
 
     Args:
-        module: A module whose network has memories.
-        data: The checkpoint's data.
-        ckpt: The checkpoint.
-        configuration: Text that the report ends with.
+        of: Whose module has a network with memories.
         sequences: Of the test split; more than there are is all.
         draws: Sequences with which the capacity is measured at every size; 0 leaves it out.
 
+    Returns:
+        The report as "text", and as "output" where it goes if nothing else is said: into the run's
+        folder, or else beside the checkpoint.
+
     Raises:
-        CheckpointError: It is missing, damaged or of another model.
-        DataError: It was trained on other data.
+        DataError: The checkpoint was trained on other data.
     """
-    checkpoint = restore(module, data, ckpt)
-    findings = look(module, data, sequences=sequences, draws=draws)
+    of.data.setup("diagnose")
+    findings = look(of.module, of.data, sequences=sequences, draws=draws)
     for found in findings:
         print(f"{found.layer.name}: {found.line}", flush=True)
-    step = checkpoint.get("global_step")
-    return html_report(
+    step = of.checkpoint.get("global_step")
+    report = html_report(
         findings,
-        title=f"Diagnosis of {ckpt}",
+        title=f"Diagnosis of {of.path}",
         of=f"step {step}, on up to {sequences} sequences of the test split",
-        configuration=configuration,
-        decode=getattr(data, "decode", None),
+        configuration=of.configuration,
+        decode=getattr(of.data, "decode", None),
     )
+    folder = Path(of.path).parent
+    place = folder.parent if folder.name == "checkpoints" else folder
+    return {"text": report, "output": str(place / "diagnosis.html")}
 
 
 def look(module: TrainingModule, data: Any, *, sequences: int, draws: int) -> list[Findings]:

@@ -1,0 +1,133 @@
+"""Do what `action` says: from a composed configuration to a result."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from cli.composition import Composition
+from cli.finished import drop_other_summary, settings
+from cli.launch import first_process, run_dir
+from fwlight import __version__
+from fwlight.errors import ConfigError, StorageError, one_line
+from fwlight.integrity import Verified
+
+
+def act(
+    composition: Composition, arguments: Sequence[str] = (), *, verified: Verified | None = None
+) -> dict[str, Any]:
+    """Do what `action` says; return metrics, or {"text": ...} of what it wrote.
+
+    Args:
+        composition: From `compose_config`.
+        arguments: The command line, which goes last over what a checkpoint was made with.
+        verified: What `check_files` said of the checkpoint.
+    """
+    from fwlight import run
+
+    run.quiet()
+    run.keep_freed_memory()
+    with run.flushing_denormals(), run.listening(before_exit=run.end_at_once):
+        if composition.config["action"] == "fit":
+            return train(composition, verified)
+        return use(composition, arguments, verified)
+
+
+def use(
+    composition: Composition, arguments: Sequence[str], verified: Verified | None
+) -> dict[str, Any]:
+    """Do something with the model and the data of a checkpoint."""
+    from cli.building import bound, build, build_callbacks, build_parts
+    from cli.stored import recompose
+    from fwlight import run
+
+    path = composition.config["ckpt"]
+    checkpoint = run.load_checkpoint(path, verified=verified)
+    composition = recompose(checkpoint.get("fwlight"), arguments)
+    _warn(composition.warnings)
+    config = composition.config
+    module, data = build_parts(config, checkpoint=checkpoint)
+    run.load_weights(module, checkpoint, path)
+
+    def trainer() -> Any:
+        identity = {**composition.record(), "version": __version__}
+        same = run.SameStart(identity=identity, step=checkpoint.get("global_step"))
+        return build(
+            "trainer",
+            config["trainer"],
+            callbacks=[same, *build_callbacks(config)],
+            logger=False,
+            strategy=run.strategy(config["trainer"], timeout=config["rank_timeout"]),
+        )
+
+    action = bound(config[config["action"]])
+    return action(run.Restored(module, data, checkpoint, path, composition.yaml(), trainer))
+
+
+def train(composition: Composition, verified: Verified | None) -> dict[str, Any]:
+    """Train, or go on training, in the run's folder; return the summary."""
+    from cli.building import bound, build, build_callbacks, build_parts
+    from cli.stored import check_resume
+    from fwlight import run
+
+    config = composition.config
+    identity = {**composition.record(), "version": __version__}
+    with run.RunFolder.open(
+        run_dir(composition),
+        resume=config["resume"],
+        is_rank_zero=first_process(),
+        verified=verified,
+    ) as folder:
+        changes: list[str] = []
+        if folder.checkpoint is not None:
+            changes = check_resume(folder.checkpoint.get("fwlight"), composition)
+            composition.warnings.extend(changes)
+        if first_process():
+            print(f"run_dir={folder.path}", flush=True)
+        _warn(composition.warnings)
+        module, data = build_parts(config)
+        monitor = config["callbacks"]["checkpoint"]["monitor"]
+        if monitor not in module.monitored:
+            raise ConfigError(
+                f"callbacks.checkpoint.monitor={monitor} is no metric of this task, which has "
+                + ", ".join(module.monitored)
+            )
+        callbacks = build_callbacks(config) + run.run_callbacks(
+            folder, seed=config["seed"], identity=identity, **config["callbacks"]["checkpoint"]
+        )
+        loggers = run.build_loggers(
+            folder, hyperparameters=composition.hyperparameters(), **config["logger"]
+        )
+        trainer = build(
+            "trainer",
+            config["trainer"],
+            callbacks=callbacks,
+            logger=loggers,
+            plugins=run.plugins(),
+            strategy=run.strategy(config["trainer"], timeout=config["rank_timeout"]),
+        )
+        run.check_goes_on(trainer, folder, changes)
+        _keep(composition, folder)
+        fit = bound(config["fit"])
+        return fit(trainer, module, data, folder=folder, settings=settings(composition))
+
+
+def _keep(composition: Composition, folder: Any) -> None:
+    """Write the configuration, of which a summary in the folder must be."""
+    from fwlight import run
+
+    if not first_process():
+        return
+    try:
+        drop_other_summary(folder.path, composition)
+        text = composition.yaml().encode()
+        run.write_atomically(folder.config_yaml, lambda file: file.write(text))
+    except OSError as error:
+        raise StorageError(
+            f"{folder.config_yaml} cannot be written: {error.strerror or error}"
+        ) from error
+
+
+def _warn(messages: Sequence[str]) -> None:
+    """Print warnings, once per run."""
+    for message in messages if first_process() else ():
+        print(f"warning: {one_line(message)}", file=sys.stderr)
