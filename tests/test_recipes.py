@@ -115,34 +115,22 @@ def test_a_rule_of_two_files_is_found_by_the_suite_and_lives(copy, backends):
         assert_lives(copy, "model/update_rule=mine", wrong=wrong)
 
 
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "train.py", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder)},
-        capture_output=True,
-        text=True,
-    )
-
-
 @pytest.mark.slow
-def test_an_action_added_step_by_step_runs_and_is_explained(copy):
-    files = steps("An action")
-    assert sorted(files) == ["conf/action/count.yaml", "fwlight/run/actions/counting.py"]
-    for path, text in files.items():
-        (copy / path).write_text(text, encoding="utf-8")
+def test_an_action_of_two_files_runs_and_is_explained(copy):
+    files = ["conf/action/count.yaml", "fwlight/run/actions/counting.py"]
+    assert add(copy, "An action") == files
     assert run_tests(copy, "tests/test_config.py", "-k", "count") == 1
-    told = command(copy, "--help").stdout
+    told = run(copy, "train.py", "--help").stdout
     assert "  action=count     ckpt=PATH [output=FILE] count.unit\n" in told
     ckpt = "ckpt=tests/compatibility/0.1/retrieval_dpfp.ckpt"
-    counted = command(copy, "action=count", ckpt, "count.unit=2")
+    counted = run(copy, "train.py", "action=count", ckpt, "count.unit=2")
     numbers, unit = counted.stdout.split(" x ")
     assert (counted.returncode, unit, counted.stderr) == (0, "2\n", "")
-    written = command(copy, "action=count", ckpt, "output=counted")
+    written = run(copy, "train.py", "action=count", ckpt, "output=counted")
     assert (written.returncode, written.stdout) == (0, "")
     assert (copy / "counted").read_text() == f"{2 * float(numbers):g} x 1\n"
     for wrong, part in (("count.unit=0", "at least 1"), ("count.units=3", "count.unit?")):
-        refused = command(copy, "action=count", ckpt, wrong)
+        refused = run(copy, "train.py", "action=count", ckpt, wrong)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert refused.stderr.startswith("error: ")
         assert refused.stderr.count("\n") == 1
