@@ -18,7 +18,8 @@ from tasks.position import SCORES, refuse_other_data, whose
 from tasks.ranks import epoch_limit, ranks
 from tasks.text.bpe import BOS_ID, EOS_ID, PAD_ID, UNK_ID, encode_all, load_bpe, train_bpe
 from tasks.text.pair_files import read_split, write_split
-from tasks.text.parallel import SPLITS, Split, check_source, open_pairs
+from tasks.text.parallel import SPLITS, check_source, open_pairs
+from tasks.text.sentence_pairs import Split
 
 _SPECIAL = {"pad": PAD_ID, "bos": BOS_ID, "eos": EOS_ID}
 _FORMAT = 2  # to be raised when the same text is encoded otherwise

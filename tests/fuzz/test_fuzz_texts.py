@@ -18,7 +18,7 @@ from tasks.text import encoding
 from tasks.text.bpe import SPECIAL, UNK_ID, encode_all, load_bpe, train_bpe
 from tasks.text.corpora import check_task, open_corpus
 from tasks.text.pair_files import write_split
-from tasks.text.parallel import line_pairs
+from tasks.text.sentence_pairs import line_pairs
 from tasks.text.tokenizer import EOS, UNK, detokenize, split_tokens, tokenize
 from tasks.text.vocabulary import Vocabulary
 from tests.fuzz.fuzzing import changes, fuzz

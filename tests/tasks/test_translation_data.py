@@ -5,7 +5,7 @@ import pytest
 from fwlight.errors import StorageError
 from fwlight.types import DataError
 from tasks import translation
-from tasks.text import parallel
+from tasks.text import parallel, public_pairs
 from tasks.text.bpe import UNK_ID, encode_all, load_bpe, train_bpe
 from tasks.translation import TranslationDataModule
 
@@ -249,7 +249,7 @@ def test_multi30k_is_held_to_its_hashes(shared_dir, tmp_path) -> None:
 
 
 def test_downloads_that_fail_name_the_manual_steps(monkeypatch) -> None:
-    monkeypatch.setattr(parallel, "_MULTI30K_URL", "http://127.0.0.1:9/")
+    monkeypatch.setattr(public_pairs, "_MULTI30K_URL", "http://127.0.0.1:9/")
     monkeypatch.setattr("tasks.io.downloads.PAUSE", 0.0)
     message = fails({}, StorageError, data="multi30k")
     assert "train.en.gz cannot be downloaded" in message
@@ -272,8 +272,8 @@ def test_wmt14_archives_become_the_three_splits(tmp_path, monkeypatch) -> None:
     ):
         sgm = f'<refset>\n<seg id="1">{line}</seg>\n</refset>\n'
         (tmp_path / f"newstest2014-deen-{kind}.{language}.sgm").write_text(sgm)
-    monkeypatch.setattr(parallel, "fetch", lambda download, **_: tmp_path / download.name)
-    monkeypatch.setattr(parallel, "extract", lambda _: tmp_path)
+    monkeypatch.setattr(public_pairs, "fetch", lambda download, **_: tmp_path / download.name)
+    monkeypatch.setattr(public_pairs, "extract", lambda _: tmp_path)
     splits = parallel.open_pairs(
         "wmt14", source_lang="en", target_lang="de", path=None, given={}, seed=1
     )
