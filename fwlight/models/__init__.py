@@ -1,7 +1,13 @@
 """Models built from attention layers; no loss, no Lightning."""
 
 from fwlight.models.adaptive import AdaptiveSoftmax
-from fwlight.models.carried import features_by_document, map_state, pack_state, unpack_state
+from fwlight.models.carried import (
+    features_by_document,
+    lanes_of,
+    map_state,
+    pack_state,
+    unpack_state,
+)
 from fwlight.models.decoder_lm import DecoderLM, LMState
 from fwlight.models.encoder_decoder import DecoderState, EncoderDecoder
 from fwlight.models.generate import check_sampling, generate
@@ -20,6 +26,7 @@ __all__ = [
     "features_by_document",
     "generate",
     "greedy_search",
+    "lanes_of",
     "map_state",
     "pack_state",
     "unpack_state",

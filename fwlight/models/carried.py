@@ -16,6 +16,9 @@ from torch.utils._pytree import (
 
 from fwlight.models.decoder_lm import DecoderLM, LMState
 
+_MOST_TOKENS = 1 << 53
+"""Up to which a position is exact in float64."""
+
 
 def map_state(function: Callable[[Tensor], Tensor], state: Any) -> Any:
     """Return a state of the same shape, every tensor put through `function`."""
@@ -25,6 +28,11 @@ def map_state(function: Callable[[Tensor], Tensor], state: Any) -> Any:
 def pack_state(state: Any) -> list[Any]:
     """Return the leaves of a state in their order, for a checkpoint."""
     return tree_leaves(state)
+
+
+def lanes_of(state: Any) -> int | None:
+    """Return how many sequences a state is of; None if it holds nothing that tells."""
+    return next((len(x) for x in tree_leaves(state) if isinstance(x, Tensor) and x.ndim), None)
 
 
 def unpack_state(packed: Any, *, empty_state: Callable[[int], Any]) -> Any:
@@ -38,8 +46,7 @@ def unpack_state(packed: Any, *, empty_state: Callable[[int], Any]) -> Any:
         ValueError: No state of this model was packed.
     """
     leaves = list(_leaves(packed))
-    sequences = next((len(x) for x in leaves if isinstance(x, Tensor) and x.ndim), 0)
-    empty = empty_state(sequences)
+    empty = empty_state(lanes_of(leaves) or 0)
     wanted = tree_leaves(empty)
     if len(leaves) != len(wanted) or not all(map(_fits, leaves, wanted)):
         raise ValueError("the carried state is not one of this model")
@@ -58,8 +65,14 @@ def _leaves(packed: Any) -> Iterator[Any]:
 
 def _fits(leaf: Any, wanted: Any) -> bool:
     if not isinstance(leaf, Tensor) or not isinstance(wanted, Tensor):
-        return type(leaf) is type(wanted)
-    return leaf.shape == wanted.shape and leaf.is_floating_point() == wanted.is_floating_point()
+        counts = not isinstance(leaf, int) or 0 <= leaf < _MOST_TOKENS
+        return type(leaf) is type(wanted) and counts
+    return (
+        leaf.shape == wanted.shape
+        and leaf.is_floating_point() == wanted.is_floating_point()
+        # What is not finite in an empty state may still be so.
+        and bool((leaf.isfinite() | (leaf == wanted)).all())
+    )
 
 
 def features_by_document(

@@ -1,12 +1,21 @@
 """Training of language models."""
 
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from fwlight.errors import CheckpointError, ConfigError
-from fwlight.models import DecoderLM, features_by_document, map_state, pack_state, unpack_state
+from fwlight.integrity import damaged
+from fwlight.models import (
+    DecoderLM,
+    features_by_document,
+    lanes_of,
+    map_state,
+    pack_state,
+    unpack_state,
+)
 from fwlight.training.module import perplexity
 from fwlight.training.supervised import SupervisedModule
 from fwlight.types import IGNORE_INDEX, CarriedBatch, LMBatch, Sequences
@@ -113,7 +122,7 @@ class LanguageModelingModule(SupervisedModule):
         try:
             state = unpack_state(checkpoint["carried"], empty_state=network.empty_state)
         except ValueError as error:
-            raise CheckpointError(f"the checkpoint is damaged: {error}") from error
+            raise damaged(Path(trainer.ckpt_path or ""), error) from error
         self._training_state = map_state(lambda x: x.chunk(world_size)[rank].clone(), state)
 
     # Parts
@@ -133,6 +142,10 @@ class LanguageModelingModule(SupervisedModule):
                 "the checkpoint holds no carried state, which task.context=carried goes on from; "
                 "start anew in another run_dir"
             )
+        rows, lanes = len(batch.inputs), lanes_of(state)
+        if lanes not in (None, rows):  # only where it came out of a checkpoint
+            error = ValueError(f"it carries the state of {lanes} lanes, where there are {rows}")
+            raise damaged(Path(self.trainer.ckpt_path or ""), error)
         if batch.documents is None:
             hidden, state = network.features(batch.inputs, initial_state=state)
         else:

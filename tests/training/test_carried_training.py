@@ -115,6 +115,36 @@ def test_resumed_carried_training_is_the_uninterrupted_one(text, tmp_path, model
         assert _curve(folder)[-len(later) :] == later, path.name
 
 
+def test_carried_state_of_another_form_is_a_damaged_checkpoint(text, tmp_path, capsys):
+    arguments = ["model=linear", *CARRIED, "trainer.val_check_interval=3", "trainer.max_steps=3"]
+    _fit(text, tmp_path / "run", *arguments)
+    whole = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    path = tmp_path / "edited.ckpt"
+
+    def changed(function):
+        carried = pytree.tree_map_only(torch.Tensor, function, whole["carried"])
+        torch.save({**whole, "carried": carried}, path)
+        return main(
+            _arguments(
+                text, tmp_path / "again", *arguments, "trainer.max_steps=4", f"resume={path}"
+            )
+        )
+
+    for function in (
+        lambda x: x[:2],  # of the four lanes
+        lambda x: x[..., None],
+        lambda x: x + torch.inf,
+    ):
+        capsys.readouterr()
+        assert changed(function) == 4
+        errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+        assert len(errors) == 1
+        assert f"{path} is damaged" in errors[0]
+    position = next(i for i, x in enumerate(whole["carried"]) if isinstance(x, int))
+    whole["carried"][position] = -1
+    assert changed(lambda x: x) == 4
+
+
 def test_training_starts_from_what_the_last_segment_left(text, tmp_path):
     losses = {}
     for context in ("carried", "segment"):
