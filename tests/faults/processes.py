@@ -10,6 +10,7 @@ import os
 import runpy
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -114,6 +115,7 @@ def _be(words, environment: Mapping[str, str], cwd, out, err) -> None:
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.environ.update(environment)
+    tempfile.tempdir = None  # what was imported may have asked for it
     os.chdir(cwd)
     sys.argv = words
     sys.path.insert(0, str(ROOT))

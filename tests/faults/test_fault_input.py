@@ -220,7 +220,7 @@ def test_corpus_that_cannot_be_downloaded_is_one_line_and_leaves_no_file(tmp_pat
         env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **nowhere},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 5, done.stderr
     (line,) = done.stderr.splitlines()

@@ -233,6 +233,8 @@ def test_the_compiler_ends_with_the_process_that_started_it(tmp_path, number):
         [sys.executable, "-c", USE.format(backend="native")],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **places},
         stderr=subprocess.DEVNULL,
+        # what a shell starts in the background ignores it, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     files = [tmp_path / "pid", tmp_path / "child"]
     deadline = time.monotonic() + 120
