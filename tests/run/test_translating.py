@@ -7,7 +7,7 @@ import pytest
 
 from fwlight import pipes
 from fwlight.errors import DataError
-from fwlight.run import read_lines
+from fwlight.run.text import read_lines
 
 
 def test_pipe_is_read_to_its_end(tmp_path):
