@@ -22,6 +22,7 @@ def act(
         arguments: The command line, which goes last over what a checkpoint was made with.
         verified: What `check_files` said of the checkpoint.
     """
+    import fwlight.ops.native  # noqa: F401 - a wrong FWLIGHT_NATIVE is told before anything is made
     from fwlight import run
 
     run.quiet()

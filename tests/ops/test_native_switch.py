@@ -142,7 +142,11 @@ def retriever(backend, **options):
 RULE = {"forward", "backward"}
 NETWORKS = {
     "delta": (decoder, {}, {*RULE, "dpfp", "dropout"}),
-    "sum, elu": (retriever, {"rule": sum_rule, "feature_map": EluFeatureMap}, {"sum_norm"}),
+    "sum, elu": (
+        retriever,
+        {"rule": sum_rule, "feature_map": EluFeatureMap, "out_norm": "layernorm"},
+        {"sum_norm"},
+    ),
     "hybrid": (
         decoder,
         {"alternate": softmax, "alternate_every": 2},
