@@ -119,7 +119,7 @@ def test_a_rule_of_two_files_is_found_by_the_suite_and_lives(copy, backends):
 def test_an_action_of_two_files_runs_and_is_explained(copy):
     files = ["conf/action/count.yaml", "fwlight/run/actions/counting.py"]
     assert add(copy, "An action") == files
-    assert run_tests(copy, "tests/test_config.py", "-k", "count") == 1
+    assert run_tests(copy, "tests/test_config.py", "-k", "action and count") == 1
     told = run(copy, "train.py", "--help").stdout
     assert "  action=count     ckpt=PATH [output=FILE] count.unit\n" in told
     ckpt = "ckpt=tests/compatibility/0.1/retrieval_dpfp.ckpt"

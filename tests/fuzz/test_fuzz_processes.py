@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from cli.building import build_parts
+from cli.building import build_callbacks, build_parts
 from cli.composition import compose_config
 from cli.stored import leaves
 from fwlight.errors import FwlightError
@@ -152,6 +152,7 @@ def differences(chance):
         try:
             composition = compose_config([*TWO, f"{key}={new}"])
             build_parts(composition.config)
+            build_callbacks(composition.config)
         except FwlightError:
             continue
         if dict(leaves(composition.config))[key] != old:
