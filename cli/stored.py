@@ -81,7 +81,12 @@ def _is_of_a_start(argument: str) -> bool:
 
 def _refuse_changes(stored: Any, composition: Composition, refused: set[Kind]) -> None:
     choices, _, _ = _record(stored)
-    changes = [change for change in _changes(stored, composition) if kinds_of(change[0]) & refused]
+    changes = [
+        change
+        for change in _changes(stored, composition)
+        # What checks a configuration may have moved, and shapes nothing.
+        if kinds_of(change[0]) & refused and not change[0].endswith(("._check_", "._without_"))
+    ]
     # What other keys fill repeats them: from a class that may have moved, or asks for no more.
     repeated = ("_target_", "dropout")
     changes = [

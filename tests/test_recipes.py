@@ -161,7 +161,7 @@ def test_a_recurrent_mixer_of_two_files_is_found_by_the_suite_and_lives(copy):
     assert len(add(copy, "A recurrent mixer")) == 2
     assert run_tests(copy, "tests/test_config.py", "-k", "mine") >= 1
     assert run_tests(copy, "tests/models/test_named_models.py", "-k", "mine") == 5
-    wrong = {"model.gain=0": "gain=0 must be positive", "task=retrieval": "has no memory"}
+    wrong = {"model.gain=0": "gain=0 must be positive", "model.gains=2": "is not a key"}
     assert_lives(copy, "model=mine_net", wrong=wrong)
 
 
