@@ -7,6 +7,7 @@ of the texts that it stores, from a checkpoint.
 import difflib
 import itertools
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,16 @@ MOST_POINTS = 100_000
 
 def groups() -> dict[str, list[str]]:
     """Return every configuration group with its options."""
+    return _groups(CONF)
+
+
+@cache  # every key of every point of a sweep asks
+def _groups(conf: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for folder in sorted(path for path in CONF.rglob("*") if path.is_dir()):
+    for folder in sorted(path for path in conf.rglob("*") if path.is_dir()):
         options = sorted(f.stem for f in folder.glob("*.yaml") if not f.stem.startswith("_"))
         if options or not folder.name.startswith("_"):
-            found[folder.relative_to(CONF).as_posix()] = options
+            found[folder.relative_to(conf).as_posix()] = options
     return found
 
 

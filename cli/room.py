@@ -34,6 +34,9 @@ def build_in_memory(config: Mapping[str, Any], make: Callable[[], nn.Module]) ->
     Raises:
         ConfigError: The machine has not so much memory.
     """
+    room = memory()
+    if room is None:
+        return make()
     parameters = needed = 0
     counted: dict[int, Tensor] = {}  # by identity: shared weights are registered more than once
 
@@ -43,7 +46,7 @@ def build_in_memory(config: Mapping[str, Any], make: Callable[[], nn.Module]) ->
             counted[id(value)] = value
             parameters += isinstance(value, nn.Parameter) * value.numel()
             needed += _LOADED * value.nbytes
-            _check(parameters, needed, config)
+            _check(parameters, needed, room, config)
 
     hooks = [
         register_module_parameter_registration_hook(count),
@@ -57,7 +60,7 @@ def build_in_memory(config: Mapping[str, Any], make: Callable[[], nn.Module]) ->
     if config["action"] == "fit" and config["trainer"]["accelerator"] == "cpu":
         weights = [p for p in network.parameters() if p.requires_grad]
         trained = _TRAINED * sum(p.nbytes for p in weights)
-        _check(sum(p.numel() for p in weights), trained, config)
+        _check(sum(p.numel() for p in weights), trained, room, config)
     return network
 
 
@@ -73,9 +76,8 @@ def memory() -> int | None:
     return room
 
 
-def _check(parameters: int, needed: int, config: Mapping[str, Any]) -> None:
-    room = memory()
-    if room is None or needed <= room:
+def _check(parameters: int, needed: int, room: int, config: Mapping[str, Any]) -> None:
+    if needed <= room:
         return
     sizes = {
         key: value

@@ -6,6 +6,7 @@ the command line goes before that of the row.
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,13 @@ from fwlight.errors import ConfigError
 
 def rows() -> dict[str, dict[str, dict[str, Any]]]:
     """Return key and value of every row, by experiment and row."""
+    return _rows(overrides.CONF / "experiment")
+
+
+@cache  # every point of a sweep asks
+def _rows(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     found = {}
-    for path in sorted((overrides.CONF / "experiment").glob("*.yaml")):
+    for path in sorted(folder.glob("*.yaml")):
         text = path.read_text(encoding="utf-8")
         if re.search("^rows:", text, re.MULTILINE):  # it takes time to parse them all
             found[path.stem] = _rows_of(path, text)

@@ -9,7 +9,7 @@ configure checks those). What a key is beside its type stands beside it: `Annota
 from collections.abc import Container
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from cli.checks import OpenSection, Pattern, Range, Section, WholeSection, metadata
 from cli.kinds import ONE_OF, Kind
@@ -185,6 +185,14 @@ class Translate(OpenSection, WholeSection):
 
 
 @dataclass
+class Diagnose(OpenSection):
+    """What action=diagnose is given of `diagnostics`."""
+
+    sequences: Count
+    draws: Natural
+
+
+@dataclass
 class Loss(Section):
     """What is minimised."""
 
@@ -220,6 +228,7 @@ class Config(Section):
     input: OfAStart
     output: Annotated[OfAStart, Kind.NO_RESULT]
     rank_timeout: Annotated[float, Range(low=1e-3, high=1e9), Kind.OF_A_START, Kind.NO_RESULT]
+    diagnose: Annotated[Diagnose, Kind.OF_A_START]
     generate: Annotated[Generate, Kind.OF_A_START]
     translate: Annotated[Translate, Kind.OF_A_START]
     row: str | None
@@ -237,12 +246,17 @@ def kinds_of(key: str) -> frozenset[Kind]:
     section: type[Section] | None = Config
     found = _WITHOUT_SECTION.get(key, frozenset())
     for part in key.replace("/", ".").split("."):
-        hints = get_type_hints(section, include_extras=True) if section else {}
+        hints = _hints(section) if section else {}
         if part not in hints:
             break
         section, kinds = metadata(hints[part])
         found = (found - ONE_OF if kinds & ONE_OF else found) | kinds
     return found
+
+
+@cache
+def _hints(section: type[Section]) -> dict[str, Any]:
+    return get_type_hints(section, include_extras=True)
 
 
 def filled_sections(groups: Container[str]) -> list[str]:

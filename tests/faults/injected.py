@@ -14,6 +14,7 @@ from lightning import Callback
 
 from cli.main import main
 from fwlight import run
+from fwlight.lightning_internals import completes_update
 from tasks.text import encoding
 from tests.faults import changes
 
@@ -24,7 +25,7 @@ class Wound(Callback):
     """Does what FAULT says at the start of a step, on one rank or on all."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step + 1 != FAULT["step"] or trainer.fit_loop._should_accumulate():
+        if trainer.global_step + 1 != FAULT["step"] or not completes_update(trainer):
             return
         if FAULT.get("rank") in (None, trainer.global_rank):
             getattr(self, FAULT["kind"])(pl_module)

@@ -16,6 +16,7 @@ from lightning import Callback
 
 import train
 from fwlight import run
+from fwlight.lightning_internals import completes_update
 from tests.faults.victims import Training
 
 EVERY = 100
@@ -28,7 +29,7 @@ class Watch(Callback):
         self.path, self.rows = path, []
 
     def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step % EVERY == 0 and not trainer.fit_loop._should_accumulate():
+        if trainer.global_step % EVERY == 0 and completes_update(trainer):
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             megabytes = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
             files = len(os.listdir("/proc/self/fd"))

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fwlight import run
 from fwlight.errors import CheckpointError, ConfigError, NumericalError
+from fwlight.lightning_internals import completes_update
 from fwlight.run.actions import generating, testing
 from fwlight.run.checkpoint_io import load_checkpoint, save_checkpoint
 from tests.run import standin
@@ -287,7 +288,7 @@ class StopInUpdate(Callback):
         self.update = update
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        within = trainer.fit_loop._should_accumulate()
+        within = not completes_update(trainer)
         trainer.should_stop |= within and trainer.global_step + 1 == self.update
 
 
