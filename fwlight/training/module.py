@@ -163,7 +163,8 @@ class TrainingModule(LightningModule):
         self._peak_rates = [group["lr"] for group in groups] if own else None
         checkpoint, self._restored = self._restored, None
         if checkpoint is not None:
-            hold_optimizer(self, self.trainer, checkpoint)
+            # A finished training is saved again without an update that would set its rate.
+            hold_optimizer(self, self.trainer, checkpoint, scheduled=own)
 
     def on_train_start(self) -> None:
         """Count on the device."""

@@ -17,16 +17,19 @@ from torch.optim import Optimizer
 from fwlight.integrity import damaged
 
 
-def hold_optimizer(module: nn.Module, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+def hold_optimizer(
+    module: nn.Module, trainer: Trainer, checkpoint: dict[str, Any], *, scheduled: bool
+) -> None:
     """Put into a checkpoint, in place of its optimiser's state, what may be loaded.
 
     That is the stored state with the options of the trainer's own optimiser; of its options the
-    rates alone are the checkpoint's, where schedulers step them.
+    rates alone are the checkpoint's, where a schedule gives each update its own.
 
     Args:
         module: Whose parameters.
         trainer: With its optimiser as configured, not stepped yet.
         checkpoint: What is restored next.
+        scheduled: Whether the module sets the rates; schedulers of the trainer set them too.
 
     Raises:
         CheckpointError: It is not the state of this optimiser.
@@ -38,7 +41,7 @@ def hold_optimizer(module: nn.Module, trainer: Trainer, checkpoint: dict[str, An
         for group, old in zip(held["param_groups"], stored["param_groups"], strict=True):
             if group["params"] != old["params"]:
                 raise ValueError("its optimizer has other parameters")
-            group["lr"] = float(old["lr"]) if schedulers else group["lr"]
+            group["lr"] = float(old["lr"]) if scheduled or schedulers else group["lr"]
         for config, old in zip(schedulers, checkpoint["lr_schedulers"], strict=True):
             if config.scheduler.state_dict().keys() != old.keys():
                 raise ValueError("its lr_schedulers are others")
