@@ -54,6 +54,12 @@ class Task(OpenSection):
     eval: Literal["segment", "sliding", "carried"]
     eval_stride: Count
     test_split: Literal["test", "valid"]
+    problem: str
+    train_length: list[Count]
+    test_lengths: list[Count]
+    targets: Literal["all", "last"] | None
+    grow_from: Count | None
+    grow_steps: Natural
     setting: Literal["capacity", "update"]
     n_keys: Count
     eval_length: Literal["training", "n_keys"]
@@ -110,7 +116,7 @@ class Checkpoint(WholeSection):
     keep_every_n_train_steps: Count | None
     save_best: bool
     keep_best: Count
-    monitor: Literal["val/loss", "val/bleu"]
+    monitor: str
     average_last: Count | None
 
 

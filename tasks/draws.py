@@ -1,11 +1,13 @@
-"""Endless training data that is drawn when it is needed, each batch from its own number."""
+"""Training data without end, each batch drawn from its own number, and evaluation sets."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
+from fwlight.types import IGNORE_INDEX, LMBatch
 from tasks.position import TrainBatches
 from tasks.ranks import rows_of_rank
 
@@ -86,3 +88,41 @@ class EvalDraw(Generic[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         yield self._draw()
+
+
+class EvalSets:
+    """Batches of fixed sets in which every sequence is counted once, whatever the world size.
+
+    What the last batches lack is padded with `IGNORE_INDEX` targets; each process gets equally many
+    batches.
+
+    Args:
+        parts: The sets, each with sequences of one length.
+        batch_size: Sequences over all ranks, rounded up to a multiple of `world_size`.
+        rank: This process among `world_size`.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self, parts: Sequence[LMBatch], *, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        rows = -(-batch_size // world_size)
+        self._batches = []
+        for inputs, targets in parts:
+            for start in range(0, len(inputs), rows * world_size):
+                mine = slice(start + rank * rows, start + (rank + 1) * rows)
+                self._batches.append(_padded(inputs[mine], targets[mine], rows))
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[LMBatch]:
+        return iter(self._batches)
+
+
+def _padded(inputs: Tensor, targets: Tensor, rows: int) -> LMBatch:
+    lacking = (rows - len(inputs), inputs.shape[1])
+    return LMBatch(
+        torch.cat([inputs, inputs.new_zeros(lacking)]),
+        torch.cat([targets, targets.new_full(lacking, IGNORE_INDEX)]),
+    )

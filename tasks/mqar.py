@@ -7,10 +7,11 @@ import lightning
 import torch
 
 from fwlight.types import DataError, LMBatch
-from tasks.draws import TrainDraws, seeded
+from tasks.draws import EvalSets, TrainDraws, seeded
+from tasks.numbers import decode_numbers, encode_numbers
 from tasks.position import refuse_other_data
 from tasks.ranks import epoch_limit, ranks
-from tasks.recall import EvalRecall, recall_sequences
+from tasks.recall import recall_sequences
 from tasks.recall_sizes import check_pairs
 
 
@@ -82,11 +83,11 @@ class MQARDataModule(lightning.LightningDataModule):
             **ranks(self.trainer),
         )
 
-    def val_dataloader(self) -> EvalRecall:
+    def val_dataloader(self) -> EvalSets:
         """This rank's share of the validation set."""
         return self._eval_batches("valid")
 
-    def test_dataloader(self) -> EvalRecall:
+    def test_dataloader(self) -> EvalSets:
         """This rank's share of the test set."""
         return self._eval_batches("test")
 
@@ -123,19 +124,15 @@ class MQARDataModule(lightning.LightningDataModule):
         Raises:
             DataError: A word is not the number of a token.
         """
-        words, size = text.split(), self._settings["vocab_size"]
-        for word in words:
-            if not word.isdecimal() or int(word) >= size:
-                raise DataError(f"{word!r} in the prompt is not a number from 0 to {size - 1}")
-        return [int(word) for word in words]
+        return encode_numbers(text, **self.network_sizes)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids as numbers with spaces between."""
-        return " ".join(map(str, ids))
+        return decode_numbers(ids)
 
     # Parts
 
-    def _eval_batches(self, split: str) -> EvalRecall:
+    def _eval_batches(self, split: str) -> EvalSets:
         parts: list[LMBatch] = [
             recall_sequences(
                 self._eval_sequences,
@@ -145,4 +142,4 @@ class MQARDataModule(lightning.LightningDataModule):
             )
             for n_pairs in self.n_pairs
         ]
-        return EvalRecall(parts, batch_size=self.eval_batch_size, **ranks(self.trainer))
+        return EvalSets(parts, batch_size=self.eval_batch_size, **ranks(self.trainer))

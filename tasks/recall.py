@@ -1,13 +1,10 @@
-"""Multi-query associative recall: sequences, and evaluation over ranks.
+"""Sequences of multi-query associative recall.
 
 The task is that of Zoology (Arora et al. 2023, arXiv 2312.04927, sec. 4): pairs of key and value,
 then every key once more, where its value is to be predicted.
 """
 
-from collections.abc import Iterator, Sequence
-
 import torch
-from torch import Tensor
 
 from fwlight.types import IGNORE_INDEX, LMBatch
 
@@ -45,41 +42,3 @@ def recall_sequences(
     inputs.scatter_(1, queries, keys)
     targets = torch.full_like(inputs, IGNORE_INDEX).scatter_(1, queries, values)
     return LMBatch(inputs, targets)
-
-
-class EvalRecall:
-    """Batches of a fixed set in which every sequence is counted once, whatever the world size.
-
-    What the last batches lack is padded with `IGNORE_INDEX` targets; each process gets equally many
-    batches.
-
-    Args:
-        parts: One set of sequences for each number of pairs.
-        batch_size: Sequences over all ranks, rounded up to a multiple of `world_size`.
-        rank: This process among `world_size`.
-        world_size: Number of processes.
-    """
-
-    def __init__(
-        self, parts: Sequence[LMBatch], *, batch_size: int, rank: int = 0, world_size: int = 1
-    ) -> None:
-        rows = -(-batch_size // world_size)
-        self._batches = []
-        for inputs, targets in parts:
-            for start in range(0, len(inputs), rows * world_size):
-                mine = slice(start + rank * rows, start + (rank + 1) * rows)
-                self._batches.append(_padded(inputs[mine], targets[mine], rows))
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[LMBatch]:
-        return iter(self._batches)
-
-
-def _padded(inputs: Tensor, targets: Tensor, rows: int) -> LMBatch:
-    lacking = (rows - len(inputs), inputs.shape[1])
-    return LMBatch(
-        torch.cat([inputs, inputs.new_zeros(lacking)]),
-        torch.cat([targets, targets.new_full(lacking, IGNORE_INDEX)]),
-    )

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fwlight.types import IGNORE_INDEX, DataError, LMBatch
-from tasks.draws import EPOCH_BATCHES, TrainDraws, seeded
+from tasks.draws import EPOCH_BATCHES, EvalSets, TrainDraws, seeded
 from tasks.mqar import MQARDataModule
-from tasks.recall import EvalRecall, recall_sequences
+from tasks.recall import recall_sequences
 
 SETTINGS = {"seq_len": 16, "vocab_size": 20, "power": 0.1}
 
@@ -169,7 +169,7 @@ def test_eval_counts_every_sequence_once(n, batch_size, world_size):
     expected = sorted(tuple(row) for part in parts for row in part.inputs.tolist())
     seen, lengths = [], set()
     for rank in range(world_size):
-        loader = EvalRecall(parts, batch_size=batch_size, rank=rank, world_size=world_size)
+        loader = EvalSets(parts, batch_size=batch_size, rank=rank, world_size=world_size)
         lengths.add(len(loader))
         shapes = {batch.inputs.shape for batch in loader}
         assert len(shapes) == 1

@@ -8,9 +8,10 @@ from lightning import Trainer
 
 from fwlight.mixers import KeyValues, MultiHeadAttention
 from fwlight.models import DecoderLM
+from fwlight.training.answers import AnswerAccuracy
 from fwlight.training.lm import LanguageModelingModule
 from fwlight.training.optim import OptimizerConfig
-from fwlight.training.recall import RecallAccuracy, RecallModule
+from fwlight.training.recall import RecallModule
 from fwlight.types import IGNORE_INDEX, LMBatch
 
 X = IGNORE_INDEX
@@ -41,32 +42,43 @@ def batch(*pairs: int, seed: int = 1) -> LMBatch:
     return LMBatch(inputs, targets)
 
 
-def test_accuracy_counts_targets_of_each_slice():
-    metric = RecallAccuracy((1, 3))
-    targets = torch.tensor([[X, 4, X, X], [1, 2, X, 3], [X, X, X, X], [5, 6, 7, X]])
-    predictions = torch.tensor([[4, 4, X, 0], [1, 0, 0, 3], [X, X, 1, 2], [0, 0, 0, 0]])
-    metric.update(predictions[:2], targets[:2])
-    metric.update(predictions[2:], targets[2:])
+def test_accuracy_counts_targets_of_each_kind():
+    metric = AnswerAccuracy(("pairs_1", "pairs_3"), {"odd": ("pairs_1", "pairs_3")})
+    targets = torch.tensor([[X, 4, X, X], [1, 2, X, 3], [X, X, X, X], [5, 6, 7, X], [X, 9, X, X]])
+    predictions = torch.where(targets == X, 4, targets)
+    predictions[1, 1], predictions[3] = 0, 0
+    kinds = torch.tensor([0, 1, -1, 1, 7])
+    metric.update(predictions[:2], targets[:2], kinds[:2])
+    metric.update(predictions[2:], targets[2:], kinds[2:])
     values = {name: value.item() for name, value in metric.compute().items()}
     assert values == {
-        "acc": pytest.approx(3 / 7),
+        "acc": pytest.approx(4 / 8),
         "acc_pairs_1": 1.0,
         "acc_pairs_3": pytest.approx(2 / 6),
+        "acc_odd": pytest.approx(3 / 7),
     }
+    assert list(values) == metric.names
 
 
 def test_accuracy_is_the_same_however_the_data_is_divided():
-    data = batch(2, 4, 4, 0, 2, 4)
+    data, kinds = batch(2, 4, 4, 0, 2, 4), torch.tensor([0, 1, 1, -1, 0, 1])
     predictions = torch.where(torch.rand(6, 9) < 0.5, data.targets, 0)
-    whole = RecallAccuracy((2, 4))
-    whole.update(predictions, data.targets)
-    ranks = [RecallAccuracy((2, 4)) for _ in range(2)]
+    whole = AnswerAccuracy(("pairs_2", "pairs_4"))
+    whole.update(predictions, data.targets, kinds)
+    ranks = [AnswerAccuracy(("pairs_2", "pairs_4")) for _ in range(2)]
     for rank, metric in enumerate(ranks):
-        metric.update(predictions[rank::2], data.targets[rank::2])
+        mine = slice(rank, None, 2)
+        metric.update(predictions[mine], data.targets[mine], kinds[mine])
         for name in ("right", "asked"):  # sums of states, as torchmetrics does over ranks
             assert metric._reductions[name].__name__ == "dim_zero_sum"
     for name in ("right", "asked"):
         assert torch.equal(sum(getattr(m, name) for m in ranks), getattr(whole, name))
+
+
+def test_number_of_targets_is_the_kind():
+    module = RecallModule(network(), optimizer=OptimizerConfig(), max_steps=200, n_pairs=(4, 2))
+    assert module.kinds_of(batch(2, 4, 0, 3)).tolist() == [1, 0, -1, -1]
+    assert module.monitored == ("val/loss", "val/acc", "val/acc_pairs_4", "val/acc_pairs_2")
 
 
 def test_module_has_the_loss_of_language_modelling():
