@@ -137,8 +137,6 @@ def check_together(values: dict[str, Any]) -> None:
             f"optimizer.warmup_steps={warmup} is longer than "
             f"trainer.max_steps={trainer['max_steps']}"
         )
-    if values["task"].get("seq_len", 1) is None and "n_keys" not in values["task"]:
-        raise ConfigError("task.seq_len=null: give the number of tokens of a sequence")
     devices, batch = trainer["devices"], values["task"].get("batch_size", 0)
     ranks = (len(devices) if isinstance(devices, list) else devices) if devices != "auto" else 1
     if batch % (ranks * trainer["num_nodes"] or 1):

@@ -91,6 +91,7 @@ class Model(OpenSection):
     attention_dropout: Annotated[Probability, Kind.TRAINING]
     positions: Positions
     norm: Literal["post", "pre"]
+    feed_forward: Literal["relu", "gelu", "swiglu"]
     alternate_every: Annotated[int, Range(low=2)]
     output: Literal["dense", "adaptive", "chunked"]
     cutoffs: list[Count]

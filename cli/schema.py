@@ -37,7 +37,9 @@ class Task(OpenSection):
     source_lang: str
     target_lang: str
     drop_blank: bool
-    vocab_size: Annotated[int, Range(low=1, high=10**7)]  # its library aborts where memory ends
+    vocab_size: (
+        Annotated[int, Range(low=1, high=10**7)] | None
+    )  # its library aborts where memory ends
     batch_tokens: Count
     eval_batch_tokens: Annotated[Count, Kind.FREE]
     max_length: Count | None
@@ -60,6 +62,12 @@ class Task(OpenSection):
     targets: Literal["all", "last"] | None
     grow_from: Count | None
     grow_steps: Natural
+    n_train: Count | None
+    noise_vocab_size: Natural | None
+    noise: Annotated[float, Range(low=0, below=1)] | None
+    n_copy: Count | None
+    motif: Count | None
+    train_targets: Literal["next", "answers"]
     setting: Literal["capacity", "update"]
     n_keys: Count
     eval_length: Literal["training", "n_keys"]

@@ -25,8 +25,8 @@ Often used keys (all of them: --cfg):
   task.data=stdlib|wikitext103|wikitext2|ptb|wikitext|text  task.{{path,train,valid,test}}=PATH
   task.{{batch_size,seq_len}}  task.context=segment|carried  task.reset=never|document
   task.eval=segment|sliding|carried  task.eval_stride
-  task.setting=capacity|update  task.n_keys  task.problem=parity|S3|...  task.{{train_length,test_lengths}}
-  task.num_workers
+  task.setting=capacity|update  task.n_keys  task.problem=parity|recall|...
+  task.{{train_length,test_lengths}}  task.num_workers
   task.data=cldr|multi30k|wmt14|files  task.{{source_lang,target_lang,vocab_size,batch_tokens}}
   model@encoder= model@decoder= model@cross=   another model in one attention of task=translation
   model@alternate= model.alternate_every=   another model in every so many layers: a hybrid

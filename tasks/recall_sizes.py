@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fwlight.types import DataError
+from tasks.required import require
 
 
 def check_task(task: Mapping[str, Any]) -> None:
     """Check a task's configuration; see `check_pairs`."""
+    require(task, "seq_len", "vocab_size")
     check_pairs(task["n_pairs"], seq_len=task["seq_len"], vocab_size=task["vocab_size"])
 
 

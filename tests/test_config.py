@@ -346,8 +346,6 @@ MISTAKES = [
     (["size.n_layers=" + "[" * 2000 + "]" * 2000], ["too many brackets"]),
     (["trainer.devices=1000000"], ["at most 4096"]),
     (["rank_timeout=1e30"], ["at most 1000000000"]),
-    (["task.seq_len=null"], ["task.seq_len=null"]),
-    (["task=mqar", "task.seq_len=null"], ["task.seq_len=null"]),
     (["generate.temperature=1e-38"], ["0 or at least 1e-06"]),
     (["generate.top_p=1e-50"], ["at least 1e-06"]),
     (["callbacks.text_samples.temperature=-1"], ["0 or at least 1e-06"]),

@@ -1,6 +1,7 @@
 """Models built from attention layers; no loss, no Lightning."""
 
 from fwlight.models.adaptive import AdaptiveSoftmax
+from fwlight.models.auto_encoder import AutoEncoderLM
 from fwlight.models.carried import (
     features_by_document,
     lanes_of,
@@ -16,6 +17,7 @@ from fwlight.models.search import beam_search, greedy_search
 
 __all__ = [
     "AdaptiveSoftmax",
+    "AutoEncoderLM",
     "DecoderLM",
     "DecoderState",
     "EncoderDecoder",

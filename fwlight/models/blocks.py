@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -10,19 +11,38 @@ from fwlight.checks import check_choice, check_factory
 from fwlight.models.dropout import Dropout
 
 NORMS = ("post", "pre")
+FEED_FORWARDS = ("relu", "gelu", "swiglu")
 
 
 class FeedForward(nn.Sequential):
-    """Linear, ReLU, dropout, linear, dropout (Vaswani et al. 2017, eq. 2)."""
+    """Linear, an activation, dropout, linear, dropout (Vaswani et al. 2017, eq. 2).
 
-    def __init__(self, d_model: int, d_ff: int, dropout: float) -> None:
+    Args:
+        d_model: Width.
+        d_ff: Width between the two.
+        dropout: Probability.
+        kind: "relu", "gelu" or "swiglu", which is without biases.
+    """
+
+    def __init__(self, d_model: int, d_ff: int, dropout: float, *, kind: str = "relu") -> None:
+        check_choice("feed_forward", kind, FEED_FORWARDS)
+        gated = kind == "swiglu"
         super().__init__(
-            nn.Linear(d_model, d_ff),
-            nn.ReLU(),
+            nn.Linear(d_model, 2 * d_ff if gated else d_ff, bias=not gated),
+            {"relu": nn.ReLU, "gelu": nn.GELU, "swiglu": SwiGLU}[kind](),
             Dropout(dropout),
-            nn.Linear(d_ff, d_model),
+            nn.Linear(d_ff, d_model, bias=not gated),
             Dropout(dropout),
         )
+
+
+class SwiGLU(nn.Module):
+    """SiLU of the first half times the second half (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
+
+    def forward(self, x: Float[Tensor, "... n"]) -> Float[Tensor, "... half"]:
+        """Halve the last dimension."""
+        gate, value = x.chunk(2, dim=-1)
+        return F.silu(gate) * value
 
 
 class Block(nn.Module):
@@ -37,9 +57,10 @@ class Block(nn.Module):
         attention: Makes the attention layer from (d_model, n_heads, d_head).
         norm: "post" normalises after each residual sum, as in the paper; "pre" before each
             sublayer.
+        feed_forward: The kind of `FeedForward`.
 
     Raises:
-        ValueError: If `norm` is unknown.
+        ValueError: If `norm` or `feed_forward` is unknown.
     """
 
     attention: Any  # as `fwlight.mixers.MultiHeadAttention`
@@ -54,6 +75,7 @@ class Block(nn.Module):
         dropout: float,
         attention: Callable[..., nn.Module],
         norm: str = "post",
+        feed_forward: str = "relu",
     ) -> None:
         super().__init__()
         check_choice("norm", norm, NORMS)
@@ -61,7 +83,7 @@ class Block(nn.Module):
         self.norm = norm
         self.attention = attention(d_model=d_model, n_heads=n_heads, d_head=d_head)
         self.attention_norm = nn.LayerNorm(d_model)
-        self.feed_forward = FeedForward(d_model, d_ff, dropout)
+        self.feed_forward = FeedForward(d_model, d_ff, dropout, kind=feed_forward)
         self.feed_forward_norm = nn.LayerNorm(d_model)
         self.dropout = Dropout(dropout)
 
@@ -129,6 +151,7 @@ class CrossDecoderBlock(Block):
         attention: Callable[..., nn.Module],
         cross: Callable[..., nn.Module],
         norm: str = "post",
+        feed_forward: str = "relu",
     ) -> None:
         super().__init__(
             d_model=d_model,
@@ -138,6 +161,7 @@ class CrossDecoderBlock(Block):
             dropout=dropout,
             attention=attention,
             norm=norm,
+            feed_forward=feed_forward,
         )
         check_factory(cross=cross)
         self.cross = cross(d_model=d_model, n_heads=n_heads, d_head=d_head)

@@ -48,6 +48,7 @@ class DecoderLM(nn.Module):
         positions: "sinusoidal" (counting up), "sinusoidal_reversed" (down to 0 at the end of a
             segment, the reference code's) or "none".
         norm: "post" (the paper) or "pre".
+        feed_forward: "relu", "gelu" or "swiglu".
         output: "dense" (one softmax), "chunked" (the same, its loss computed for some positions at
             a time, see `fwlight.models.chunked`) or "adaptive" (`AdaptiveSoftmax`), all tied to the
             embedding.
@@ -73,6 +74,7 @@ class DecoderLM(nn.Module):
         alternate_every: int = 4,
         positions: str = "sinusoidal",
         norm: str = "post",
+        feed_forward: str = "relu",
         output: str = "dense",
         cutoffs: Sequence[int] = (),
         init_std: float = 0.02,
@@ -92,6 +94,7 @@ class DecoderLM(nn.Module):
             d_ff=d_ff,
             dropout=dropout,
             norm=norm,
+            feed_forward=feed_forward,
         )
         mixers = pattern(attention, alternate, alternate_every, n_layers=n_layers)
         self.blocks = Stack(block, mixers, n_layers=n_layers)
@@ -107,7 +110,7 @@ class DecoderLM(nn.Module):
             linear.weight = self.embedding.weight
             self.output = linear
         follow_mixers(self)
-        self.apply(lambda module: _initialise(module, init_std))
+        self.apply(lambda module: initialise(module, init_std))
 
     @property
     def state_size(self) -> int | None:
@@ -167,7 +170,7 @@ class DecoderLM(nn.Module):
         return token_nll(logits, targets.flatten()).view(targets.shape)
 
 
-def _initialise(module: nn.Module, std: float) -> None:
+def initialise(module: nn.Module, std: float) -> None:
     """N(0, std) for matrices, 0 for biases, N(1, std) for LayerNorm gains (reference code)."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, 0.0, std)

@@ -56,6 +56,7 @@ class EncoderDecoder(nn.Module):
         alternate_every: See `fwlight.models.stack.pattern`.
         positions: "sinusoidal" (counting up) or "none".
         norm: "post" (the paper) or "pre".
+        feed_forward: "relu", "gelu" or "swiglu".
 
     Raises:
         ValueError: If a size is below 1 or an option unknown; also for positions that count down
@@ -80,6 +81,7 @@ class EncoderDecoder(nn.Module):
         alternate_every: int = 4,
         positions: str = "sinusoidal",
         norm: str = "post",
+        feed_forward: str = "relu",
     ) -> None:
         super().__init__()
         check_sizes(vocab_size=vocab_size, n_layers=n_layers, d_ff=d_ff)
@@ -95,6 +97,7 @@ class EncoderDecoder(nn.Module):
 
         sizes: dict[str, Any] = {"d_model": d_model, "n_heads": n_heads, "d_head": d_head}
         sizes |= {"d_ff": d_ff, "dropout": dropout, "norm": norm}
+        sizes["feed_forward"] = feed_forward
 
         def stack(block: Callable[..., Block], mixer: MixerFactory) -> Stack:
             mixers = pattern(mixer, alternate, alternate_every, n_layers=n_layers)

@@ -8,6 +8,7 @@ from typing import Any
 
 from fwlight.types import DataError
 from tasks.io.textfiles import existing_file, read_pieces, text_size
+from tasks.required import require
 from tasks.text.public_texts import PATTERNS, files_of
 from tasks.text.stdlib_prose import prose_splits
 from tasks.text.tokenizer import EOS, split_tokens, tokenize
@@ -94,8 +95,9 @@ def check_task(task: Mapping[str, Any], *, most_bytes: int = 1 << 24) -> None:
     """Look at the beginning of every file that a configuration names, before torch is imported.
 
     Raises:
-        DataError: As `open_corpus` and its splits.
+        DataError: As `open_corpus` and its splits; also without the length of a segment.
     """
+    require(task, "seq_len")
     paths = {name: task[name] for name in ("path", *SPLITS)}
     if needs_network(task["data"], paths):
         return

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fwlight.types import DataError
+from tasks.required import require
 from tasks.text.cldr import phrase_pairs
 from tasks.text.public_pairs import multi30k, wmt14
 from tasks.text.sentence_pairs import Pairs, Split, files_split, line_pairs, two_files
@@ -112,8 +113,9 @@ def check_task(task: Mapping[str, Any], *, most_characters: int = 1 << 24) -> No
     """Look at the beginning of the files that a configuration names, before torch is imported.
 
     Raises:
-        DataError: As `check_source` and `line_pairs`.
+        DataError: As `check_source` and `line_pairs`; also without a number of subwords.
     """
+    require(task, "vocab_size")
     languages = {name: task[name] for name in ("source_lang", "target_lang")}
     given = {split: task[split] for split in SPLITS}
     drop = task["drop_blank"]

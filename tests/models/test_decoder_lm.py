@@ -6,6 +6,7 @@ import torch
 from fwlight.feature_maps import DPFPFeatureMap, FAVORFeatureMap
 from fwlight.mixers import FastWeights, KeyValues, MultiHeadAttention
 from fwlight.models import DecoderLM, generate
+from fwlight.models.blocks import FeedForward
 from fwlight.ops import delta_rule, sum_rule
 from fwlight.types import IGNORE_INDEX
 
@@ -195,3 +196,25 @@ def test_state_dict_keys_are_pinned() -> None:
     assert set(make("performer").state_dict()) == expected | {
         f"blocks.{i}.{name}" for i in range(2) for name in favor
     }
+
+
+@pytest.mark.parametrize("kind", ["relu", "gelu", "swiglu"])
+def test_feed_forward_kinds_are_their_formulas(kind):
+    torch.manual_seed(0)
+    layer, x = FeedForward(6, 10, 0.0, kind=kind).double(), torch.randn(3, 6, dtype=torch.float64)
+    first, second = layer[0], layer[3]
+    if kind == "swiglu":
+        a, b = (x @ first.weight.T).split(10, dim=-1)
+        inner = a * torch.sigmoid(a) * b
+        assert first.bias is None
+        expected = inner @ second.weight.T
+    else:
+        inner = x @ first.weight.T + first.bias
+        cdf = 0.5 * (1 + torch.erf(inner / 2**0.5)) if kind == "gelu" else (inner > 0)
+        expected = (inner * cdf) @ second.weight.T + second.bias
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_unknown_feed_forward_is_refused():
+    with pytest.raises(ValueError, match="feed_forward"):
+        FeedForward(6, 10, 0.0, kind="silu")
