@@ -55,6 +55,7 @@ class Task(OpenSection):
     reset: Literal["never", "document"]
     eval: Literal["segment", "sliding", "carried"]
     eval_stride: Count
+    eval_seq_len: Count | None
     test_split: Literal["test", "valid"]
     problem: str
     train_length: list[Count]

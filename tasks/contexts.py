@@ -47,7 +47,7 @@ class SlidingWindows:
         if stride > seq_len:
             raise DataError(
                 f"task.eval_stride={stride} leaves out tokens between windows of "
-                f"task.seq_len={seq_len}; choose at most {seq_len}"
+                f"{seq_len} tokens; choose at most {seq_len}"
             )
         self._stream, self._seq_len, self._stride = stream, min(seq_len, targets), stride
         self._n_windows = 1 + -(-(targets - self._seq_len) // stride)

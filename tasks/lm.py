@@ -57,6 +57,7 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         eval: How validation and test are read: `segment`, `sliding` or `carried`; see
             `tasks.contexts`. Carried, the stream is cut into `eval_batch_size` lanes.
         eval_stride: How far a sliding window is from the one before it.
+        eval_seq_len: Tokens of a segment or window of an evaluation; None: as trained.
         test_split: What a test reads, `test` or `valid`.
         num_workers: Processes that make training batches ahead, on Linux and where else processes
             can be forked; changes no result.
@@ -82,6 +83,7 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         reset: str = "never",
         eval: str = "segment",
         eval_stride: int = 1,
+        eval_seq_len: int | None = None,
         test_split: str = "test",
         num_workers: int = 0,
     ) -> None:
@@ -94,6 +96,7 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
             "min_count": (min_count, 1),
             "max_vocab_size": (max_vocab_size, 3),
             "eval_stride": (eval_stride, 1),
+            "eval_seq_len": (eval_seq_len, 1),
         }
         for name, (value, least) in sizes.items():
             if value is not None and value < least:
@@ -118,6 +121,7 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         self._max_vocab_size = max_vocab_size
         self.context, self.reset = context, reset
         self.eval, self.eval_stride, self.test_split = eval, eval_stride, test_split
+        self.eval_seq_len = eval_seq_len or seq_len
         self._vocabulary: Vocabulary | None = None
         self._fingerprint: str | None = None
         self._split_hashes: dict[str, str] = {}
@@ -276,7 +280,7 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
 
     def _eval_loader(self, split: str) -> EvalLoader:
         stream, batch_size = self.streams[split], self.eval_batch_size
-        shares = {"seq_len": self.seq_len, **ranks(self.trainer)}
+        shares = {"seq_len": self.eval_seq_len, **ranks(self.trainer)}
         if self.eval == "carried":
             return CarriedLanes(
                 stream, n_lanes=batch_size, documents=self._documents(split), **shares

@@ -13,5 +13,5 @@ def require(task: Mapping[str, Any], *keys: str) -> None:
         DataError: One is null.
     """
     for key in keys:
-        if task[key] is None:
+        if task.get(key, 0) is None:
             raise DataError(f"task.{key}=null: this task needs a number here")

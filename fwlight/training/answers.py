@@ -1,7 +1,7 @@
 """Language modelling whose few targets are answers: what the synthetic tasks share."""
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Int
@@ -119,7 +119,7 @@ class AnswerModule(LanguageModelingModule):
         super().on_validation_epoch_start()
         self.accuracy.reset()
 
-    def validation_step(self, batch: LMBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Add one batch."""
         self._evaluate(batch)
 
@@ -128,7 +128,7 @@ class AnswerModule(LanguageModelingModule):
         super().on_test_epoch_start()
         self.accuracy.reset()
 
-    def test_step(self, batch: LMBatch, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         """Add one batch."""
         self._evaluate(batch)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fwlight.errors import CheckpointError, ConfigError
 from fwlight.integrity import damaged
@@ -16,7 +16,9 @@ from fwlight.models import (
     pack_state,
     unpack_state,
 )
+from fwlight.training.metrics import PositionLoss
 from fwlight.training.module import perplexity
+from fwlight.training.optim import OptimizerConfig
 from fwlight.training.supervised import SupervisedModule
 from fwlight.types import IGNORE_INDEX, CarriedBatch, LMBatch, Sequences
 
@@ -24,7 +26,8 @@ from fwlight.types import IGNORE_INDEX, CarriedBatch, LMBatch, Sequences
 class LanguageModelingModule(SupervisedModule):
     """Cross-entropy training and evaluation of any language model.
 
-    Also logs `{split}/ppl` and the number of targets that it counts, `{split}/tokens`.
+    Also logs `{split}/ppl` and the number of targets that it counts, `{split}/tokens`; a test logs
+    `test/loss_position_<n>` too, where sequences start from an empty memory: see `PositionLoss`.
 
     The network has `features(tokens) -> (hidden, state)` and `nll(hidden, targets)`, as
     `fwlight.models.DecoderLM`. Other arguments as in `SupervisedModule`.
@@ -37,6 +40,10 @@ class LanguageModelingModule(SupervisedModule):
 
     _training_state: Any = None
     _evaluation_state: Any = None
+
+    def __init__(self, network: nn.Module, *, optimizer: OptimizerConfig, max_steps: int) -> None:
+        super().__init__(network, optimizer=optimizer, max_steps=max_steps)
+        self.by_position = PositionLoss()
 
     def forward(self, batch: LMBatch | CarriedBatch) -> Tensor:
         """Negative log-likelihood `[B, T]` of every target; 0 where it is `IGNORE_INDEX`.
@@ -99,7 +106,15 @@ class LanguageModelingModule(SupervisedModule):
     def on_test_epoch_start(self) -> None:
         """Start from nothing."""
         super().on_test_epoch_start()
+        self.by_position.reset()
         self._evaluation_state = None
+
+    def test_step(self, batch: LMBatch | CarriedBatch, batch_idx: int) -> None:
+        """Add one batch."""
+        nll = self.losses(batch)
+        self.evaluation.update(nll, batch.targets)
+        if not isinstance(batch, CarriedBatch):
+            self.by_position.update(nll, batch.targets)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the state of every lane, over all ranks in their order."""
@@ -158,6 +173,9 @@ class LanguageModelingModule(SupervisedModule):
     def _report(self, split: str) -> None:
         tokens = self.evaluation.compute()["tokens"].item()
         self.record({f"{split}/tokens": tokens}, self.trainer.global_step)
+        if split == "test" and self.by_position.update_called:
+            found = {f"test/{k}": v.item() for k, v in self.by_position.compute().items()}
+            self.record(found, self.trainer.global_step)
         super()._report(split)
 
 

@@ -1,5 +1,6 @@
-"""Loss and perplexity over every target token of a data set."""
+"""Loss and perplexity over every target token of a data set, and the loss by its position."""
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, float64, zeros
 from torchmetrics import Metric
@@ -41,3 +42,45 @@ class TokenLoss(Metric):
         """
         loss = self.nll / self.tokens
         return {"loss": loss, "ppl": loss.exp(), "tokens": self.tokens}
+
+
+class PositionLoss(Metric):
+    """Mean negative log-likelihood by position: of 1, 2, 3 to 4, 5 to 8, ... in the sequence.
+
+    Counted as in `TokenLoss`. Beyond the trained length the curve says whether a memory goes on.
+    """
+
+    full_state_update = False
+    nll: Tensor
+    tokens: Tensor
+    longest: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("nll", "tokens"):
+            self.add_state(name, zeros(_RANGES, dtype=float64), dist_reduce_fx="sum")
+        self.add_state("longest", torch.zeros((), dtype=torch.int64), dist_reduce_fx="max")
+
+    def update(self, nll: Float[Tensor, "b t"], targets: Int[Tensor, "b t"]) -> None:
+        """Add a batch; arguments as in `TokenLoss.update`."""
+        counted = targets != IGNORE_INDEX
+        ends = 2 ** torch.arange(_RANGES, device=nll.device)
+        of_position = torch.arange(1, nll.shape[1] + 1, device=nll.device)
+        of_range = torch.bucketize(of_position, ends)
+        losses = nll.detach().masked_fill(~counted, 0).sum(0, dtype=float64)
+        self.nll.index_add_(0, of_range, losses)
+        self.tokens.index_add_(0, of_range, counted.sum(0, dtype=float64))
+        asked = of_position.masked_fill(~counted.any(0), 0)
+        self.longest = torch.maximum(self.longest, asked.max())
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return `loss_position_<n>` for each range that has targets, n being its last position."""
+        ends = [min(2**k, int(self.longest)) for k in range(_RANGES)]
+        return {
+            f"loss_position_{end}": nll / tokens
+            for end, nll, tokens in zip(ends, self.nll, self.tokens, strict=True)
+            if tokens
+        }
+
+
+_RANGES = 32

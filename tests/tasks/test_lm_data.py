@@ -344,3 +344,12 @@ def test_hash_and_text_of_shared_wikitext(shared_dir):
     # The published sizes of WikiText-2's validation and test splits, with <eos>.
     assert len(data.streams["train"]) == 217_646
     assert len(data.streams["test"]) == 245_569
+
+
+def test_evaluation_may_have_longer_segments_than_training(wiki):
+    data = _data(data="wikitext", path=wiki, train=wiki / "wiki.train.tokens", eval_seq_len=3)
+    assert [batch.inputs.shape[1] for batch in data.val_dataloader()] == [3]
+    (first, *_) = data.train_dataloader()
+    assert first.inputs.shape[1] == 4
+    with pytest.raises(DataError, match=r"task\.eval_seq_len=0"):
+        _data(data="wikitext", path=wiki, eval_seq_len=0)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from fwlight.errors import ConfigError, NumericalError
 from fwlight.run import exit_code_and_line
 from fwlight.training.lm import LanguageModelingModule
-from fwlight.training.metrics import TokenLoss
+from fwlight.training.metrics import PositionLoss, TokenLoss
 from fwlight.training.optim import OptimizerConfig, build_optimizer, lr_factor, warmup_cosine
 from fwlight.types import IGNORE_INDEX, LMBatch
 
@@ -355,3 +355,19 @@ def test_groups_of_a_subclass_keep_the_ratio_of_their_rates():
     module = Slow(optimizer=config, max_steps=3)
     train(module, batches(3), max_steps=3)
     assert module.rates == [0.0625, 0.125, 0.125]
+
+
+def test_loss_by_position_is_the_mean_of_a_doubling_range():
+    nll = torch.arange(12.0).reshape(2, 6)
+    targets = torch.ones(2, 6, dtype=torch.int64)
+    targets[0, 3] = targets[:, 5] = IGNORE_INDEX
+    metric = PositionLoss()
+    for rows in (slice(0, 1), slice(1, 2)):
+        metric.update(nll[rows], targets[rows])
+    found = {name: value.item() for name, value in metric.compute().items()}
+    assert found == {
+        "loss_position_1": (0 + 6) / 2,
+        "loss_position_2": (1 + 7) / 2,
+        "loss_position_4": (2 + 8 + 9) / 3,
+        "loss_position_5": (4 + 10) / 2,
+    }
