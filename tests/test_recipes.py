@@ -160,7 +160,7 @@ def test_a_gate_of_two_files_is_found_by_the_suite_and_lives(copy):
 def test_a_recurrent_mixer_of_two_files_is_found_by_the_suite_and_lives(copy):
     assert len(add(copy, "A recurrent mixer")) == 2
     assert run_tests(copy, "tests/test_config.py", "-k", "mine") >= 1
-    assert run_tests(copy, "tests/models/test_named_models.py", "-k", "mine") == 5
+    assert run_tests(copy, "tests/models/test_named_models.py", "-k", "mine") == 7
     wrong = {"model.gain=0": "gain=0 must be positive", "model.gains=2": "is not a key"}
     assert_lives(copy, "model=mine_net", wrong=wrong)
 
@@ -169,7 +169,7 @@ def test_a_recurrent_mixer_of_two_files_is_found_by_the_suite_and_lives(copy):
 def test_a_named_model_of_one_file_is_found_by_the_suite_and_lives(copy):
     assert add(copy, "A named model") == ["conf/model/mine_model.yaml"]
     assert run_tests(copy, "tests/test_config.py", "-k", "mine") >= 1
-    assert run_tests(copy, "tests/models/test_named_models.py", "-k", "mine") == 5
+    assert run_tests(copy, "tests/models/test_named_models.py", "-k", "mine") == 7
     assert_lives(copy, "model=mine_model", wrong={"model.key_norm=l3": "is not one of none, sum"})
 
 

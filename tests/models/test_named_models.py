@@ -8,7 +8,7 @@ import torch
 from cli.building import build
 from cli.composition import compose_config
 from cli.overrides import groups
-from fwlight.models import DecoderLM
+from fwlight.models import DecoderLM, generate
 
 SIZES = ["size.d_model=16", "size.n_layers=2", "size.n_heads=2", "size.d_head=8", "size.d_ff=16"]
 HYBRID = ["model@alternate=softmax", "model.alternate_every=2"]
@@ -54,6 +54,19 @@ def test_token_by_token_is_the_parallel_pass(model: list[str]) -> None:
     ours, theirs = (made(more, initial_state=s)[0] for s in (state, after))
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
     assert (made.state_size is None) == any("softmax" in text for text in model)
+
+
+@each_case
+@torch.no_grad()
+def test_what_is_generated_is_the_parallel_pass(model: list[str]) -> None:
+    """A prompt of over a chunk, then states that are overwritten in place."""
+    made, prompt, steps = network(*model).eval(), tokens(66), []
+    hook = made.output.register_forward_pre_hook(lambda _, given: steps.append(given[0].clone()))
+    text = generate(made, prompt, max_new_tokens=5, temperature=0.0)
+    hook.remove()
+    expected = made.features(text[:, :-1])[0][:, -5:]
+    torch.testing.assert_close(torch.stack(steps, 1), expected, rtol=1e-9, atol=1e-11)
+    assert torch.equal(text[:, -5:], made.output(expected).argmax(-1))
 
 
 @each_plain
