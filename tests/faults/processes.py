@@ -106,6 +106,15 @@ def run(arguments, *, folder, timeout=60, **settings) -> Ended:
     return Running(arguments, folder=folder, **settings).wait(timeout)
 
 
+def of_torchrun(rank: int, port: int) -> dict[str, str]:
+    """The environment that torchrun gives to one of two processes."""
+    return {
+        **{"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": "2"},
+        **{"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        "TORCHELASTIC_RUN_ID": "one",
+    }
+
+
 def _be(words, environment: Mapping[str, str], cwd, out, err) -> None:
     os.setpgid(0, 0)
     # What a shell starts in the background ignores it, and so would its children.

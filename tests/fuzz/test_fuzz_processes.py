@@ -12,7 +12,7 @@ from cli.building import build_callbacks, build_parts
 from cli.composition import compose_config
 from cli.stored import leaves
 from fwlight.errors import FwlightError
-from tests.faults.processes import CONTEXT, ROOT
+from tests.faults.processes import CONTEXT, ROOT, of_torchrun
 
 RETRIEVAL = [
     *("task=retrieval", "task.n_keys=4", "model=linear", "callbacks=none", "logger=none"),
@@ -127,11 +127,7 @@ def two(words, others, folder, port):
     folder.mkdir()
     processes = []
     for rank, told in enumerate((words, others)):
-        environment = {
-            **{"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": "2"},
-            **{"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-            "TORCHELASTIC_RUN_ID": "fuzz",
-        }
+        environment = of_torchrun(rank, port)
         processes.append(started(told, folder / str(rank), environment=environment))
     return [ended(process, folder / str(rank)) for rank, process in enumerate(processes)]
 
