@@ -31,7 +31,6 @@ def cases():
             yield pytest.param(model, ranks, marks=marks, id=f"{name}, {ranks}")
 
 
-@pytest.mark.fault(1)
 @pytest.mark.parametrize(("model", "ranks"), cases())
 def test_every_model_resumes_exactly_and_is_used(
     model, ranks, tiny, tmp_path, free_port, capsys
