@@ -23,7 +23,7 @@ demo: $(STAMP)  ## Train a delta-rule language model on this Python's documentat
 	$(BIN)/python -m benchmarks.ngram beside=runs/demo
 
 test: $(STAMP)  ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 faults: $(STAMP)  ## Inject every fault of docs/reliability.md and print a table (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m fault --full -n 2

@@ -54,7 +54,17 @@ def test_readme_make_targets_exist() -> None:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
-@pytest.mark.parametrize("arguments", TRAINING, ids=" ".join)
+LONG = [words for words in TRAINING if "experiment=retrieval_" in " ".join(words)]
+"""Sweeps of hundreds of points."""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(words, marks=pytest.mark.full if words in LONG else (), id=" ".join(words))
+        for words in TRAINING
+    ],
+)
 def test_readme_command_composes(arguments: list[str]) -> None:
     if "--help" in arguments:
         return

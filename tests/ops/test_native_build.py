@@ -173,7 +173,9 @@ for rule, gates in [*((rule, ()) for rule in RULES), *cases]:
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names instruction sets of x86")
-@pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx"])
+@pytest.mark.parametrize(
+    "without", ["-mno-avx512f", pytest.param("-mno-avx", marks=pytest.mark.full)]
+)
 def test_narrower_vectors_give_the_same_numbers(tmp_path, without):
     compiler, _ = build._compiler()
     environment = {"CXX": f"{' '.join(compiler)} {without}", "FWLIGHT_CACHE": str(tmp_path)}
