@@ -54,7 +54,7 @@ def test_readme_make_targets_exist() -> None:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
-LONG = [words for words in TRAINING if "experiment=retrieval_" in " ".join(words)]
+LONG = [words for words in TRAINING if re.search("=(retrieval_|abilities)", " ".join(words))]
 """Sweeps of hundreds of points."""
 
 
