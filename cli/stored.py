@@ -97,7 +97,8 @@ def _refuse_changes(stored: Any, composition: Composition, refused: set[Kind]) -
     ]
     if not changes:
         return
-    key, old, new = changes[0]
+    # Another task brings other defaults of all kinds: it is what was meant.
+    key, old, new = min(changes, key=lambda change: Kind.DATA not in kinds_of(change[0]))
     for group in {**choices, **composition.choices}:
         option = composition.choices.get(group, "the model's" if "@" in group else None)
         section = group.partition("@")[2] or group.replace("/", ".")

@@ -74,7 +74,6 @@ def test_mistake_in_a_key_or_value_is_explained(argument, words, tmp_path):
         pytest.param(
             ["optimizer.warmup_steps=50", "trainer.max_steps=20"], ("=50", "=20"), marks=full
         ),
-        pytest.param(["model.feature_map.nu=64", "size.d_head=16"], ("nu=64", "31"), marks=full),
         (["trainer=ddp", "trainer.devices=3", "task.batch_size=4"], ("=4", "3")),
         pytest.param(
             ["task=mqar", "task.n_pairs=[40]", "task.seq_len=64"], ("40", "64"), marks=full
@@ -84,6 +83,17 @@ def test_mistake_in_a_key_or_value_is_explained(argument, words, tmp_path):
 )
 def test_impossible_sizes_are_named(arguments, words, tmp_path):
     refused(arguments, tmp_path, *words)
+
+
+@pytest.mark.fault(15)
+def test_a_size_that_only_the_map_knows_is_named_before_anything_is_trained(tiny, tmp_path):
+    words = [*tiny, "model.feature_map.nu=64", "size.d_head=16", f"run_dir={tmp_path / 'run'}"]
+    ended = run(words, folder=tmp_path / "output")
+    assert ended.code == 2
+    (error,) = ended.errors
+    assert "nu=64" in error
+    assert "31" in error
+    assert not (tmp_path / "run").exists()
 
 
 TEXT = ("size=tiny", "task.data=text")
