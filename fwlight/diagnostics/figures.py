@@ -1,6 +1,6 @@
 """Figures of what layers do: layers in shades of one scale, heads as columns of heat maps."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +23,7 @@ _STARTS = [0, *(2**i for i in range(OCTAVES - 1))]
 
 def norms_figure(layers: Sequence[Found]) -> "Figure":
     """Draw the growth of the state by position, and norms and ranks by layer and head."""
-    figure, axes = _figure(len(layers))
+    figure, axes = _figure(x.layer.name for x in layers)
     growth = _over_octaves(layers, "growth/frobenius")
     _curves(axes[0], growth, "Frobenius norm while writing", "positions written")
     _heads(axes[1], layers, "frobenius/mean", "Frobenius norm of the last state")
@@ -34,7 +34,7 @@ def norms_figure(layers: Sequence[Found]) -> "Figure":
 
 def capacity_figure(layers: Sequence[Found]) -> "Figure":
     """Draw verdicts by layer and head, and recall by age and by number of different keys."""
-    figure, axes = _figure(len(layers))
+    figure, axes = _figure(x.layer.name for x in layers)
     _verdicts(axes[0], layers)
     _heads(axes[1], layers, "load/mean", "load: different keys / d_dot")
     for ax, axis, label in ((axes[2], "age", AGE), (axes[3], "keys", "number of different keys")):
@@ -47,7 +47,7 @@ def capacity_figure(layers: Sequence[Found]) -> "Figure":
 
 def recall_figure(layers: Sequence[Found]) -> "Figure":
     """Draw what is still known: last writes, superseded ones, and the model's own queries."""
-    figure, axes = _figure(len(layers))
+    figure, axes = _figure(x.layer.name for x in layers)
     asked = [x for x in layers if "queries/age/identified" in x.heads.values]
     for ax, of, reads, title in (
         (axes[0], layers, "last", "last writes identified"),
@@ -75,7 +75,7 @@ def limits_figure(capacity: Mapping[str, Tensor], d_dot: int) -> "Figure":
         capacity: Numbers of keys by head, by layer.
         d_dot: Size of the features.
     """
-    figure, (ax,) = _figure(len(capacity), columns=1)
+    figure, (ax,) = _figure(capacity, columns=1)
     for i, counts in enumerate(capacity.values()):
         ax.scatter([i] * len(counts), counts.tolist(), s=14, color="#2f6db3", alpha=0.7)
         ax.plot([i - 0.25, i + 0.25], [float(counts.double().median())] * 2, color="0.2")
@@ -89,7 +89,7 @@ def limits_figure(capacity: Mapping[str, Tensor], d_dot: int) -> "Figure":
 
 def beta_figure(layers: Sequence[Found]) -> "Figure":
     """Draw beta by position, and how beta and g = beta |k|^2 are distributed."""
-    figure, axes = _figure(len(layers))
+    figure, axes = _figure(x.layer.name for x in layers)
     _curves(
         axes[0], _over_octaves(layers, "beta/position_mean"), "mean beta by position", "position"
     )
@@ -99,12 +99,27 @@ def beta_figure(layers: Sequence[Found]) -> "Figure":
     return figure
 
 
-def _figure(n_layers: int, *, columns: int = 4) -> tuple["Figure", Sequence["Axes"]]:
+def _figure(layers: Iterable[str], *, columns: int = 4) -> tuple["Figure", Sequence["Axes"]]:
+    """Return axes side by side, with room for the names of layers on their left."""
     from matplotlib.figure import Figure  # takes a third of a second to load
 
-    height = 2.3 + 0.12 * max(0, n_layers - 4)
-    figure = Figure(figsize=(2.8 * columns, height), dpi=105, layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
+    names = list(layers)
+    # A constrained layout takes most of the time of a figure, seconds at the end of every run.
+    room = 0.3 + 0.058 * max(map(len, names))  # inches, as all here
+    height, width = 2.3 + 0.12 * max(0, len(names) - 4), columns * (2.15 + room)
+    figure = Figure(figsize=(width, height), dpi=105)
+    axes = figure.subplots(
+        1,
+        columns,
+        squeeze=False,
+        gridspec_kw={
+            "left": room / width,
+            "right": 1 - 0.2 / width,
+            "bottom": 0.55 / height,
+            "top": 1 - 0.28 / height,
+            "wspace": columns * (room + 0.1) / (width - columns * (room + 0.1)),
+        },
+    )[0]
     for ax in axes:
         ax.tick_params(labelsize=7)
         ax.spines[["top", "right"]].set_visible(False)
