@@ -15,6 +15,13 @@ def text(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(text) -> list[str]:
     """The arguments of a training of seconds."""
+    # TensorBoard's figures would take half of its time.
+    return [*processes.TINY, "logger=none", f"task.path={text}"]
+
+
+@pytest.fixture(scope="session")
+def shown(text) -> list[str]:
+    """The same one, in TensorBoard too."""
     return [*processes.TINY, f"task.path={text}"]
 
 

@@ -97,12 +97,12 @@ def test_full_disk_keeps_the_old_checkpoint_and_the_run_goes_on_later(tiny, whol
 
 @pytest.mark.fault(6)
 @pytest.mark.parametrize("kind", ["full", pytest.param("read-only", marks=full)])
-def test_tensorboard_that_cannot_be_written_is_one_warning(tiny, whole, tmp_path, kind):
+def test_tensorboard_that_cannot_be_written_is_one_warning(shown, whole, tmp_path, kind):
     folder = tmp_path / "run" / "tensorboard"
     with small_disk(folder, "4k"):
         if kind == "read-only":
             subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-        ended = run([*tiny, f"run_dir={tmp_path / 'run'}"], folder=tmp_path / "output")
+        ended = run([*shown, f"run_dir={tmp_path / 'run'}"], folder=tmp_path / "output")
         assert ended.code == 0, ended.err
         assert len(ended.err.splitlines()) == 1, ended.err
         assert str(folder) in ended.warnings[0]
@@ -111,11 +111,11 @@ def test_tensorboard_that_cannot_be_written_is_one_warning(tiny, whole, tmp_path
 
 @full
 @pytest.mark.fault(6)
-def test_metrics_on_a_full_disk_are_warned_of_and_checkpoints_go_on(tiny, whole, tmp_path):
+def test_metrics_on_a_full_disk_are_warned_of_and_checkpoints_go_on(shown, whole, tmp_path):
     with small_disk(tmp_path / "disk", "16m") as disk:
         with small_disk(disk / "run" / "checkpoints", "16m") as checkpoints:
             ended = run(
-                [*tiny, f"run_dir={disk / 'run'}"],
+                [*shown, f"run_dir={disk / 'run'}"],
                 folder=tmp_path / "output",
                 fault={"kind": "fill", "step": 12, "file": str(disk / "filler")},
             )

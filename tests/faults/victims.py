@@ -151,7 +151,7 @@ class Sweep(Victim):
 
     def __init__(self, folder: Path) -> None:
         seeds = f"seed={','.join(map(str, self.SEEDS))}"
-        super().__init__(folder, "-m", seeds)
+        super().__init__(folder, "-m", seeds, "logger=none")
 
     def start(self, place: Path, *, fault: dict | None = None) -> Running:
         where = [f"run_dir={place}"]
