@@ -3,10 +3,10 @@
 Yang et al. 2024 (arXiv 2406.06484), section 3. Chunks are worked through one by one, so that what a
 chunk computes stays in the processor's caches and memory does not grow with it.
 
-Shapes are `[G, C, D]`: G = batch times heads, C tokens of a chunk. Within it, with the matrices A
-and T, known before any state, the values missing, those written, the reads and the next state are
+Shapes are `[G, C, D]`: G = batch times heads, C tokens of a chunk. Within it, with
+T = (I + b A)^-1, the values missing, those written, the reads and the next state are
 
-    A = strict_tril(K K^T)      T = (I + b A)^-1      P = tril(Q K^T)
+    A = strict_tril(K K^T)      P = tril(Q K^T)
     X = V - K S      U = T b X      O = Q S + P U      S' = S + K^T U
 """
 
@@ -80,9 +80,8 @@ def _forward(
     o = None if q is None else torch.empty_like(v)
     for n in range(len(S) - 1):
         K, b = load(k, c, n), load(beta[..., None], c, n)
-        _, T = _inverse(K, b)
         X = torch.baddbmm(load(v, c, n), K, S[n], alpha=-1)
-        U = torch.bmm(T, X.mul_(b))
+        U = _solve(b * _couplings(K), X.mul_(b), upper=False)
         if q is not None and o is not None:
             Q = load(q, c, n)
             store(torch.bmm(Q, S[n]).baddbmm_(torch.bmm(Q, K.mT).tril_(), U), o, c, n)
@@ -117,9 +116,10 @@ def _backward(
     dS = dS_T.flatten(0, 1).clone(memory_format=torch.contiguous_format)
     for n in reversed(range(len(S) - 1)):
         K, b = load(k, c, n), load(beta[..., None], c, n)
-        A, T = _inverse(K, b)
+        A = _couplings(K)
+        bA = b * A
         X = torch.baddbmm(load(v, c, n), K, S[n], alpha=-1)
-        U = torch.bmm(T, b * X)
+        U = _solve(bA, b * X, upper=False)
         dU, dK = torch.bmm(K, dS), torch.bmm(U, dS.mT)
         if q is not None and do is not None and dq is not None:
             Q, dO = load(q, c, n), load(do, c, n)
@@ -128,10 +128,11 @@ def _backward(
             store(torch.bmm(dO, S[n].mT).baddbmm_(F, K), dq, c, n)
             dK.baddbmm_(F.mT, Q)
             dS.baddbmm_(Q.mT, dO)
-        dR = torch.bmm(T.mT, dU)
+        dR = _solve(bA.mT, dU, upper=True)
         dX = b * dR
         store(dX, dv, c, n)
-        store((X.baddbmm_(A, U, alpha=-1) * dR).sum(-1, keepdim=True), dbeta[..., None], c, n)
+        X.baddbmm_(A.to(X.dtype), U, alpha=-1)
+        store((X * dR).sum(-1, keepdim=True), dbeta[..., None], c, n)
         H = torch.bmm(dX, U.mT).tril_(-1)
         dK.baddbmm_(H + H.mT, K, alpha=-1).baddbmm_(dX, S[n].mT, alpha=-1)
         store(dK, dk, c, n)
@@ -139,12 +140,21 @@ def _backward(
     return dq, dk, dv, dbeta, dS.view_as(dS_T)
 
 
-def _inverse(K: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return A and T.
+def _couplings(K: Tensor) -> Tensor:
+    """Return A in float64.
+
+    Where one key comes again and again with b = 2, every write turns the sign of what is stored and
+    no error decays: in float32 that of A, the same in every chunk, would add up over a sequence.
+    """
+    K = K.double()
+    return torch.bmm(K, K.mT).tril_(-1)
+
+
+def _solve(A: Tensor, X: Tensor, *, upper: bool) -> Tensor:
+    """Return (I + A)^-1 X.
 
     By substitution. A product of powers would need none, but its terms grow like binomial
     coefficients where keys repeat: no digit of the result is right with 64 equal keys.
     """
-    A = torch.bmm(K, K.mT).tril_(-1)
-    eye = torch.eye(A.shape[1], dtype=A.dtype, device=A.device).expand_as(A)
-    return A, torch.linalg.solve_triangular(b * A, eye, upper=False, unitriangular=True)
+    found = torch.linalg.solve_triangular(A, X.double(), upper=upper, unitriangular=True)
+    return found.to(X.dtype)

@@ -201,7 +201,7 @@ def _backward(
 
 
 def _inverse(A: Tensor) -> Tensor:
-    """Return (I + A)^-1 by substitution, for the reason that `delta_chunks` gives."""
+    """Return (I + A)^-1 by substitution, for the reason that `delta_chunks._solve` gives."""
     eye = torch.eye(A.shape[1], dtype=A.dtype, device=A.device).expand_as(A)
     return torch.linalg.solve_triangular(A, eye, upper=False, unitriangular=True)
 

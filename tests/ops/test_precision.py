@@ -38,6 +38,28 @@ def test_repeated_keys_stay_accurate_in_float32(rule, backend, n_keys, t, d_key,
             assert_near(a, b, tolerance)
 
 
+@pytest.mark.parametrize("backend", ["native", "chunk"])
+@pytest.mark.parametrize(("d_key", "d_value"), [(32, 16), (128, 64)])
+def test_one_key_that_turns_the_sign_at_every_write_adds_up_no_error(backend, d_key, d_value):
+    """Every eigenvalue along the key is -1, so no error decays."""
+    t = 512
+    q, k, v, beta, state = (x.detach() for x in make_inputs(t, d_key=d_key, d_value=d_value))
+    generator = torch.Generator().manual_seed(3)
+    key = torch.randn(d_key, dtype=torch.float64, generator=generator)
+    k = (key / key.norm()).expand_as(k)
+    single = [x.float().requires_grad_() for x in (q, k, v, torch.full_like(beta, 2.0), state)]
+    double = [x.detach().double().requires_grad_() for x in single]
+    outputs, expected = (
+        run("delta_rule", backend, *single),
+        run("delta_rule", "recurrent", *double),
+    )
+    weights = [torch.randn(x.shape, generator=generator, dtype=torch.float32) for x in expected]
+    found = torch.autograd.grad(outputs, single, weights)
+    wanted = torch.autograd.grad(expected, double, [x.double() for x in weights])
+    for a, b in zip((*outputs, *found), (*expected, *wanted), strict=True):
+        assert_near(a, b, 1e-5)
+
+
 @each_case
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_computes_in_float32_and_returns_the_dtype_of_v(rule, backend, dtype):

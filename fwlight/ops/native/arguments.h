@@ -67,7 +67,9 @@ struct Sizes {
   // chunk products. Nothing in them depends on the slices, whose number may change in between.
   Index state() const { return keys_pad * values_pad; }
   Index chunk_errors() const { return rule == SUM ? 0 : (values_pad + (rule == FWM)) * CHUNK; }
-  Index chunk_products() const { return rule == FWM ? 0 : CHUNK * CHUNK; }
+  Index chunk_products() const {
+    return rule == FWM ? 0 : CHUNK * CHUNK * (1 + (rule == DELTA && sizeof(FW_REAL) < sizeof(double)));
+  }
   Index kept() const {
     return groups() * state() + chunks() * (chunk_errors() + chunk_products());
   }

@@ -18,22 +18,33 @@ struct BackwardHead {
   Index ddecay_ld, derase_ld;
 };
 
-// One panel of dR = dU - strict_tril(G)^T b dR in place and dV = b dR, by back substitution in
-// registers. Right of the diagonal, bGt[j, i] is b_i G[i, j].
+// One panel of dR = dU - A^T dV in place and dV = b dR, by back substitution. Above the diagonal of
+// `kept` stands the transpose of A; what is missing of A comes after that. Terms are subtracted from
+// the last to the first, as one token after the other would: in another order more digits cancel.
 template <class T>
-FW_INLINE void solve_upper(const T* bGt, const T* b, T* R, T* dV) {
-  for (int v = 0; v < PAD; v += Simd<T>::width) {
-    typename Simd<T>::vec r[CHUNK];
-    FW_UNROLL for (int i = 0; i < CHUNK; ++i) r[i] = load(R + i * PAD + v);
-    FW_UNROLL for (int s = 0; s < CHUNK; ++s) {
-      const int i = CHUNK - 1 - s;
-      store(R + i * PAD + v, r[i]);
-      store(dV + i * PAD + v, b[i] * r[i]);
-      FW_UNROLL for (int j = 0; j < CHUNK; ++j) {
-        if (j < i) r[j] -= bGt[j * CHUNK + i] * r[i];
+FW_INLINE void solve_upper(const T* kept, const T* b, T* R, T* dV) {
+  const T* rest = kept + BLOCK;
+  for_rows<T>(Panels<1>{}, CHUNK, [&](auto& block, Index from_start) FW_ALWAYS {
+    const Index j = CHUNK - block.rows - from_start;
+    block.read(R + j * PAD, PAD, 0);
+    for (Index i = CHUNK - 1; i >= j + block.rows; --i) {
+      if constexpr (ROUNDS<T>) block.template add_one<false, -1>(rest + j, dV, 0, i);
+      block.template add_one<true, -1>(kept + j * PAD, dV, 0, i);
+    }
+    FW_UNROLL for (int i = block.rows - 1; i >= 0; --i) {
+      FW_UNROLL for (int v = 0; v < block.vecs; ++v) {
+        const Index at = (j + i) * PAD + v * block.W;
+        const auto r = block.c[i][0][v], dv = b[j + i] * r;
+        store(R + at, r);
+        store(dV + at, dv);
+        FW_UNROLL for (int m = 0; m < i; ++m) {
+          auto& y = block.c[m][0][v];
+          if constexpr (ROUNDS<T>) y -= rest[(j + i) * PAD + j + m] * dv;
+          y -= kept[(j + m) * PAD + j + i] * dv;
+        }
       }
     }
-  }
+  });
 }
 
 inline Index backward_scratch(const Shape& s, Index every) {
@@ -231,12 +242,12 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
         });
         for (Index i = 0; i < C; ++i) sums[i] = Ht[i * PAD + i];
         if constexpr (GATED) {
-          // Above the diagonal, products holds b_i A[i, j] at [j, i].
+          // Above the diagonal, products holds A[i, j] at [j, i].
           transpose_block(products, lowerH);
           for (Index i = 0; i < C; ++i) {
             for (int v = 0; v < PAD; v += W) {
               const Index l = i * PAD + v;
-              const auto pairs = load(b + v) * load(Ht + l) * load(lowerH + l);
+              const auto pairs = b[i] * load(b + v) * load(Ht + l) * load(lowerH + l);
               store(crossing.pairs + l, lower<T, true>(-pairs, i, v));
               store(H + l, load(H + l) * load(decays.pairs + l));
             }

@@ -1,5 +1,6 @@
 // The forward pass of one head; the algebra is in shape.h.
 #pragma once
+#include "couplings.h"
 #include "decays.h"
 
 template <class T>
@@ -19,77 +20,56 @@ struct ForwardHead {
   Index decay_ld, erase_ld;
 };
 
-// One panel of X = (V - K S) - strict_tril(G) b X in place, U = b X, by forward substitution in
-// registers. bG is b_i G[i, j], and under gates, where G is not symmetric, b_j G[i, j].
-template <class T, bool GATED>
-FW_INLINE void solve_lower(const T* bG, const T* b, T* X, T* U) {
-  for (int v = 0; v < PAD; v += Simd<T>::width) {
-    typename Simd<T>::vec x[CHUNK];
-    FW_UNROLL for (int i = 0; i < CHUNK; ++i) x[i] = load(X + i * PAD + v);
-    FW_UNROLL for (int j = 0; j < CHUNK; ++j) {
-      store(X + j * PAD + v, x[j]);
-      store(U + j * PAD + v, b[j] * x[j]);
-      FW_UNROLL for (int i = 0; i < CHUNK; ++i) {
-        if (i > j) x[i] -= (GATED ? bG[i * CHUNK + j] : bG[j * CHUNK + i]) * x[j];
+// One panel of X = (V - K S) - A U in place, U = b X, by forward substitution, a block of rows in
+// registers at a time.
+template <class T>
+FW_INLINE void solve_lower(const Couplings<T>& by, const T* b, T* X, T* U) {
+  for_rows<T>(Panels<1>{}, CHUNK, FW_BLOCK {
+    const T *A = by.A + i * PAD, *rest = by.rest + i * PAD;
+    block.read(X + i * PAD, PAD, 0);
+    for (Index j = 0; j < i; ++j) {
+      if constexpr (ROUNDS<T>) block.template add_one<true, -1>(rest, U, 0, j);
+      block.template add_one<true, -1>(A, U, 0, j);
+    }
+    FW_UNROLL for (int j = 0; j < block.rows; ++j) {
+      FW_UNROLL for (int v = 0; v < block.vecs; ++v) {
+        const Index at = (i + j) * PAD + v * block.W;
+        const auto x = block.c[j][0][v], u = b[i + j] * x;
+        store(X + at, x);
+        store(U + at, u);
+        FW_UNROLL for (int m = j + 1; m < block.rows; ++m) {
+          auto& y = block.c[m][0][v];
+          if constexpr (ROUNDS<T>) y -= rest[m * PAD + i + j] * u;
+          y -= A[m * PAD + i + j] * u;
+        }
       }
     }
-  }
+  });
 }
 
-// b G and P = tril(Q K^T), where they are wanted; KT is the transpose of the keys. What the backward
-// pass reads of both fits one matrix, which is `kept` unless that is null. Under gates L and E are
-// given, and G b of `solve_lower` is made instead of b G.
+// P = tril(Q K^T), or L Q K^T where there are gates; KT is the transpose of the keys. It is kept
+// below what is kept of A, if there is any.
 template <class T>
-FW_INLINE void key_products(
-    const T* Q, const T* K, const T* KT, const T* b, Index keys_pad, T* bG, T* P, T* kept,
-    const T* E = nullptr, const T* L = nullptr) {
-  if (bG && L) {
-    T bA[BLOCK];
-    for_rows<T>(Panels<1>{}, CHUNK, FW_BLOCK {
-      block.zero();
-      block.template add<true>(E + i * PAD, BLOCK, KT, 0, keys_pad);
-      block.each([&](auto& x, int m, int, int v) FW_ALWAYS {
-        const Index at = (i + m) * PAD + v;
-        x *= load(L + at);
-        store(bG + at, load(b + v) * x);
-        store(bA + at, b[i + m] * x);
-      });
+FW_INLINE void read_products(
+    const T* Q, const T* KT, Index keys_pad, T* P, T* kept, bool with_A, const T* L) {
+  for_rows<T>(Panels<1>{}, CHUNK, FW_BLOCK {
+    block.zero();
+    block.template add<true>(Q + i * PAD, BLOCK, KT, 0, keys_pad);
+    block.each([&](auto& x, int m, int, int v) FW_ALWAYS {
+      x = L ? x * load(L + (i + m) * PAD + v) : lower<T, false>(x, i + m, v);
     });
-    if (kept) transpose_block(bA, kept);
-  } else if (bG) {
-    for_rows<T>(Panels<1>{}, CHUNK, FW_BLOCK {
-      block.zero();
-      block.template add<true>(K + i * PAD, BLOCK, KT, 0, keys_pad);
-      if (kept) {
-        block.each([&](auto& x, int m, int, int v) FW_ALWAYS {
-          store(kept + (i + m) * PAD + v, load(b + v) * x);
-        });
-      }
-      block.each([&](auto& x, int m, int, int) FW_ALWAYS { x *= b[i + m]; });
-      block.write(bG + i * PAD, PAD, 0);
+    block.write(P + i * PAD, PAD, 0);
+    if (!kept) return;
+    if (!with_A) return block.write(kept + i * PAD, PAD, 0);
+    block.each([&](auto& x, int m, int, int v) FW_ALWAYS {
+      T* to = kept + (i + m) * PAD + v;
+      store(to, lower<T, false>(x, i + m, v, load(to)));
     });
-  }
-  if (P) {
-    for_rows<T>(Panels<1>{}, CHUNK, FW_BLOCK {
-      block.zero();
-      block.template add<true>(Q + i * PAD, BLOCK, KT, 0, keys_pad);
-      block.each([&](auto& x, int m, int, int v) FW_ALWAYS {
-        x = L ? x * load(L + (i + m) * PAD + v) : lower<T, false>(x, i + m, v);
-      });
-      block.write(P + i * PAD, PAD, 0);
-      if (!kept) return;
-      if (!bG) return block.write(kept + i * PAD, PAD, 0);
-      block.each([&](auto& x, int m, int, int v) FW_ALWAYS {
-        T* to = kept + (i + m) * PAD + v;
-        store(to, lower<T, false>(x, i + m, v, load(to)));
-      });
-    });
-  }
+  });
 }
 
 inline Index forward_scratch(const Shape& s) {
-  return s.keys_pad * s.values_pad + 4 * CHUNK * s.keys_pad + 2 * BLOCK +
-         2 * CHUNK * s.values_pad + CHUNK;
+  return s.keys_pad * s.values_pad + 9 * CHUNK * s.keys_pad + BLOCK + 2 * CHUNK * s.values_pad + CHUNK;
 }
 
 // All matrices are in panels.
@@ -101,12 +81,14 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
   T* K = S + Kp * Vp;     // [C, Kp]
   T* Q = K + C * Kp;
   T* KT = Q + C * Kp;     // [Kp, C]
-  T* bG = KT + C * Kp;    // [C, C]
-  T* P = bG + BLOCK;
+  T* P = KT + C * Kp;     // [C, C]
   T* X = P + BLOCK;       // [C, Vp]
   T* U = X + C * Vp;
   T* b = U + C * Vp;
-  T* E = GATED && a.erase ? b + C : K;  // [C, Kp]
+  auto* doubles = reinterpret_cast<double*>(b + C);  // 2 [Kp, C]
+  T* ET = b + C + 4 * C * Kp;  // [Kp, C], of E where that is not K
+  T* E = GATED && a.erase ? ET + C * Kp : K;  // [C, Kp]
+  Couplings<T> couplings;
   Decays<T> decays;
   if (a.initial) {
     to_panels(a.initial, a.state_ld, s.keys, s.values, S, Kp);
@@ -135,10 +117,13 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
     }
     if (DELTA || reads) transpose_panels(K, KT, C, Kp);
     if (reads) to_panels(a.q + t * a.q_ld, a.q_ld, rows, s.keys, Q, C);
-    key_products(
-        Q, K, KT, b, Kp, DELTA ? bG : nullptr, reads ? P : nullptr,
-        offset(a.products, n * a.products_step), GATED ? E : nullptr,
-        GATED ? decays.pairs : nullptr);
+    const T* L = GATED ? decays.pairs : nullptr;
+    T* kept = offset(a.products, n * a.products_step);
+    if constexpr (DELTA) {
+      if (E != K) transpose_panels(E, ET, C, Kp);
+      couple(E == K ? KT : ET, KT, L, Kp, doubles, couplings, kept);
+    }
+    if (reads) read_products(Q, KT, Kp, P, kept, DELTA, L);
     const Rows<T> O = {offset(a.o, t * a.o_ld), a.o_ld, rows, s.values};
     for_panels<T>(Vp, FW_PANELS {
       T *Xj = X + j * C, *Uj = U + j * C, *Sj = S + j * Kp;
@@ -159,7 +144,7 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
           });
         }
         for (Index v = 0; v < columns; v += PAD) {
-          solve_lower<T, GATED>(bG, b, Xj + v * C, Uj + v * C);
+          solve_lower(couplings, b, Xj + v * C, Uj + v * C);
         }
         if (a.errors) {
           transpose_panels(Xj, a.errors + n * a.errors_step + j * C, C, columns);

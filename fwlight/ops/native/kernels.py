@@ -38,7 +38,7 @@ _NOTHING = 0, 0, 0, 0, 0
 """Address and strides of no tensor. Those of the others are written out: a function that returned
 them would take as long again, up to nine times a call."""
 
-LAYOUT = 2
+LAYOUT = 3
 """Version of the layout of what is kept for the backward pass, to be counted up with every change.
 An argument of the operator, so that programs that torch compiled and cached are not used again."""
 
@@ -80,8 +80,9 @@ def _numbers_kept(shape: tuple[Any, ...], values: Any, itemsize: int, rule: str)
     groups = (chunks + every - 1) // every
     keys, values = ((d + PAD - 1) // PAD * PAD for d in (keys, values))
     # Of every token, as in arguments.h: what was missing, under the FWM rule also what it divided
-    # the state by, and products with the others of its chunk.
-    per_token = {"sum": CHUNK, "delta": values + CHUNK, "fwm": values + 1}[rule]
+    # the state by, and products with the others of its chunk; in float32 what is missing of those.
+    products = CHUNK * (2 if itemsize < torch.float64.itemsize else 1)
+    per_token = {"sum": CHUNK, "delta": values + products, "fwm": values + 1}[rule]
     return b * h * (groups * keys * values + chunks * CHUNK * per_token)
 
 

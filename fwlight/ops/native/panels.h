@@ -14,7 +14,7 @@ template <class T, int ROWS, int PANELS>
 struct Block {
   using vec = typename Simd<T>::vec;
   static constexpr int W = Simd<T>::width, VECS = PAD / W;
-  static constexpr int rows = ROWS, panels = PANELS;
+  static constexpr int rows = ROWS, panels = PANELS, vecs = VECS;
   vec c[ROWS][PANELS][VECS];
 
   template <class F>
