@@ -19,8 +19,7 @@
 // reads of S, what of j < t is in S', and c <S, dS'>. Nothing in it cancels, and all of it is zero
 // where exp(g_t) is. No product of decays is a quotient of others, so that exp(g_t) may be zero.
 #pragma once
-#include <cmath>
-
+#include "exponentials.h"
 #include "panels.h"
 
 template <class T>
@@ -29,12 +28,18 @@ struct Decays {
   T pairs[BLOCK];                      // L, zero above its diagonal
 
   FW_INLINE void load(const T* decay, Index ld, Index rows) {
-    T before = 1;
+    using vec = typename Simd<T>::vec;
+    constexpr int W = Simd<T>::width;
+    T factors[CHUNK] = {}, before = 1;
+    for (Index i = 0; decay && i < rows; ++i) factors[i] = decay[i * ld];
+    for (int i = 0; i < CHUNK; i += W) store(factors + i, exponential<T>(::load(factors + i)));
+    vec row[CHUNK / W] = {};
     for (int i = 0; i < CHUNK; ++i) {
-      const T factor = decay && i < rows ? std::exp(decay[i * ld]) : T(1);
-      since[i] = before *= factor;
-      T* row = pairs + i * PAD;
-      for (int j = 0; j < PAD; ++j) row[j] = j < i ? factor * row[j - PAD] : T(j == i);
+      since[i] = before *= factors[i];
+      FW_UNROLL for (int v = 0; v < PAD; v += W) {
+        row[v / W] = lower<T, true>(factors[i] * row[v / W], i, v, lower<T, false>(vec{} + 1, i, v));
+        store(pairs + i * PAD + v, row[v / W]);
+      }
     }
     std::memcpy(left, pairs + (CHUNK - 1) * PAD, sizeof left);
     whole = since[CHUNK - 1];
