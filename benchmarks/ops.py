@@ -122,13 +122,14 @@ def contenders(rule: str, shape: Shape, product: Any, *, longest: int = 4096) ->
 
         return call
 
-    choices = [(), ("decay",), ("decay", "erase key")][: 3 if rule == "delta" else 2]
+    choices = [(), ("decay",), ("decay a channel",)]
+    if rule == "delta":
+        choices += [("decay", "erase key"), ("decay a channel", "erase key")]
     found = {
         ", ".join([backend, *names]): ours(backend, *names)
         for names in choices
         for backend in ("native", "chunk")
     }
-    found["chunk, decay a channel"] = ours("chunk", "decay a channel")
     if shape.tokens <= 256:
         found["token loop"] = ours("recurrent")
     if shape.tokens <= longest:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fwlight.ops import delta_rule, sum_rule
-from tests.ops.discovery import assert_near
+from tests.ops.discovery import assert_near, needs_compiler
 
 GOLDEN = [
     "scalar_delta",
@@ -47,7 +47,9 @@ def run_golden(name: str, backend: str, inputs: dict[str, Tensor]) -> tuple[Tens
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-@pytest.mark.parametrize("backend", ["recurrent", "chunk", "auto"])
+@pytest.mark.parametrize(
+    "backend", ["recurrent", "chunk", pytest.param("native", marks=needs_compiler), "auto"]
+)
 def test_golden_gated_rules(name, backend, shared_dir):
     file = np.load(shared_dir / "reference" / "gated_rules_golden.npz")
     cases = {key.split("/")[1] for key in file if key.startswith(f"{name}/")}

@@ -1,11 +1,9 @@
 """The native back end under gates, beyond its mathematics."""
 
-import warnings
-
 import pytest
 import torch
 
-from fwlight.ops import backends, native
+from fwlight.ops import native
 from tests.ops.discovery import (
     GATED,
     assert_near,
@@ -105,16 +103,3 @@ def test_a_state_is_written_over_under_gates_too(name, gates):
     assert new.data_ptr() == inputs[4].data_ptr()
     assert torch.equal(o, expected_o)
     assert torch.equal(new, expected)
-
-
-@needs_compiler
-def test_a_decay_by_channels_is_told_to_run_in_chunks():
-    inputs, given = make_inputs(20)[:4], make_gates((("decay", "b h t k"),), 20)
-    for rule in ("delta_rule", "sum_rule"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            expected, _ = run(rule, "auto", *inputs, **given)
-        backends._warn_once.cache_clear()
-        with pytest.warns(RuntimeWarning, match="a decay per key channel runs in the chunk form"):
-            o, _ = run(rule, "native", *inputs, **given)
-        assert torch.equal(o, expected)

@@ -21,14 +21,14 @@ struct BackwardHead {
 // One panel of dR = dU - A^T dV in place and dV = b dR, by back substitution. Above the diagonal of
 // `kept` stands the transpose of A; what is missing of A comes after that. Terms are subtracted from
 // the last to the first, as one token after the other would: in another order more digits cancel.
-template <class T>
+template <class T, bool RESTS>
 FW_INLINE void solve_upper(const T* kept, const T* b, T* R, T* dV) {
   const T* rest = kept + BLOCK;
   for_rows<T>(Panels<1>{}, CHUNK, [&](auto& block, Index from_start) FW_ALWAYS {
     const Index j = CHUNK - block.rows - from_start;
     block.read(R + j * PAD, PAD, 0);
     for (Index i = CHUNK - 1; i >= j + block.rows; --i) {
-      if constexpr (ROUNDS<T>) block.template add_one<false, -1>(rest + j, dV, 0, i);
+      if constexpr (RESTS) block.template add_one<false, -1>(rest + j, dV, 0, i);
       block.template add_one<true, -1>(kept + j * PAD, dV, 0, i);
     }
     FW_UNROLL for (int i = block.rows - 1; i >= 0; --i) {
@@ -39,7 +39,7 @@ FW_INLINE void solve_upper(const T* kept, const T* b, T* R, T* dV) {
         store(dV + at, dv);
         FW_UNROLL for (int m = 0; m < i; ++m) {
           auto& y = block.c[m][0][v];
-          if constexpr (ROUNDS<T>) y -= rest[(j + i) * PAD + j + m] * dv;
+          if constexpr (RESTS) y -= rest[(j + i) * PAD + j + m] * dv;
           y -= kept[(j + m) * PAD + j + i] * dv;
         }
       }
@@ -55,12 +55,15 @@ inline Index backward_scratch(const Shape& s, Index every) {
 // What gates take beside it.
 template <class T>
 Index gates_scratch(const Shape& s, Index every) {
-  return 2 * CHUNK * s.keys_pad + every * (CHUNK + sizeof(Decays<T>) / sizeof(T));
+  const Index by_token = CHUNK + sizeof(Decays<T>) / sizeof(T);
+  const Index by_channel = (CHUNK + 1) * s.keys_pad;
+  return 2 * CHUNK * s.keys_pad + BLOCK + every * (by_token + by_channel);
 }
 
 // All matrices are in panels.
-template <class T, bool DELTA, bool GATED>
+template <class T, bool DELTA, Gating GATES>
 void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
+  constexpr bool GATED = GATES != UNGATED, CHANNELS = GATES == BY_CHANNEL, SCALED = GATES == BY_TOKEN;
   const Index Kp = s.keys_pad, Vp = s.values_pad, C = CHUNK, KV = Kp * Vp;
   constexpr int W = Simd<T>::width;
   const bool reads = a.q != nullptr;
@@ -84,7 +87,11 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
   auto* all_decays = reinterpret_cast<Decays<T>*>(bls + a.every * C);
   T* E = reinterpret_cast<T*>(all_decays + a.every);  // [C, Kp]
   T* lowerH = E + C * Kp;                             // [C, C], L H
+  T* left = lowerH + BLOCK;                           // [C, Kp], l K, of decays by channels
+  T* all_factors = left + C * Kp;                     // [every, C, Kp]
+  T* wholes = all_factors + a.every * C * Kp;         // [every, Kp]
   Crossing<T> crossing;
+  ChannelGradients<T> within;
 
   // Keys of chunk n, and what it wrote.
   const auto load_writes = [&](Index n) {
@@ -92,7 +99,13 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
     T* b = bs + at * C;
     to_panels(a.k + t * a.k_ld, a.k_ld, rows, s.keys, Ks + at * C * Kp, C);
     load_beta(a.beta ? a.beta + t * a.beta_ld : nullptr, a.beta_ld, rows, b);
-    if constexpr (GATED) {
+    if constexpr (CHANNELS) {
+      T* factors = all_factors + at * C * Kp;
+      to_panels(a.decay + t * a.decay_ld, a.decay_ld, rows, s.keys, factors, C);
+      to_factors(factors, Kp);
+      left_keys(Ks + at * C * Kp, factors, Kp, left, wholes + at * Kp);
+    }
+    if constexpr (SCALED) {
       Decays<T>& decays = all_decays[at];
       decays.load(offset(a.decay, t * a.decay_ld), a.decay_ld, rows);
       for (int i = 0; i < C; ++i) bls[at * C + i] = b[i] * decays.left[i];
@@ -141,14 +154,16 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
       const T* before = n == first ? saved : group + (n - first - 1) * KV;
       const Index before_rows = n == first ? a.state_rows : Vp;
       T* after = group + (n - first) * KV;
-      const T *K = Ks + (n - first) * C * Kp, *Ut = Uts + (n - first) * C * Vp;
+      const T *K = CHANNELS ? left : Ks + (n - first) * C * Kp, *Ut = Uts + (n - first) * C * Vp;
       for_panels<T>(Kp, FW_PANELS {
         for_rows<T>(panels, Vp, FW_BLOCK {
           block.zero();
           block.template add<true>(Ut + i * PAD, 0, K + j * C, BLOCK, C);
           if (a.d_initial || n > 0) {
             const T* from = before + j * before_rows + i * PAD;
-            if constexpr (GATED) {
+            if constexpr (CHANNELS) {
+              block.plus_columns(from, PAD, before_rows * PAD, wholes + (n - first) * Kp + j);
+            } else if constexpr (SCALED) {
               block.plus(from, PAD, before_rows * PAD, all_decays[n - first].whole);
             } else {
               block.plus(from, PAD, before_rows * PAD);
@@ -169,7 +184,11 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
       const T *K = Ks + (n - first) * C * Kp, *Ut = Uts + (n - first) * C * Vp;
       const T *b = bs + (n - first) * C;
       const T* X = DELTA ? a.errors + n * a.errors_step : Xts + (n - first) * C * Vp;
-      transpose_panels(K, KT, C, Kp);
+      const T *factors = all_factors + (n - first) * C * Kp, *whole = wholes + (n - first) * Kp;
+      if constexpr (CHANNELS) {
+        if (n != last) left_keys(K, factors, Kp, left, wholes + (n - first) * Kp);
+      }
+      transpose_panels(CHANNELS ? left : K, KT, C, Kp);
       const Decays<T>& decays = all_decays[n - first];
       const T* erased = K;
       if constexpr (GATED) {
@@ -177,7 +196,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
           to_panels(a.erase + t * a.erase_ld, a.erase_ld, rows, s.keys, E, C);
           erased = E;
         }
-        crossing.clear();
+        if (SCALED) crossing.clear();
       }
       if (reads) {
         to_panels(a.q + t * a.q_ld, a.q_ld, rows, s.keys, Q, C);
@@ -206,7 +225,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
       for (Index v = 0; v < Vp; v += PAD) {
         for_rows<T>(Panels<1>{}, PAD, FW_BLOCK {
           block.zero();
-          if constexpr (GATED) {
+          if constexpr (SCALED) {
             if (!ends) block.template add_in_parts<true>(dSt + (v + i) * PAD, Vp * PAD, KT, 0, Kp);
             block.each([&](auto& x, int, int, int token) FW_ALWAYS {
               x *= load(decays.left + token);
@@ -221,7 +240,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
         });
         transpose_block(dUt, R + v * C);
         if constexpr (DELTA) {
-          solve_upper(products, b, R + v * C, dV + v * C);
+          solve_upper<T, ROUNDS<T> && !CHANNELS>(products, b, R + v * C, dV + v * C);
         } else {
           scale_panel(b, R + v * C, dV + v * C);
           if (a.dbeta) {
@@ -241,7 +260,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
           block.write(H + i * PAD, PAD, 0);
         });
         for (Index i = 0; i < C; ++i) sums[i] = Ht[i * PAD + i];
-        if constexpr (GATED) {
+        if constexpr (SCALED) {
           // Above the diagonal, products holds A[i, j] at [j, i].
           transpose_block(products, lowerH);
           for (Index i = 0; i < C; ++i) {
@@ -254,7 +273,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
           }
           std::memcpy(lowerH, H, BLOCK * sizeof(T));
         }
-        if (erased == K) {
+        if (erased == K && !CHANNELS) {
           transpose_block(H, Ht);
           for (Index i = 0; i < BLOCK; i += W) store(H + i, load(H + i) + load(Ht + i));
         }
@@ -268,7 +287,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
           block.template add<true>(dO + i * PAD, BLOCK, X, 0, Vp);
           block.each([&](auto& x, int m, int, int v) FW_ALWAYS {
             x = lower<T, false>(load(b + v) * x, i + m, v);
-            if constexpr (GATED) {
+            if constexpr (SCALED) {
               const Index l = (i + m) * PAD + v;
               store(crossing.pairs + l, load(crossing.pairs + l) + x * load(P + l));
               x *= load(decays.pairs + l);
@@ -277,7 +296,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
           block.write(dP + i * PAD, PAD, 0);
         });
       }
-      if constexpr (GATED) {  // from here on a dO and a dV are wanted alone
+      if constexpr (SCALED) {  // from here on a dO and a dV are wanted alone
         for (Index v = 0; v < Vp; v += PAD) {
           if (reads) scale_panel(decays.since, dO + v * C, dO + v * C);
           if (DELTA) scale_panel(decays.since, dV + v * C, dV + v * C);
@@ -286,6 +305,62 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
       const Rows<T> dQ = {offset(a.dq, t * a.dq_ld), a.dq_ld, rows, s.keys};
       const Rows<T> dK = {a.dk + t * a.dk_ld, a.dk_ld, rows, s.keys};
       const Rows<T> dE = {offset(a.derase, t * a.derase_ld), a.derase_ld, rows, s.keys};
+      if constexpr (CHANNELS) {
+        for (Index j = 0; j < Kp; j += PAD) {
+          const T *Qj = Q + j * C, *Ej = erased + j * C, *Kj = K + j * C, *by = factors + j * C;
+          const T* Sj = St + j * St_rows;
+          T* dSj = dSt + j * Vp;
+          const Index step = Vp * PAD, S_step = St_rows * PAD;  // to the next panel of a state
+          if (reads) {
+            within.template pairs<DELTA, true>(by, dP, H, Qj, Ej, Kj);
+          } else {
+            within.template pairs<DELTA, false>(by, dP, H, Qj, Ej, Kj);
+          }
+          if (reads) {
+            for_rows<T>(Panels<1>{}, C, FW_BLOCK {
+              block.zero();
+              if (!begins) block.template add<true>(dO + i * PAD, BLOCK, Sj, S_step, Vp);
+              within.read(block, i, Qj, within.dQ);
+              dQ.put(block, i, j);
+            });
+          }
+          if constexpr (DELTA) {
+            for_rows<T>(Panels<1>{}, C, FW_BLOCK {
+              block.zero();
+              if (!begins) block.template add<true, -1>(dV + i * PAD, BLOCK, Sj, S_step, Vp);
+              within.read(block, i, Ej, within.dE);
+              if (erased != K) return dE.put(block, i, j);
+              block.write(within.dE + i * PAD, PAD, 0);
+            });
+          }
+          for_rows<T>(Panels<1>{}, C, FW_BLOCK {
+            block.zero();
+            if (!ends) block.template add<false>(Ut + i, BLOCK, dSj, step, Vp);
+            within.write(block, i, Kj);
+            if (DELTA && erased == K) block.plus(within.dE + i * PAD, PAD, 0);
+            dK.put(block, i, j);
+          });
+          if (!begins) {
+            T reading[BLOCK], erasing[BLOCK];
+            if (reads) decayed_reads(by, Qj, reading);
+            if (DELTA) decayed_reads(by, Ej, erasing);
+            for_rows<T>(Panels<1>{}, Vp, FW_BLOCK {
+              const Index at = i / PAD * BLOCK + i % PAD, row = i * PAD;
+              block.zero();
+              if (reads) block.template add<false>(dO + at, 0, reading, 0, C);
+              if (DELTA) block.template add<false, -1>(dV + at, 0, erasing, 0, C);
+              within.pass(block, whole + j, dSj + row, Sj + row);
+              block.write(dSj + row, PAD, 0);
+              prefetch.step();
+            });
+          }
+          if (!a.ddecay) continue;
+          const Index columns = std::min<Index>(PAD, s.keys - j);
+          T* to = a.ddecay + t * a.ddecay_ld + j;
+          from_panels(within.finish(whole + j), C, rows, columns, to, a.ddecay_ld);
+        }
+        continue;
+      }
       for_panels<T>(Kp, FW_PANELS {
         const T *Qj = Q + j * C, *Kj = K + j * C, *Sj = St + j * St_rows;
         T* dSj = dSt + j * Vp;
@@ -345,7 +420,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
           prefetch.step();
         });
       });
-      if constexpr (GATED) {
+      if constexpr (SCALED) {
         if (a.ddecay) {
           crossing.finish(decays, b, rows, a.ddecay + t * a.ddecay_ld, a.ddecay_ld);
         }

@@ -64,9 +64,8 @@ def obstacle(
         return f"keys of size {k.shape[3]} and values of size {v.shape[3]} hold nothing"
     if decay is None and erase_key is None:
         return absence(dtype)
-    if decay is not None and decay.ndim == 4:
-        return "a decay per key channel runs in the chunk form"
-    return absence(dtype, "gated_rules")
+    by_channel = decay is not None and decay.ndim == 4
+    return absence(dtype, "channel_rules" if by_channel else "gated_rules")
 
 
 def can_run(x: Tensor) -> bool:

@@ -1,6 +1,6 @@
 // The forward pass of one head; the algebra is in shape.h.
 #pragma once
-#include "couplings.h"
+#include "channels.h"
 #include "decays.h"
 
 template <class T>
@@ -22,13 +22,13 @@ struct ForwardHead {
 
 // One panel of X = (V - K S) - A U in place, U = b X, by forward substitution, a block of rows in
 // registers at a time.
-template <class T>
+template <class T, bool RESTS>
 FW_INLINE void solve_lower(const Couplings<T>& by, const T* b, T* X, T* U) {
   for_rows<T>(Panels<1>{}, CHUNK, FW_BLOCK {
     const T *A = by.A + i * PAD, *rest = by.rest + i * PAD;
     block.read(X + i * PAD, PAD, 0);
     for (Index j = 0; j < i; ++j) {
-      if constexpr (ROUNDS<T>) block.template add_one<true, -1>(rest, U, 0, j);
+      if constexpr (RESTS) block.template add_one<true, -1>(rest, U, 0, j);
       block.template add_one<true, -1>(A, U, 0, j);
     }
     FW_UNROLL for (int j = 0; j < block.rows; ++j) {
@@ -39,7 +39,7 @@ FW_INLINE void solve_lower(const Couplings<T>& by, const T* b, T* X, T* U) {
         store(U + at, u);
         FW_UNROLL for (int m = j + 1; m < block.rows; ++m) {
           auto& y = block.c[m][0][v];
-          if constexpr (ROUNDS<T>) y -= rest[m * PAD + i + j] * u;
+          if constexpr (RESTS) y -= rest[m * PAD + i + j] * u;
           y -= A[m * PAD + i + j] * u;
         }
       }
@@ -68,13 +68,31 @@ FW_INLINE void read_products(
   });
 }
 
+// Keep A, transposed, and P below it.
+template <class T, bool DELTA>
+void keep_products(const T* A, const T* P, T* kept) {
+  constexpr int W = Simd<T>::width;
+  if (DELTA) transpose_block(A, kept);
+  if (!P) return;
+  for (Index i = 0; i < CHUNK; ++i) {
+    for (int v = 0; v < PAD; v += W) {
+      const Index at = i * PAD + v;
+      store(kept + at, DELTA ? lower<T, false>(load(P + at), i, v, load(kept + at)) : load(P + at));
+    }
+  }
+}
+
 inline Index forward_scratch(const Shape& s) {
   return s.keys_pad * s.values_pad + 9 * CHUNK * s.keys_pad + BLOCK + 2 * CHUNK * s.values_pad + CHUNK;
 }
 
+// What decays by channels take beside it.
+inline Index channels_scratch(const Shape& s) { return CHUNK * s.keys_pad + s.keys_pad; }
+
 // All matrices are in panels.
-template <class T, bool DELTA, bool GATED>
+template <class T, bool DELTA, Gating GATES>
 void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
+  constexpr bool GATED = GATES != UNGATED, CHANNELS = GATES == BY_CHANNEL, SCALED = GATES == BY_TOKEN;
   const Index Kp = s.keys_pad, Vp = s.values_pad, C = CHUNK;
   const bool reads = a.q != nullptr;
   T* S = scratch;         // [Kp, Vp]
@@ -88,6 +106,8 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
   auto* doubles = reinterpret_cast<double*>(b + C);  // 2 [Kp, C]
   T* ET = b + C + 4 * C * Kp;  // [Kp, C], of E where that is not K
   T* E = GATED && a.erase ? ET + C * Kp : K;  // [C, Kp]
+  T* factors = ET + 2 * C * Kp;  // [C, Kp], of decays by channels
+  T* whole = factors + C * Kp;   // [Kp]
   Couplings<T> couplings;
   Decays<T> decays;
   if (a.initial) {
@@ -104,8 +124,12 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
     to_panels(a.k + t * a.k_ld, a.k_ld, rows, s.keys, K, C);
     to_panels(a.v + t * a.v_ld, a.v_ld, rows, s.values, X, C);
     load_beta(a.beta ? a.beta + t * a.beta_ld : nullptr, a.beta_ld, rows, b);
+    if constexpr (SCALED) decays.load(offset(a.decay, t * a.decay_ld), a.decay_ld, rows);
+    if constexpr (CHANNELS) {
+      to_panels(a.decay + t * a.decay_ld, a.decay_ld, rows, s.keys, factors, C);
+      to_factors(factors, Kp);
+    }
     if constexpr (GATED) {
-      decays.load(offset(a.decay, t * a.decay_ld), a.decay_ld, rows);
       if (a.erase) to_panels(a.erase + t * a.erase_ld, a.erase_ld, rows, s.keys, E, C);
     }
     Prefetch<T> prefetch(s);
@@ -115,15 +139,25 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
       prefetch.add(a.v + after * a.v_ld, a.v_ld, more, s.values);
       if (reads) prefetch.add(a.q + after * a.q_ld, a.q_ld, more, s.keys);
     }
-    if (DELTA || reads) transpose_panels(K, KT, C, Kp);
+    if (DELTA || reads || CHANNELS) transpose_panels(K, KT, C, Kp);
     if (reads) to_panels(a.q + t * a.q_ld, a.q_ld, rows, s.keys, Q, C);
-    const T* L = GATED ? decays.pairs : nullptr;
+    const T* L = SCALED ? decays.pairs : nullptr;
     T* kept = offset(a.products, n * a.products_step);
-    if constexpr (DELTA) {
+    if constexpr (CHANNELS) {
+      (reads ? channel_products<T, DELTA, true> : channel_products<T, DELTA, false>)(
+          factors, E, Q, KT, Kp, couplings.A, P);
+      if (kept) keep_products<T, DELTA>(couplings.A, reads ? P : nullptr, kept);
+      for (Index j = 0; j < Kp; j += PAD) {
+        const T* by = factors + j * C;
+        if (DELTA) decayed_reads(by, E + j * C, E + j * C);
+        if (reads) decayed_reads(by, Q + j * C, Q + j * C);
+        passed(by, whole + j);
+      }
+    } else if constexpr (DELTA) {
       if (E != K) transpose_panels(E, ET, C, Kp);
       couple(E == K ? KT : ET, KT, L, Kp, doubles, couplings, kept);
     }
-    if (reads) read_products(Q, KT, Kp, P, kept, DELTA, L);
+    if (reads && !CHANNELS) read_products(Q, KT, Kp, P, kept, DELTA, L);
     const Rows<T> O = {offset(a.o, t * a.o_ld), a.o_ld, rows, s.values};
     for_panels<T>(Vp, FW_PANELS {
       T *Xj = X + j * C, *Uj = U + j * C, *Sj = S + j * Kp;
@@ -131,20 +165,20 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
       if constexpr (DELTA) {
         if (!empty) {
           for_rows<T>(panels, C, FW_BLOCK {
-            if constexpr (GATED) {
+            if constexpr (SCALED) {
               block.zero();
               block.template add_in_parts<true, -1>(E + i * PAD, BLOCK, Sj, Kp * PAD, Kp);
               block.scale_rows(decays.since + i);
               block.plus(Xj + i * PAD, PAD, BLOCK);
             } else {
               block.read(Xj + i * PAD, PAD, BLOCK);
-              block.template add_in_parts<true, -1>(K + i * PAD, BLOCK, Sj, Kp * PAD, Kp);
+              block.template add_in_parts<true, -1>(E + i * PAD, BLOCK, Sj, Kp * PAD, Kp);
             }
             block.write(Xj + i * PAD, PAD, BLOCK);
           });
         }
         for (Index v = 0; v < columns; v += PAD) {
-          solve_lower(couplings, b, Xj + v * C, Uj + v * C);
+          solve_lower<T, ROUNDS<T> && !CHANNELS>(couplings, b, Xj + v * C, Uj + v * C);
         }
         if (a.errors) {
           transpose_panels(Xj, a.errors + n * a.errors_step + j * C, C, columns);
@@ -156,22 +190,27 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
         for_rows<T>(panels, C, FW_BLOCK {
           block.zero();
           if (!empty) block.template add<true>(Q + i * PAD, BLOCK, Sj, Kp * PAD, Kp);
-          if constexpr (GATED) block.scale_rows(decays.since + i);
+          if constexpr (SCALED) block.scale_rows(decays.since + i);
           block.template add<true>(P + i * PAD, BLOCK, Uj, BLOCK, i + block.rows);
           O.put(block, i, j);
         });
       }
-      if constexpr (GATED) {
+      if constexpr (SCALED) {
         for (Index v = 0; v < columns; v += PAD) {
           scale_panel(decays.left, Uj + v * C, Uj + v * C);
         }
       }
       for_rows<T>(panels, Kp, FW_BLOCK {
         block.zero();
-        block.template add<false>(K + i / PAD * BLOCK + i % PAD, 0, Uj, BLOCK, C);
-        if constexpr (GATED) {
-          block.plus(Sj + i * PAD, PAD, Kp * PAD, decays.whole);
+        if constexpr (CHANNELS) {
+          block.template add<true>(KT + i * PAD, 0, Uj, BLOCK, C);
+          block.plus_rows(Sj + i * PAD, PAD, Kp * PAD, whole + i);
         } else {
+          block.template add<false>(K + i / PAD * BLOCK + i % PAD, 0, Uj, BLOCK, C);
+        }
+        if constexpr (SCALED) {
+          block.plus(Sj + i * PAD, PAD, Kp * PAD, decays.whole);
+        } else if constexpr (!GATED) {
           block.plus(Sj + i * PAD, PAD, Kp * PAD);
         }
         block.write(Sj + i * PAD, PAD, Kp * PAD);

@@ -129,7 +129,9 @@ def _forward(
     entry, gates = "fwlight_forward", _NO_GATES
     if decay is not None or erase_key is not None:
         erase_key = None if erase_key is None else dense(erase_key)
-        entry, gates = "fwlight_gated_forward", (*sequence(decay), *_vectors(erase_key))
+        decay = dense(decay) if decay is not None and _by_channel(decay) else decay
+        entry = "fwlight_channel_forward" if _by_channel(decay) else "fwlight_gated_forward"
+        gates = *_decay(decay), *_vectors(erase_key)
     no_memory = launch(
         entry,
         k.dtype,
@@ -182,13 +184,13 @@ def _backward(
     entry, gates = "fwlight_backward", _NO_GATES
     if decay is not None or erase_key is not None:
         if decay is not None:
+            decay = dense(decay) if _by_channel(decay) else decay
             d_decay = empty_like(decay)
         if erase_key is not None:
             erase_key = dense(erase_key)
             d_erase_key = empty_like(erase_key)
-        gates = *sequence(decay), *_vectors(erase_key)
-        gates = *gates, *sequence(d_decay), *_vectors(d_erase_key)
-        entry = "fwlight_gated_backward"
+        gates = *_decay(decay), *_vectors(erase_key), *_decay(d_decay), *_vectors(d_erase_key)
+        entry = "fwlight_channel_backward" if _by_channel(decay) else "fwlight_gated_backward"
     no_memory = launch(
         entry,
         k.dtype,
@@ -219,6 +221,14 @@ def _backward(
 
 def _vectors(x: Tensor | None) -> tuple[int, ...]:
     return _NOTHING if x is None else (x.data_ptr(), *x.stride())
+
+
+def _by_channel(decay: Tensor | None) -> bool:
+    return decay is not None and decay.ndim == 4
+
+
+def _decay(x: Tensor | None) -> tuple[int, ...]:
+    return _vectors(x) if _by_channel(x) else sequence(x)
 
 
 def _refuse(name: str, k: Tensor, v: Tensor) -> NoReturn:
@@ -340,6 +350,7 @@ def _fake_backward(
     q = None if q is None or d_o is None else dense(q)
     k, v = dense(k), dense(v)
     erase_key = None if erase_key is None else dense(erase_key)
+    decay = dense(decay) if _by_channel(decay) else decay
     found = [None if x is None else empty_like(x) for x in (q, k, v, beta, decay, erase_key)]
     found.insert(4, v.new_empty(_state_shape(k, v)) if started else None)
     return _present(v, *found)

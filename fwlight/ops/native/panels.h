@@ -46,6 +46,17 @@ struct Block {
       x += by * load(from + m * ld + p * step + v);
     });
   }
+  // The same of what decays row by row, or column by column.
+  FW_INLINE void plus_rows(const T* from, Index ld, Index step, const T* by) {
+    each([&](vec& x, int m, int p, int v) FW_ALWAYS {
+      x += by[m] * load(from + m * ld + p * step + v);
+    });
+  }
+  FW_INLINE void plus_columns(const T* from, Index ld, Index step, const T* by) {
+    each([&](vec& x, int m, int p, int v) FW_ALWAYS {
+      x += load(by + p * PAD + v) * load(from + m * ld + p * step + v);
+    });
+  }
   FW_INLINE void scale_rows(const T* by) {
     each([&](vec& x, int m, int, int) FW_ALWAYS { x *= by[m] - vec{}; });
   }

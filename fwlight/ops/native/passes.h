@@ -27,9 +27,9 @@ struct Kept {
   }
 };
 
-template <class T, bool GATED>
+template <class T, Gating GATES>
 struct Forward {
-  static constexpr bool gated = GATED;
+  static constexpr bool GATED = GATES != UNGATED;
   Sizes s;
   Sequence<T> q, k, v, beta, o;
   T *initial, *last, *all_kept;
@@ -40,7 +40,7 @@ struct Forward {
         o(a.vectors<T>()), initial(a.pointer<T>()), last(a.pointer<T>()),
         all_kept(a.pointer<T>()) {
     if constexpr (!GATED) return;
-    decay = a.sequence<T>();
+    decay = GATES == BY_CHANNEL ? a.vectors<T>() : a.sequence<T>();
     erase = a.vectors<T>();
   }
 
@@ -75,13 +75,15 @@ struct Forward {
 #pragma omp parallel for schedule(static) num_threads(alone ? 1 : s.threads)
       for (Index i = 0; i < tasks; ++i) {
         const FlushDenormals flush;
-        step_head<T, RULE == DELTA, GATED>(s.shape(i % s.slices), head(i / s.slices, i % s.slices));
+        step_head<T, RULE == DELTA, GATES>(s.shape(i % s.slices), head(i / s.slices, i % s.slices));
       }
       return;
     }
     const Index threads = std::max<Index>(1, std::min(s.threads, tasks));
     const Index size =
-        RULE == FWM ? fwm_forward_scratch(s.shape(0)) : forward_scratch(s.shape(0));
+        RULE == FWM ? fwm_forward_scratch(s.shape(0))
+                    : forward_scratch(s.shape(0)) +
+                          (GATES == BY_CHANNEL ? channels_scratch(s.shape(0)) : 0);
     const Scratch<T> scratch(threads * size);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (Index i = 0; i < tasks; ++i) {
@@ -92,15 +94,15 @@ struct Forward {
       if constexpr (RULE == FWM) {
         fwm_forward_head(shape, a, own);
       } else {
-        forward_head<T, RULE == DELTA, GATED>(shape, a, own);
+        forward_head<T, RULE == DELTA, GATES>(shape, a, own);
       }
     }
   }
 };
 
-template <class T, bool GATED>
+template <class T, Gating GATES>
 struct Backward {
-  static constexpr bool gated = GATED;
+  static constexpr bool GATED = GATES != UNGATED;
   Sizes s;
   Sequence<T> q, k, v, beta, d_o, dq, dk, dv, dbeta;
   T *d_last, *d_initial, *all_kept;
@@ -112,9 +114,9 @@ struct Backward {
         dbeta(a.sequence<T>()), d_last(a.pointer<T>()), d_initial(a.pointer<T>()),
         all_kept(a.pointer<T>()) {
     if constexpr (!GATED) return;
-    decay = a.sequence<T>();
+    decay = GATES == BY_CHANNEL ? a.vectors<T>() : a.sequence<T>();
     erase = a.vectors<T>();
-    ddecay = a.sequence<T>();
+    ddecay = GATES == BY_CHANNEL ? a.vectors<T>() : a.sequence<T>();
     derase = a.vectors<T>();
   }
 
@@ -154,16 +156,17 @@ struct Backward {
       a.dq_ld = a.dk_ld = K;
       a.dbeta_ld = 1;
       if constexpr (GATED) {
-        own += share() - s.tokens * (K + 1);
+        own += share() - s.tokens * (K + decays());
         a.derase = a.derase ? own : nullptr;
         a.ddecay = a.ddecay ? own + s.tokens * K : nullptr;
         a.derase_ld = K;
-        a.ddecay_ld = 1;
+        a.ddecay_ld = decays();
       }
     }
     return a;
   }
-  Index share() const { return s.tokens * (GATED ? 3 * s.keys + 2 : 2 * s.keys + 1); }
+  Index decays() const { return GATES == UNGATED ? 0 : GATES == BY_TOKEN ? 1 : s.keys; }
+  Index share() const { return s.tokens * ((GATED ? 3 : 2) * s.keys + 1 + decays()); }
 
   template <Rule RULE>
   void run() const {
@@ -184,7 +187,7 @@ struct Backward {
       if constexpr (RULE == FWM) {
         fwm_backward_head(s.shape(part), a, own);
       } else {
-        backward_head<T, RULE == DELTA, GATED>(s.shape(part), a, own);
+        backward_head<T, RULE == DELTA, GATES>(s.shape(part), a, own);
       }
     }
     if (!partial) return;
@@ -203,8 +206,11 @@ struct Backward {
         }
         if (dbeta.data) dbeta.at(b, h)[t * dbeta.token] += own[2 * s.tokens * K + t];
         if constexpr (!GATED) continue;
-        own += share() - s.tokens * (K + 1);
-        if (ddecay.data) ddecay.at(b, h)[t * ddecay.token] += own[s.tokens * K + t];
+        own += share() - s.tokens * (K + decays());
+        if (ddecay.data) {
+          T* to_decay = ddecay.at(b, h) + t * ddecay.token;
+          for (Index j = 0; j < decays(); ++j) to_decay[j] += own[s.tokens * K + t * decays() + j];
+        }
         if (!derase.data) continue;
         T* to_erase = derase.at(b, h) + t * derase.token;
         for (Index j = 0; j < K; ++j) to_erase[j] += own[t * K + j];
@@ -232,7 +238,7 @@ int call(const Index* arguments) noexcept {
       case SUM: return pass.template run<SUM>();
       case DELTA: return pass.template run<DELTA>();
       case FWM:
-        if constexpr (!Pass::gated) return pass.template run<FWM>();
+        if constexpr (!Pass::GATED) return pass.template run<FWM>();
     }
   });
 }

@@ -6,8 +6,8 @@
 #include "sum_norm.h"
 
 extern "C" {
-int fwlight_forward(const Index* arguments) { return call<Forward<FW_REAL, false>>(arguments); }
-int fwlight_backward(const Index* arguments) { return call<Backward<FW_REAL, false>>(arguments); }
+int fwlight_forward(const Index* arguments) { return call<Forward<FW_REAL, UNGATED>>(arguments); }
+int fwlight_backward(const Index* arguments) { return call<Backward<FW_REAL, UNGATED>>(arguments); }
 int fwlight_dpfp(const Index* arguments) {
   return guarded([&] { Dpfp<FW_REAL>{Arguments(arguments)}.run(); });
 }

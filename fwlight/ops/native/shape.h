@@ -45,6 +45,9 @@ class Scratch {
   T* base_;
 };
 
+// Whether a memory decays or erases under keys of its own, and whether decays are those of channels.
+enum Gating { UNGATED, BY_TOKEN, BY_CHANNEL };
+
 // One head, or a slice of its columns. Sizes with `_pad` are rounded up to PAD.
 struct Shape {
   Index tokens, keys, keys_pad, values, values_pad;
