@@ -283,18 +283,15 @@ class FastWeights(Features):
                 )
                 if q is not None:
                     self.observer.read(q, asked)
-            if q is not None and self.writes > 1:  # the last write of every token has its query
-                q = F.pad(q[:, :, :, None], (0, 0, self.writes - 1, 0)).flatten(2, 3)
             o, weights = self.update_rule(
                 q, written_k, v_written, beta, initial_state=weights, **options
             )
             if o is not None and q is not None:
                 if z is not None:
-                    o = o / ((z[:, :, 1:] * q).sum(-1, keepdim=True) + self.read_eps)
+                    z_read = z[:, :, self.writes :: self.writes]  # after the last write of a token
+                    o = o / ((z_read * q).sum(-1, keepdim=True) + self.read_eps)
                 o = at_least_float32(o) * self.output_scale
                 if self.skip is not None:
-                    o = o + self.skip[:, None, None] * v
+                    o = o + self.skip[:, None, None] * v[:, :, self.writes - 1 :: self.writes]
                 o = self.out_norm(o).to(v.dtype)
-                if self.writes > 1:
-                    o = o[:, :, self.writes - 1 :: self.writes]
         return o, MemoryState(weights, None if z is None else z[:, :, -1], offset)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fwlight.autocast import without_autocast
 from fwlight.ops import native
@@ -34,11 +35,13 @@ class Backend(NamedTuple):
             is wanted. To "native" alone, an empty memory may be None: it then leaves out all
             products with it.
         obstacle: `(k, v, dtype, **gates)` -> why it cannot compute such inputs in `dtype`, or None.
+        counts_writes: Whether q and o may have one row for several writes, as `run_rule` says.
     """
 
     name: str
     run: Callable[..., tuple[Tensor | None, Tensor]]
     obstacle: Callable[..., str | None]
+    counts_writes: bool = False
 
 
 def allows_native(update_rule: Callable[..., Any]) -> bool:
@@ -63,6 +66,8 @@ def run_rule(
 ) -> tuple[Tensor | None, Tensor]:
     """Check the arguments, choose a back end and run it in its number format.
 
+    All but q may have n times as many rows as q: n writes a token, which is read after the last.
+
     The FLA kernels take half precision as it is; all others compute in float32, or in float64 if
     any argument has it. The state stays in that format and o returns to the format of v.
 
@@ -85,7 +90,13 @@ def run_rule(
                 _refuse_dtype(q=q, k=k, v=v, beta=beta, initial_state=initial_state, **gates)
             dtype = torch.promote_types(dtype, x.dtype)
             all_float32 = False
-    name, run, _ = _choose(backends, backend, k, v, dtype, gates)
+    name, run, _, counts_writes = _choose(backends, backend, k, v, dtype, gates)
+    if q is not None and not counts_writes and q.shape[2] != k.shape[2]:
+        writes = k.shape[2] // q.shape[2]
+        q = pad(q[:, :, :, None], (0, 0, writes - 1, 0)).flatten(2, 3)
+        arguments = backends, backend, q, k, v, beta, initial_state, decay, erase_key
+        o, state = run_rule(*arguments)
+        return None if o is None else o[:, :, writes - 1 :: writes], state
     if name == "native" and all_float32 and k.numel():  # decoding takes microseconds
         if not gates:
             return run(q, k, v, beta, initial_state)
@@ -129,7 +140,7 @@ def _choose(
         )
     asked, unable, reason = backend == "auto", "", None
     for candidate in backends:
-        name, _, obstacle_of = candidate
+        name, _, obstacle_of, _ = candidate
         if asked or name == backend:
             asked = True
             # Without `**` where there is nothing: each takes as long as the obstacle.
@@ -177,11 +188,19 @@ def _check_shapes(
         )
     b, h, t, keys = shape  # slices of shapes are shapes again, which take longer
     if q is not None and q.shape != shape:
-        _refuse("q", q, k, v, shape)
+        _check_queries(q, k, v)
     if beta is not None and beta.shape != (b, h, t):
         _refuse("beta", beta, k, v, (b, h, t))
     if state is not None and state.shape != (b, h, keys, of_v[3]):
         _refuse("initial_state", state, k, v, (b, h, keys, of_v[3]))
+
+
+def _check_queries(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise ValueError where k holds no whole number of writes for each query."""
+    b, h, t, keys = k.shape
+    tokens = q.shape[2] if q.ndim == 4 else 0
+    if not tokens or t < tokens or t % tokens or q.shape != (b, h, tokens, keys):
+        _refuse("q", q, k, v, k.shape)
 
 
 def _refuse_dtype(**inputs: Tensor | None) -> NoReturn:

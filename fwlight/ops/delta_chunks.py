@@ -146,8 +146,8 @@ def _couplings(K: Tensor) -> Tensor:
     Where one key comes again and again with b = 2, every write turns the sign of what is stored and
     no error decays: in float32 that of A, the same in every chunk, would add up over a sequence.
     """
-    K = K.double()
-    return torch.bmm(K, K.mT).tril_(-1)
+    keys = K.double()
+    return torch.bmm(keys, keys.mT).tril_(-1)
 
 
 def _solve(A: Tensor, X: Tensor, *, upper: bool) -> Tensor:

@@ -13,7 +13,7 @@ from fwlight.ops.native import native_delta_rule
 
 
 def delta_rule(
-    q: Float[Tensor, "b h t k"] | None,
+    q: Float[Tensor, "b h r k"] | None,
     k: Float[Tensor, "b h t k"],
     v: Float[Tensor, "b h t v"],
     beta: Float[Tensor, "b h t"],
@@ -22,7 +22,7 @@ def delta_rule(
     erase_key: Float[Tensor, "b h t k"] | None = None,
     initial_state: Float[Tensor, "b h k v"] | None = None,
     backend: str = "auto",
-) -> tuple[Float[Tensor, "b h t v"] | None, Float[Tensor, "b h k v"]]:
+) -> tuple[Float[Tensor, "b h r v"] | None, Float[Tensor, "b h k v"]]:
     """Move the value stored under each key towards the new one, then read.
 
         S_t = S_{t-1} + k_t (x) beta_t (v_t - S_{t-1}^T k_t)      o_t = S_t^T q_t
@@ -37,13 +37,17 @@ def delta_rule(
     One decay a token: Gated DeltaNet (Yang et al. 2025, arXiv 2412.06464); one a key channel: Kimi
     delta attention (arXiv 2510.26692). -inf empties the memory before its token.
 
+    The others may have n times as many rows as q, n writes a token of which the last is read, as in
+    DeltaProduct (Siems et al. 2025, arXiv 2502.10297); a decay belongs to the first of them, and is
+    0 for the others.
+
     A number that is not finite spoils reads of its own head and sequence alone: with "recurrent"
     from its token on, with the others, which multiply it by the zeros of a mask, up to 63 tokens of
     its chunk before it too. "native" takes numbers too small for the format's exponent (below 1e-38
     in float32) for 0.
 
     Args:
-        q: Queries, features already; None writes only.
+        q: Queries, features already, one a token; None writes only.
         k: Keys, features already.
         v: Values.
         beta: Write strengths.
@@ -99,7 +103,7 @@ def recurrent_delta_rule(
 
 
 BACKENDS = (
-    Backend("native", native_delta_rule, native.obstacle),
+    Backend("native", native_delta_rule, native.obstacle, counts_writes=True),
     Backend("fla", fla_delta_rule, fla.obstacle),
     Backend("chunk", chunk_delta_rule, no_obstacle),
     Backend("recurrent", recurrent_delta_rule, no_obstacle),

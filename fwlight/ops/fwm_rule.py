@@ -10,14 +10,14 @@ from fwlight.ops.native import native_fwm_rule
 
 
 def fwm_rule(
-    q: Float[Tensor, "b h t k"] | None,
+    q: Float[Tensor, "b h r k"] | None,
     k: Float[Tensor, "b h t k"],
     v: Float[Tensor, "b h t v"],
     beta: Float[Tensor, "b h t"],
     *,
     initial_state: Float[Tensor, "b h k v"] | None = None,
     backend: str = "auto",
-) -> tuple[Float[Tensor, "b h t v"] | None, Float[Tensor, "b h k v"]]:
+) -> tuple[Float[Tensor, "b h r v"] | None, Float[Tensor, "b h k v"]]:
     """Write as the delta rule does, scale the fast weights back into the unit ball, then read.
 
         S'_t = S_{t-1} + k_t (x) beta_t (v_t - S_{t-1}^T k_t)
@@ -29,12 +29,14 @@ def fwm_rule(
     zero, and smaller numbers than the format's exponent allows, below 1e-38, everywhere.)
     Neither is a write of nothing (beta_t = 0 or k_t = 0), which leaves the state untouched.
 
+    The others may have n times as many rows as q, n writes a token of which the last is read.
+
     A number that is not finite spoils reads of its own head and sequence alone: with "recurrent"
     from its token on, with "native", which multiplies it by the zeros of a mask, up to 15 tokens of
     its chunk before it too.
 
     Args:
-        q: Queries, features already; None writes only.
+        q: Queries, features already, one a token; None writes only.
         k: Keys, features already.
         v: Values.
         beta: Write strengths.

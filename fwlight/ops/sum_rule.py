@@ -25,7 +25,7 @@ from fwlight.ops.native import native_sum_rule
 
 
 def sum_rule(
-    q: Float[Tensor, "b h t k"] | None,
+    q: Float[Tensor, "b h r k"] | None,
     k: Float[Tensor, "b h t k"],
     v: Float[Tensor, "b h t v"],
     beta: Float[Tensor, "b h t"] | None = None,
@@ -33,7 +33,7 @@ def sum_rule(
     decay: Float[Tensor, "b h t"] | Float[Tensor, "b h t k"] | None = None,
     initial_state: Float[Tensor, "b h k v"] | None = None,
     backend: str = "auto",
-) -> tuple[Float[Tensor, "b h t v"] | None, Float[Tensor, "b h k v"]]:
+) -> tuple[Float[Tensor, "b h r v"] | None, Float[Tensor, "b h k v"]]:
     """Add every association to the fast weights, reading each token after its own write.
 
         S_t = S_{t-1} + k_t (x) beta_t v_t      o_t = S_t^T q_t
@@ -45,13 +45,15 @@ def sum_rule(
     RetNet (Sun et al. 2023, arXiv 2307.08621) and, with one a key channel, gated linear attention
     (Yang et al. 2024, arXiv 2312.06635). -inf empties the memory before its token.
 
+    The others may have n times as many rows as q, n writes a token of which the last is read.
+
     A number that is not finite spoils reads of its own head and sequence alone: with "recurrent"
     from its token on, with the others, which multiply it by the zeros of a mask, up to 63 tokens of
     its chunk before it too. "native" takes numbers too small for the format's exponent (below 1e-38
     in float32) for 0.
 
     Args:
-        q: Queries, features already; None writes only.
+        q: Queries, features already, one a token; None writes only.
         k: Keys, features already.
         v: Values.
         beta: Write strengths; None is 1 everywhere.
@@ -197,7 +199,7 @@ def _backward(
 
 
 BACKENDS = (
-    Backend("native", native_sum_rule, native.obstacle),
+    Backend("native", native_sum_rule, native.obstacle, counts_writes=True),
     Backend("fla", fla_sum_rule, fla.obstacle),
     Backend("chunk", chunk_sum_rule, no_obstacle),
     Backend("recurrent", recurrent_sum_rule, no_obstacle),

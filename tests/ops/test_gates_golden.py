@@ -33,17 +33,10 @@ def run_golden(name: str, backend: str, inputs: dict[str, Tensor]) -> tuple[Tens
     if name == "erase_write":
         v, erase_key = inputs["write"] * v, inputs["erase"] * k
         beta = torch.ones_like(v[..., 0])
-    writes = k.shape[2] // q.shape[2]
-
-    def at(x: Tensor, which: int) -> Tensor:
-        """Put x into one write of a token and zeros into the others."""
-        parts = [x if n == which else torch.zeros_like(x) for n in range(writes)]
-        return torch.stack(parts, 3).flatten(2, 3)
-
-    o, last = delta_rule(
-        at(q, writes - 1), k, v, beta, decay=at(decay, 0), erase_key=erase_key, **options
-    )
-    return o[:, :, writes - 1 :: writes], last
+    if decay is not None and (writes := k.shape[2] // q.shape[2]) > 1:  # before the first of them
+        others = torch.zeros_like(decay)
+        decay = torch.stack([decay, *[others] * (writes - 1)], 3).flatten(2, 3)
+    return delta_rule(q, k, v, beta, decay=decay, erase_key=erase_key, **options)
 
 
 @pytest.mark.parametrize("name", GOLDEN)

@@ -43,11 +43,13 @@ class Arguments {
 
 struct Sizes {
   Index batch, heads, tokens, keys, values, every, rule, threads;
+  Index writes;  // of one token of queries: the last one is read
   Index keys_pad, values_pad, slices, slice;  // `slice`: columns of each slice but the last
 
   explicit Sizes(Arguments& a)
       : batch(a.number()), heads(a.number()), tokens(a.number()), keys(a.number()),
-        values(a.number()), every(a.number()), rule(a.number()), threads(a.number()) {
+        values(a.number()), every(a.number()), rule(a.number()), threads(a.number()),
+        writes(a.number()) {
     keys_pad = (keys + PAD - 1) / PAD * PAD;
     values_pad = (values + PAD - 1) / PAD * PAD;
     // Heads share the threads; where there are fewer, each is cut into slices of columns, which

@@ -16,6 +16,7 @@ struct BackwardHead {
   Index decay_ld, erase_ld;
   T *ddecay, *derase;
   Index ddecay_ld, derase_ld;
+  Reads reads;
 };
 
 // One panel of dR = dU - A^T dV in place and dV = b dR, by back substitution. Above the diagonal of
@@ -199,16 +200,17 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
         if (SCALED) crossing.clear();
       }
       if (reads) {
-        to_panels(a.q + t * a.q_ld, a.q_ld, rows, s.keys, Q, C);
-        to_panels(a.d_o + t * a.do_ld, a.do_ld, rows, s.values, dO, C);
+        reads_to_panels(a.reads, a.q, a.q_ld, t, rows, s.keys, Q);
+        reads_to_panels(a.reads, a.d_o, a.do_ld, t, rows, s.values, dO);
       }
       Prefetch<T> prefetch(s);  // keys and what was written are there, but for a group's last chunk
       if (Prefetch<T>::pays(s) && n > 0) {
         const Index before = t - C;
         prefetch.add(a.products + (n - 1) * a.products_step, 0, 1, a.products_step);
         if (reads) {
-          prefetch.add(a.q + before * a.q_ld, a.q_ld, C, s.keys);
-          prefetch.add(a.d_o + before * a.do_ld, a.do_ld, C, s.values);
+          const Index token = a.reads.before(before), tokens = a.reads.before(t) - token;
+          prefetch.add(a.q + token * a.q_ld, a.q_ld, tokens, s.keys);
+          prefetch.add(a.d_o + token * a.do_ld, a.do_ld, tokens, s.values);
         }
       }
       const T* products = a.products + n * a.products_step;
@@ -302,9 +304,9 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
           if (DELTA) scale_panel(decays.since, dV + v * C, dV + v * C);
         }
       }
-      const Rows<T> dQ = {offset(a.dq, t * a.dq_ld), a.dq_ld, rows, s.keys};
-      const Rows<T> dK = {a.dk + t * a.dk_ld, a.dk_ld, rows, s.keys};
-      const Rows<T> dE = {offset(a.derase, t * a.derase_ld), a.derase_ld, rows, s.keys};
+      const Rows<T> dQ = {a.dq, a.dq_ld, t, rows, s.keys, a.reads};
+      const Rows<T> dK = {a.dk, a.dk_ld, t, rows, s.keys};
+      const Rows<T> dE = {a.derase, a.derase_ld, t, rows, s.keys};
       if constexpr (CHANNELS) {
         for (Index j = 0; j < Kp; j += PAD) {
           const T *Qj = Q + j * C, *Ej = erased + j * C, *Kj = K + j * C, *by = factors + j * C;

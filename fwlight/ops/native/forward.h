@@ -18,6 +18,7 @@ struct ForwardHead {
   Index states_step, state_rows, errors_step, products_step, every;
   const T *decay, *erase;  // either may be null
   Index decay_ld, erase_ld;
+  Reads reads;
 };
 
 // One panel of X = (V - K S) - A U in place, U = b X, by forward substitution, a block of rows in
@@ -137,10 +138,13 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
       const Index after = t + C, more = s.rows(n + 1);
       prefetch.add(a.k + after * a.k_ld, a.k_ld, more, s.keys);
       prefetch.add(a.v + after * a.v_ld, a.v_ld, more, s.values);
-      if (reads) prefetch.add(a.q + after * a.q_ld, a.q_ld, more, s.keys);
+      if (reads) {
+        const Index token = a.reads.before(after), tokens = a.reads.before(after + more) - token;
+        prefetch.add(a.q + token * a.q_ld, a.q_ld, tokens, s.keys);
+      }
     }
     if (DELTA || reads || CHANNELS) transpose_panels(K, KT, C, Kp);
-    if (reads) to_panels(a.q + t * a.q_ld, a.q_ld, rows, s.keys, Q, C);
+    if (reads) reads_to_panels(a.reads, a.q, a.q_ld, t, rows, s.keys, Q);
     const T* L = SCALED ? decays.pairs : nullptr;
     T* kept = offset(a.products, n * a.products_step);
     if constexpr (CHANNELS) {
@@ -158,7 +162,7 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
       couple(E == K ? KT : ET, KT, L, Kp, doubles, couplings, kept);
     }
     if (reads && !CHANNELS) read_products(Q, KT, Kp, P, kept, DELTA, L);
-    const Rows<T> O = {offset(a.o, t * a.o_ld), a.o_ld, rows, s.values};
+    const Rows<T> O = {a.o, a.o_ld, t, rows, s.values, a.reads};
     for_panels<T>(Vp, FW_PANELS {
       T *Xj = X + j * C, *Uj = U + j * C, *Sj = S + j * Kp;
       constexpr Index columns = panels.count * PAD;

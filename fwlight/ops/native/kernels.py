@@ -122,7 +122,7 @@ def _forward(
         state = state.contiguous()
     k, v = dense(k), dense(v)
     numbers, like_state, like_kept = _sizes(k.shape, v.shape, k.dtype, rule)
-    o = None if q is None else empty_like(v)
+    o = None if q is None else _outputs(q, v)
     if last is None:
         last = torch.empty_like(like_state, memory_format=_CONTIGUOUS)
     kept = torch.empty_like(like_kept, memory_format=_CONTIGUOUS) if keep else None
@@ -137,6 +137,7 @@ def _forward(
         k.dtype,
         *numbers,
         torch.get_num_threads(),
+        1 if q is None else _writes(q, k),
         *(_NOTHING if q is None else (q.data_ptr(), *q.stride())),
         k.data_ptr(),
         *k.stride(),
@@ -196,6 +197,7 @@ def _backward(
         k.dtype,
         *numbers,
         torch.get_num_threads(),
+        1 if q is None else _writes(q, k),
         *(_NOTHING if q is None else (q.data_ptr(), *q.stride())),
         k.data_ptr(),
         *k.stride(),
@@ -221,6 +223,17 @@ def _backward(
 
 def _vectors(x: Tensor | None) -> tuple[int, ...]:
     return _NOTHING if x is None else (x.data_ptr(), *x.stride())
+
+
+def _writes(q: Tensor, k: Tensor) -> int:
+    tokens = q.shape[2]
+    return k.shape[2] // tokens if tokens else 1
+
+
+def _outputs(q: Tensor, v: Tensor) -> Tensor:
+    """Return memory for the values read, in the layout of those written."""
+    tokens = q.shape[2]
+    return empty_like(v if tokens == v.shape[2] else v[:, :, :tokens])
 
 
 def _by_channel(decay: Tensor | None) -> bool:
@@ -329,7 +342,7 @@ def _fake_forward(
     q: Any, k: Any, v: Any, beta: Any, state: Any, rule: str, keep: int, *gates: Any
 ) -> Any:
     k, v = dense(k), dense(v)
-    o = None if q is None else empty_like(v)
+    o = None if q is None else _outputs(q, v)
     kept = v.new_empty(_numbers_kept(k.shape, v.shape[3], v.itemsize, rule)) if keep else None
     return _present(v, o, v.new_empty(_state_shape(k, v)), kept)
 

@@ -160,6 +160,23 @@ FW_APART void to_panels(
   }
 }
 
+// The same of what is read, row t of `from` where token t is and zeros elsewhere, for the writes of a
+// chunk from `first` on.
+template <class T>
+FW_APART void reads_to_panels(
+    const Reads& reads, const T* from, Index ld, Index first, Index rows, Index columns, T* to) {
+  if (reads.writes == 1) return to_panels(from + first * ld, ld, rows, columns, to, CHUNK);
+  to_panels(from, ld, 0, columns, to, CHUNK);
+  for (Index i = 0; i < rows; ++i) {
+    if (!reads.after(first + i)) continue;
+    const T* row = from + reads.before(first + i) * ld;
+    for (Index j = 0; j < columns; j += PAD) {
+      const Index count = std::min<Index>(PAD, columns - j);
+      std::memcpy(to + j * CHUNK + i * PAD, row + j, count * sizeof(T));
+    }
+  }
+}
+
 // Undo `to_panels`.
 template <class T>
 FW_APART void from_panels(
@@ -181,8 +198,9 @@ class Prefetch {
   explicit FW_INLINE Prefetch(const Shape& s)
       : blocks_(s.keys_pad * s.values_pad / (SUMS * Simd<T>::width)) {}
   static FW_INLINE bool pays(const Shape& s) { return s.keys_pad * s.values_pad >= 64 * 64; }
-  // At least one row, and three times at most.
+  // Three times at most.
   FW_INLINE void add(const T* at, Index ld, Index rows, Index columns) {
+    if (rows == 0) return;
     parts_[count_++] = {at, ld, rows, columns};
     lines_ += rows * ((columns + LINE - 1) / LINE);
     share_ = (lines_ + blocks_ - 1) / blocks_;
@@ -210,16 +228,27 @@ class Prefetch {
   Index column_ = 0, lines_ = 0, share_ = 0, blocks_;
 };
 
-// `rows` x `columns` numbers in memory as the caller lays it out, where a chunk's results go.
+// `rows` x `columns` numbers in memory as the caller lays it out, where a chunk's results go: those
+// of every write from `first` on, or of the reads among them.
 template <class T>
 struct Rows {
   T* data;
-  Index ld, rows, columns;
+  Index ld, first, rows, columns;
+  Reads reads{1};
 
   template <class B>
   FW_INLINE void put(B& block, Index i, Index j) const {
-    T* to = data + i * ld + j;
-    if (i + B::rows <= rows && j + B::panels * PAD <= columns) {
+    T* to = data + (first + i) * ld + j;
+    if (reads.writes > 1) {
+      T own[B::rows * B::panels * PAD];
+      block.write(own, PAD, B::rows * PAD);
+      for (Index m = 0; m < B::rows && i + m < rows; ++m) {
+        if (!reads.after(first + i + m)) continue;
+        to = data + reads.before(first + i + m) * ld + j;
+        const Index there = std::min<Index>(B::panels * PAD, columns - j);
+        from_panels(own + m * PAD, B::rows, 1, there, to, ld);
+      }
+    } else if (i + B::rows <= rows && j + B::panels * PAD <= columns) {
       block.write(to, ld, PAD);
     } else {
       T own[B::rows * B::panels * PAD];

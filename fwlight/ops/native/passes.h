@@ -64,6 +64,7 @@ struct Forward {
         decay.data ? decay.at(b, h) : nullptr,
         erase.data ? erase.at(b, h) : nullptr,
         decay.token, erase.token,
+        {s.writes},
     };
   }
 
@@ -147,6 +148,7 @@ struct Backward {
         ddecay.data ? ddecay.at(b, h) : nullptr,
         derase.data ? derase.at(b, h) : nullptr,
         ddecay.token, derase.token,
+        {s.writes},
     };
     if (part > 0) {
       T* own = partial + (n * (s.slices - 1) + part - 1) * share();
@@ -200,7 +202,7 @@ struct Backward {
         const T* own = partial.get() + (n * (s.slices - 1) + part - 1) * share();
         T* to_k = dk.at(b, h) + t * dk.token;
         for (Index j = 0; j < K; ++j) to_k[j] += own[s.tokens * K + t * K + j];
-        if (q.data) {
+        if (q.data && t < s.tokens / s.writes) {
           T* to_q = dq.at(b, h) + t * dq.token;
           for (Index j = 0; j < K; ++j) to_q[j] += own[t * K + j];
         }

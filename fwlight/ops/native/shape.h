@@ -23,6 +23,13 @@
 
 #include "simd.h"
 
+// With n writes a token, whose tensors have n T rows, token t is read after write (t + 1) n - 1.
+struct Reads {
+  Index writes;
+  bool after(Index write) const { return (write + 1) % writes == 0; }
+  Index before(Index write) const { return write / writes; }  // how many
+};
+
 // A tensor [B, H, T, D] (or [B, H, T]) whose last dimension is contiguous; strides in numbers.
 template <class T>
 struct Sequence {

@@ -52,10 +52,11 @@ void step_head(const Shape& s, const ForwardHead<T>& a) {
   }
   for (Index t = 0; t < s.tokens; ++t) {
     const T* S = t == 0 && a.initial ? a.initial : a.last;
-    const T* q = a.q ? a.q + t * a.q_ld : nullptr;
+    const Index token = a.reads.before(t);
+    const T* q = a.q && a.reads.after(t) ? a.q + token * a.q_ld : nullptr;
     const T* k = a.k + t * a.k_ld;
     const T* v = a.v + t * a.v_ld;
-    T* o = q ? a.o + t * a.o_ld : nullptr;
+    T* o = q ? a.o + token * a.o_ld : nullptr;
     const T b = a.beta ? a.beta[t * a.beta_ld] : T(1);
     const T* p = GATED && a.erase ? a.erase + t * a.erase_ld : k;
     if (GATED && a.decay) {
