@@ -20,7 +20,7 @@ import importlib
 import importlib.util
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,12 +130,18 @@ def contenders(rule: str, shape: Shape, product: Any, *, longest: int = 4096) ->
         for names in choices
         for backend in ("native", "chunk")
     }
+    if rule == "delta":
+        # As in DeltaProduct: keys, values and strengths of two writes, one query.
+        twice = (q, *inputs(replace(shape, tokens=2 * shape.tokens))[1:4])
+        for backend in ("native", "chunk"):
+            found[f"{backend}, 2 writes"] = _twice(twice, d_o, backend)
     if shape.tokens <= 256:
         found["token loop"] = ours("recurrent")
     if shape.tokens <= longest:
         found["SDPA"] = _softmax(shape, v, d_o)
     if rule == "delta" and shape.tokens <= 4096 and importlib.util.find_spec("transformers"):
         found["transformers"] = _transformers(q, k, v, beta, d_o)
+        found["transformers, decay"] = _transformers(q, k, v, beta, d_o, gates()["decay"])
     # Its backward pass grows with the square of T, to seconds at 4,096.
     if rule == "delta" and shape.tokens <= 1024 and shape.tokens % FLA_CHUNK == 0:
         naive = fla_chunkwise()
@@ -144,6 +150,16 @@ def contenders(rule: str, shape: Shape, product: Any, *, longest: int = 4096) ->
     if rule == "sum" and product is not None:
         found["fast-transformers"] = _fast_transformers(product, q, k, v, d_o)
     return found
+
+
+def _twice(leaves: tuple[Tensor, ...], d_o: Tensor, backend: str) -> Work:
+    q, k, v, beta = leaves
+
+    def call() -> object:
+        o, _ = delta_rule(q, k, v, beta, backend=backend)
+        return torch.autograd.grad(o, leaves, d_o)
+
+    return call
 
 
 def _softmax(shape: Shape, v: Tensor, d_o: Tensor) -> Work:
@@ -156,15 +172,19 @@ def _softmax(shape: Shape, v: Tensor, d_o: Tensor) -> Work:
     return call
 
 
-def _transformers(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, d_o: Tensor) -> Work:
+def _transformers(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, d_o: Tensor, decay: Tensor | None = None
+) -> Work:
     module = importlib.import_module("transformers.models.qwen3_next.modeling_qwen3_next")
     d_o = d_o.transpose(1, 2)
+    leaves = (q, k, v, beta, *(() if decay is None else (decay,)))
 
     def call() -> object:
         turned = (x.transpose(1, 2) for x in (q, k, v))
         b = beta.transpose(1, 2)
-        o, _ = module.torch_chunk_gated_delta_rule(*turned, g=torch.zeros_like(b), beta=b)
-        return torch.autograd.grad(o, (q, k, v, beta), d_o)
+        g = torch.zeros_like(b) if decay is None else decay.transpose(1, 2)
+        o, _ = module.torch_chunk_gated_delta_rule(*turned, g=g, beta=b)
+        return torch.autograd.grad(o, leaves, d_o)
 
     return call
 
