@@ -16,7 +16,7 @@ struct BackwardHead {
   Index decay_ld, erase_ld;
   T *ddecay, *derase;
   Index ddecay_ld, derase_ld;
-  Reads reads;
+  Index writes;  // of a token
 };
 
 // One panel of dR = dU - A^T dV in place and dV = b dR, by back substitution. Above the diagonal of
@@ -91,6 +91,8 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
   T* left = lowerH + BLOCK;                           // [C, Kp], l K, of decays by channels
   T* all_factors = left + C * Kp;                     // [every, C, Kp]
   T* wholes = all_factors + a.every * C * Kp;         // [every, Kp]
+  const Reads each_write;
+  Reads asked(a.writes), next(a.writes);
   Crossing<T> crossing;
   ChannelGradients<T> within;
 
@@ -191,6 +193,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
       }
       transpose_panels(CHANNELS ? left : K, KT, C, Kp);
       const Decays<T>& decays = all_decays[n - first];
+      asked.move(t, rows);
       const T* erased = K;
       if constexpr (GATED) {
         if (a.erase) {
@@ -200,27 +203,26 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
         if (SCALED) crossing.clear();
       }
       if (reads) {
-        reads_to_panels(a.reads, a.q, a.q_ld, t, rows, s.keys, Q);
-        reads_to_panels(a.reads, a.d_o, a.do_ld, t, rows, s.values, dO);
+        to_panels(a.q + asked.token * a.q_ld, a.q_ld, asked.count, s.keys, Q, C);
+        to_panels(a.d_o + asked.token * a.do_ld, a.do_ld, asked.count, s.values, dO, C);
       }
       Prefetch<T> prefetch(s);  // keys and what was written are there, but for a group's last chunk
       if (Prefetch<T>::pays(s) && n > 0) {
         const Index before = t - C;
         prefetch.add(a.products + (n - 1) * a.products_step, 0, 1, a.products_step);
         if (reads) {
-          const Index token = a.reads.before(before), tokens = a.reads.before(t) - token;
-          prefetch.add(a.q + token * a.q_ld, a.q_ld, tokens, s.keys);
-          prefetch.add(a.d_o + token * a.do_ld, a.do_ld, tokens, s.values);
+          next.move(before, C);
+          prefetch.add(a.q + next.token * a.q_ld, a.q_ld, next.count, s.keys);
+          prefetch.add(a.d_o + next.token * a.do_ld, a.do_ld, next.count, s.values);
         }
       }
       const T* products = a.products + n * a.products_step;
-      const T* P = products;
-      if (DELTA && reads) {  // without what stands above the diagonal
-        P = lowerP;
-        for (Index i = 0; i < C; ++i) {
-          for (int v = 0; v < PAD; v += W) {
-            store(lowerP + i * PAD + v, lower<T, false>(load(products + i * PAD + v), i, v));
-          }
+      const T* P = lowerP;  // without what stands above the diagonal, and in other writes' rows
+      for (Index i = 0; reads && i < C; ++i) {
+        const Index at = asked.at[i];
+        for (int v = 0; v < PAD; v += W) {
+          const auto x = load(products + at * PAD + v);
+          store(lowerP + i * PAD + v, i < asked.count ? lower<T, false>(x, at, v) : typename Simd<T>::vec{});
         }
       }
       T sums[CHUNK] = {};
@@ -233,9 +235,9 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
               x *= load(decays.left + token);
             });
             crossing.write(block, X + (v + i) * C);
-            if (reads) block.template add<false>(dO + v * C + i, 0, P, 0, C);
+            if (reads) block.template add<false>(dO + v * C + i, 0, P, 0, asked.count);
           } else {
-            if (reads) block.template add<false>(dO + v * C + i, 0, P, 0, C);
+            if (reads) block.template add<false>(dO + v * C + i, 0, P, 0, asked.count);
             if (!ends) block.template add_in_parts<true>(dSt + (v + i) * PAD, Vp * PAD, KT, 0, Kp);
           }
           block.write(dUt + i * PAD, PAD, 0);
@@ -284,14 +286,15 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
         for (Index i = 0; i < rows; ++i) a.dbeta[(t + i) * a.dbeta_ld] = sums[i];
       }
       if (reads) {
-        for_rows<T>(Panels<1>{}, C, FW_BLOCK {
+        for_rows<T>(Panels<1>{}, asked.count, FW_BLOCK {
           block.zero();
           block.template add<true>(dO + i * PAD, BLOCK, X, 0, Vp);
           block.each([&](auto& x, int m, int, int v) FW_ALWAYS {
-            x = lower<T, false>(load(b + v) * x, i + m, v);
+            const Index at = asked.at[i + m], l = at * PAD + v;
+            x = lower<T, false>(load(b + v) * x, at, v);
             if constexpr (SCALED) {
-              const Index l = (i + m) * PAD + v;
-              store(crossing.pairs + l, load(crossing.pairs + l) + x * load(P + l));
+              const auto pairs = x * load(P + (i + m) * PAD + v);
+              store(crossing.pairs + l, load(crossing.pairs + l) + pairs);
               x *= load(decays.pairs + l);
             }
           });
@@ -299,12 +302,14 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
         });
       }
       if constexpr (SCALED) {  // from here on a dO and a dV are wanted alone
+        T since[CHUNK];
+        for (Index i = 0; i < C; ++i) since[i] = decays.since[asked.at[i]];
         for (Index v = 0; v < Vp; v += PAD) {
-          if (reads) scale_panel(decays.since, dO + v * C, dO + v * C);
+          if (reads) scale_panel(since, dO + v * C, dO + v * C);
           if (DELTA) scale_panel(decays.since, dV + v * C, dV + v * C);
         }
       }
-      const Rows<T> dQ = {a.dq, a.dq_ld, t, rows, s.keys, a.reads};
+      const Rows<T> dQ = {a.dq, a.dq_ld, asked.token, asked.count, s.keys};
       const Rows<T> dK = {a.dk, a.dk_ld, t, rows, s.keys};
       const Rows<T> dE = {a.derase, a.derase_ld, t, rows, s.keys};
       if constexpr (CHANNELS) {
@@ -314,15 +319,15 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
           T* dSj = dSt + j * Vp;
           const Index step = Vp * PAD, S_step = St_rows * PAD;  // to the next panel of a state
           if (reads) {
-            within.template pairs<DELTA, true>(by, dP, H, Qj, Ej, Kj);
+            within.template pairs<DELTA, true>(by, asked, dP, H, Qj, Ej, Kj);
           } else {
-            within.template pairs<DELTA, false>(by, dP, H, Qj, Ej, Kj);
+            within.template pairs<DELTA, false>(by, asked, dP, H, Qj, Ej, Kj);
           }
           if (reads) {
-            for_rows<T>(Panels<1>{}, C, FW_BLOCK {
+            for_rows<T>(Panels<1>{}, asked.count, FW_BLOCK {
               block.zero();
               if (!begins) block.template add<true>(dO + i * PAD, BLOCK, Sj, S_step, Vp);
-              within.read(block, i, Qj, within.dQ);
+              within.read(block, i, asked, Qj, within.dQ);
               dQ.put(block, i, j);
             });
           }
@@ -330,7 +335,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
             for_rows<T>(Panels<1>{}, C, FW_BLOCK {
               block.zero();
               if (!begins) block.template add<true, -1>(dV + i * PAD, BLOCK, Sj, S_step, Vp);
-              within.read(block, i, Ej, within.dE);
+              within.read(block, i, each_write, Ej, within.dE);
               if (erased != K) return dE.put(block, i, j);
               block.write(within.dE + i * PAD, PAD, 0);
             });
@@ -344,12 +349,12 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
           });
           if (!begins) {
             T reading[BLOCK], erasing[BLOCK];
-            if (reads) decayed_reads(by, Qj, reading);
-            if (DELTA) decayed_reads(by, Ej, erasing);
+            if (reads) decayed_reads(by, asked, Qj, reading);
+            if (DELTA) decayed_reads(by, each_write, Ej, erasing);
             for_rows<T>(Panels<1>{}, Vp, FW_BLOCK {
               const Index at = i / PAD * BLOCK + i % PAD, row = i * PAD;
               block.zero();
-              if (reads) block.template add<false>(dO + at, 0, reading, 0, C);
+              if (reads) block.template add<false>(dO + at, 0, reading, 0, asked.count);
               if (DELTA) block.template add<false, -1>(dV + at, 0, erasing, 0, C);
               within.pass(block, whole + j, dSj + row, Sj + row);
               block.write(dSj + row, PAD, 0);
@@ -368,11 +373,12 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
         T* dSj = dSt + j * Vp;
         const Index step = Vp * PAD, S_step = St_rows * PAD;  // to the next panel of a state
         if (reads) {
-          for_rows<T>(panels, C, FW_BLOCK {
+          for_rows<T>(panels, asked.count, FW_BLOCK {
             block.zero();
             if (!begins) block.template add<true>(dO + i * PAD, BLOCK, Sj, S_step, Vp);
-            if constexpr (GATED) crossing.read(block, i, Qj, BLOCK);
-            block.template add<true>(dP + i * PAD, 0, Kj, BLOCK, i + block.rows);
+            if constexpr (GATED) crossing.read(block, i, asked, Qj, BLOCK);
+            const Index depth = asked.at[i + block.rows - 1] + 1;
+            block.template add<true>(dP + i * PAD, 0, Kj, BLOCK, depth);
             dQ.put(block, i, j);
           });
         }
@@ -381,7 +387,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
             for_rows<T>(panels, C, FW_BLOCK {
               block.zero();
               if (!begins) block.template add<true, -1>(dV + i * PAD, BLOCK, Sj, S_step, Vp);
-              crossing.read(block, i, E + j * C, BLOCK);
+              crossing.read(block, i, each_write, E + j * C, BLOCK);
               block.template add<true>(lowerH + i * PAD, 0, Kj, BLOCK, i + block.rows);
               dE.put(block, i, j);
             });
@@ -392,12 +398,13 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
           if constexpr (DELTA && GATED) {
             if (erased == K && !begins) {
               block.template add<true, -1>(dV + i * PAD, BLOCK, Sj, S_step, Vp);
-              crossing.read(block, i, Kj, BLOCK);
+              crossing.read(block, i, each_write, Kj, BLOCK);
             }
             block.template add<false>(H + i, 0, erased + j * C, BLOCK, C);
           }
           if (!ends) block.template add<false>(Ut + i, BLOCK, dSj, step, Vp);
-          if (reads) block.template add<false>(dP + i * PAD + i, 0, Qj + i * PAD, BLOCK, C - i);
+          const Index r = asked.from[i], later = asked.count - r;
+          if (reads) block.template add<false>(dP + r * PAD + i, 0, Qj + r * PAD, BLOCK, later);
           if constexpr (DELTA && !GATED) {
             if (!begins) block.template add<true, -1>(dV + i * PAD, BLOCK, Sj, S_step, Vp);
             block.template add<false>(H + i, 0, Kj, BLOCK, C);
@@ -408,7 +415,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
         for_rows<T>(panels, Vp, FW_BLOCK {
           const Index at = i / PAD * BLOCK + i % PAD;
           block.zero();
-          if (reads) block.template add<false>(dO + at, 0, Qj, BLOCK, C);
+          if (reads) block.template add<false>(dO + at, 0, Qj, BLOCK, asked.count);
           if constexpr (DELTA) {
             block.template add<false, -1>(dV + at, 0, GATED ? erased + j * C : Kj, BLOCK, C);
           }

@@ -28,35 +28,44 @@ FW_INLINE void to_factors(T* g, Index keys_pad) {
   }
 }
 
-// A and P. KT [keys_pad, C] is the transpose of the keys, and then of what is left of them at the
+// A, and a row of P for every read. KT [keys_pad, C] is the transpose of the keys, and then of what is left of them at the
 // end of the chunk. Either of E and Q may be null, as what is made of it.
 template <class T, bool ERASES, bool READS>
 FW_APART void channel_products(
-    const T* factors, const T* E, const T* Q, T* KT, Index keys_pad, T* A, T* P) {
+    const T* factors, const T* E, const T* Q, T* KT, Index keys_pad, const Reads& asked, T* A,
+    T* P) {
   using vec = typename Simd<T>::vec;
   constexpr int W = Simd<T>::width, VECS = PAD / W, TURNS = 2;
   for (Index i = 0; i < CHUNK; ++i) {
     vec earlier[VECS], a[TURNS][VECS] = {}, p[TURNS][VECS] = {};
     FW_UNROLL for (int v = 0; v < VECS; ++v) earlier[v] = lower<T, true>(vec{} + 1, i, v * W);
     const Index used = i / W + 1;  // vectors with a token that is not later
-    for (Index c = 0; c < keys_pad; c += TURNS) {
-      const Index at = c / PAD * BLOCK + i * PAD + c % PAD;
-      FW_UNROLL for (int n = 0; n < TURNS; ++n) {
-        const vec factor = factors[at + n] - vec{};
-        FW_UNROLL for (int v = 0; v < VECS; ++v) {
-          if (v >= used) break;
-          T* key = KT + (c + n) * PAD + v * W;
-          const vec k = load(key) * (earlier[v] != 0 ? factor : vec{} + 1);
-          store(key, k);
-          if constexpr (ERASES) a[n][v] += E[at + n] * k;
-          if constexpr (READS) p[n][v] += Q[at + n] * k;
+    const Index read = READS ? asked.after[i] : -1;
+    const auto row = [&](auto reads) FW_ALWAYS {
+      for (Index c = 0; c < keys_pad; c += TURNS) {
+        const Index panel = c / PAD * BLOCK + c % PAD, at = panel + i * PAD;
+        FW_UNROLL for (int n = 0; n < TURNS; ++n) {
+          const vec factor = factors[at + n] - vec{};
+          FW_UNROLL for (int v = 0; v < VECS; ++v) {
+            if (v >= used) break;
+            T* key = KT + (c + n) * PAD + v * W;
+            const vec k = load(key) * (earlier[v] != 0 ? factor : vec{} + 1);
+            store(key, k);
+            if constexpr (ERASES) a[n][v] += E[at + n] * k;
+            if constexpr (reads) p[n][v] += Q[panel + read * PAD + n] * k;
+          }
         }
       }
+    };
+    if (read >= 0) {
+      row(std::true_type{});
+    } else {
+      row(std::false_type{});
     }
     FW_UNROLL for (int v = 0; v < VECS; ++v) {
-      const Index at = i * PAD + v * W;
-      if constexpr (ERASES) store(A + at, a[0][v] + a[1][v]);
-      if constexpr (READS) store(P + at, lower<T, false>(p[0][v] + p[1][v], i, v * W));
+      if constexpr (ERASES) store(A + i * PAD + v * W, a[0][v] + a[1][v]);
+      if (read < 0) continue;
+      store(P + read * PAD + v * W, lower<T, false>(p[0][v] + p[1][v], i, v * W));
     }
   }
 }
@@ -90,13 +99,14 @@ FW_INLINE void passed(const T* factors, T* whole) {
 
 // Multiply reads in a panel, E or Q, by a; `to` may be `from`.
 template <class T>
-FW_INLINE void decayed_reads(const T* factors, const T* from, T* to) {
+FW_INLINE void decayed_reads(const T* factors, const Reads& asked, const T* from, T* to) {
   using vec = typename Simd<T>::vec;
   for (int v = 0; v < PAD; v += Simd<T>::width) {
     vec since = vec{} + 1;
-    for (int at = v; at < BLOCK; at += PAD) {
-      since *= load(factors + at);
-      store(to + at, since * load(from + at));
+    for (Index i = 0; i < CHUNK; ++i) {
+      since *= load(factors + i * PAD + v);
+      const Index at = asked.after[i] * PAD + v;
+      if (at >= 0) store(to + at, since * load(from + at));
     }
   }
 }
@@ -111,42 +121,49 @@ class ChannelGradients {
 
   template <bool ERASES, bool READS>
   FW_APART void pairs(
-      const T* factors, const T* F, const T* H, const T* Q, const T* E, const T* K) {
+      const T* factors, const Reads& asked, const T* F, const T* H, const T* Q, const T* E,
+      const T* K) {
+    Index read[CHUNK];
+    for (int i = 0; i < CHUNK; ++i) read[i] = READS ? asked.after[i] : -1;
     for (int i = 0; i < CHUNK; ++i) {
-      vec f[VECS], q[VECS], e[VECS] = {};
+      const bool reads = read[i] >= 0;
+      const T* Fi = F + read[i] * PAD;
+      vec f[VECS], q[VECS] = {}, e[VECS] = {};
       FW_UNROLL for (int v = 0; v < VECS; ++v) {
         f[v] = load(factors + i * PAD + v * W);
-        if constexpr (READS) q[v] = F[i * PAD + i] * load(K + i * PAD + v * W);
+        if (reads) q[v] = Fi[i] * load(K + i * PAD + v * W);
       }
       for (int j = 0; j < i; ++j) {
         const T* before = j == i - 1 ? K + j * PAD : kept(i - 1, j);
         FW_UNROLL for (int v = 0; v < VECS; ++v) {
           const vec k = f[v] * load(before + v * W);
           store(kept(i, j) + v * W, k);
-          if constexpr (READS) q[v] += F[i * PAD + j] * k;
+          if (reads) q[v] += Fi[j] * k;
           if constexpr (ERASES) e[v] += H[i * PAD + j] * k;
         }
       }
       FW_UNROLL for (int v = 0; v < VECS; ++v) {
-        if constexpr (READS) store(dQ + i * PAD + v * W, q[v]);
+        if (reads) store(dQ + read[i] * PAD + v * W, q[v]);
         if constexpr (ERASES) store(dE + i * PAD + v * W, e[v]);
       }
     }
     std::memset(dK, 0, sizeof dK);  // Y
     for (int i = CHUNK - 1; i >= 0; --i) {
-      vec f[VECS], q[VECS], e[VECS], crossing[VECS] = {};
+      const bool reads = read[i] >= 0;
+      const T* Fi = F + read[i] * PAD;
+      vec f[VECS], q[VECS] = {}, e[VECS], crossing[VECS] = {};
       FW_UNROLL for (int v = 0; v < VECS; ++v) {
         const int at = i * PAD + v * W;
         f[v] = load(factors + at);
         if constexpr (ERASES) e[v] = load(E + at);
-        if constexpr (!READS) continue;
-        q[v] = load(Q + at);
-        store(dK + at, load(dK + at) + F[i * PAD + i] * q[v]);
+        if (!reads) continue;
+        q[v] = load(Q + read[i] * PAD + v * W);
+        store(dK + at, load(dK + at) + Fi[i] * q[v]);
       }
       for (int j = 0; j < i; ++j) {
         FW_UNROLL for (int v = 0; v < VECS; ++v) {
           vec y = load(dK + j * PAD + v * W);
-          if constexpr (READS) y += F[i * PAD + j] * q[v];
+          if (reads) y += Fi[j] * q[v];
           if constexpr (ERASES) y += H[i * PAD + j] * e[v];
           crossing[v] += y * load(kept(i, j) + v * W);
           store(dK + j * PAD + v * W, f[v] * y);
@@ -166,13 +183,13 @@ class ChannelGradients {
     }
     std::memset(reads_, 0, sizeof reads_);
   }
-  // A block of dO S^T or -dV S^T from row i on, for reads R: add what is within the chunk.
+  // A block of dO S^T or -dV S^T from read i on, for reads R: add what is within the chunk.
   template <class B>
-  FW_INLINE void read(B& block, Index i, const T* R, const T* within) {
+  FW_INLINE void read(B& block, Index i, const Reads& asked, const T* R, const T* within) {
     block.each([&](vec& x, int m, int, int v) FW_ALWAYS {
-      const Index at = (i + m) * PAD + v;
-      x *= load(since_ + at);
-      store(reads_ + at, load(reads_ + at) + x * load(R + at));
+      const Index at = (i + m) * PAD + v, write = asked.at[i + m] * PAD + v;
+      x *= load(since_ + write);
+      store(reads_ + write, load(reads_ + write) + x * load(R + at));
       x += load(within + at);
     });
   }

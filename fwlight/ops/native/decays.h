@@ -62,15 +62,17 @@ struct Crossing {
     FW_UNROLL for (int v = 0; v < VECS; ++v) writes[v] = vec{};
     whole = vec{};
   }
-  // A block of what tokens from i on read of S, times the keys they read with.
+  // A block of what is read of S from read i on, times the keys that read it.
   template <class B>
-  FW_INLINE void read(B& block, Index i, const T* keys, Index step) {
-    vec sums[B::rows];
-    FW_UNROLL for (int m = 0; m < B::rows; ++m) sums[m] = load(reads + (i + m) * W);
+  FW_INLINE void read(B& block, Index i, const Reads& asked, const T* keys, Index step) {
+    vec sums[B::rows] = {};
     block.each([&](vec& x, int m, int p, int v) FW_ALWAYS {
       sums[m] += x * load(keys + (i + m) * PAD + p * step + v);
     });
-    FW_UNROLL for (int m = 0; m < B::rows; ++m) store(reads + (i + m) * W, sums[m]);
+    FW_UNROLL for (int m = 0; m < B::rows; ++m) {
+      T* to = reads + asked.at[i + m] * W;
+      store(to, load(to) + sums[m]);
+    }
   }
   // A block of l K dS', whose rows are values, times what was missing of them.
   template <class B>

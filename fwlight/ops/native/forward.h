@@ -18,7 +18,7 @@ struct ForwardHead {
   Index states_step, state_rows, errors_step, products_step, every;
   const T *decay, *erase;  // either may be null
   Index decay_ld, erase_ld;
-  Reads reads;
+  Index writes;  // of a token
 };
 
 // One panel of X = (V - K S) - A U in place, U = b X, by forward substitution, a block of rows in
@@ -48,37 +48,40 @@ FW_INLINE void solve_lower(const Couplings<T>& by, const T* b, T* X, T* U) {
   });
 }
 
-// P = tril(Q K^T), or L Q K^T where there are gates; KT is the transpose of the keys. It is kept
-// below what is kept of A, if there is any.
+// P = tril(Q K^T), or L Q K^T where there are gates; KT is the transpose of the keys. Its rows are
+// kept in those of the writes after which is read, below what is kept of A, if there is any.
 template <class T>
 FW_INLINE void read_products(
-    const T* Q, const T* KT, Index keys_pad, T* P, T* kept, bool with_A, const T* L) {
-  for_rows<T>(Panels<1>{}, CHUNK, FW_BLOCK {
+    const T* Q, const T* KT, Index keys_pad, T* P, T* kept, bool with_A, const T* L,
+    const Reads& asked) {
+  for_rows<T>(Panels<1>{}, asked.count, FW_BLOCK {
     block.zero();
     block.template add<true>(Q + i * PAD, BLOCK, KT, 0, keys_pad);
     block.each([&](auto& x, int m, int, int v) FW_ALWAYS {
-      x = L ? x * load(L + (i + m) * PAD + v) : lower<T, false>(x, i + m, v);
+      const Index at = asked.at[i + m];
+      x = L ? x * load(L + at * PAD + v) : lower<T, false>(x, at, v);
     });
     block.write(P + i * PAD, PAD, 0);
     if (!kept) return;
-    if (!with_A) return block.write(kept + i * PAD, PAD, 0);
     block.each([&](auto& x, int m, int, int v) FW_ALWAYS {
-      T* to = kept + (i + m) * PAD + v;
-      store(to, lower<T, false>(x, i + m, v, load(to)));
+      if (i + m >= asked.count) return;
+      const Index at = asked.at[i + m];
+      T* to = kept + at * PAD + v;
+      store(to, with_A ? lower<T, false>(x, at, v, load(to)) : x);
     });
   });
 }
 
 // Keep A, transposed, and P below it.
 template <class T, bool DELTA>
-void keep_products(const T* A, const T* P, T* kept) {
-  constexpr int W = Simd<T>::width;
+void keep_products(const T* A, const T* P, const Reads& asked, T* kept) {
   if (DELTA) transpose_block(A, kept);
-  if (!P) return;
-  for (Index i = 0; i < CHUNK; ++i) {
-    for (int v = 0; v < PAD; v += W) {
-      const Index at = i * PAD + v;
-      store(kept + at, DELTA ? lower<T, false>(load(P + at), i, v, load(kept + at)) : load(P + at));
+  for (Index i = 0; P && i < asked.count; ++i) {
+    const Index at = asked.at[i];
+    for (int v = 0; v < PAD; v += Simd<T>::width) {
+      T* to = kept + at * PAD + v;
+      const auto x = load(P + i * PAD + v);
+      store(to, DELTA ? lower<T, false>(x, at, v, load(to)) : x);
     }
   }
 }
@@ -109,6 +112,8 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
   T* E = GATED && a.erase ? ET + C * Kp : K;  // [C, Kp]
   T* factors = ET + 2 * C * Kp;  // [C, Kp], of decays by channels
   T* whole = factors + C * Kp;   // [Kp]
+  const Reads each_write;
+  Reads asked(a.writes), next(a.writes);
   Couplings<T> couplings;
   Decays<T> decays;
   if (a.initial) {
@@ -139,30 +144,35 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
       prefetch.add(a.k + after * a.k_ld, a.k_ld, more, s.keys);
       prefetch.add(a.v + after * a.v_ld, a.v_ld, more, s.values);
       if (reads) {
-        const Index token = a.reads.before(after), tokens = a.reads.before(after + more) - token;
-        prefetch.add(a.q + token * a.q_ld, a.q_ld, tokens, s.keys);
+        next.move(after, more);
+        prefetch.add(a.q + next.token * a.q_ld, a.q_ld, next.count, s.keys);
       }
     }
     if (DELTA || reads || CHANNELS) transpose_panels(K, KT, C, Kp);
-    if (reads) reads_to_panels(a.reads, a.q, a.q_ld, t, rows, s.keys, Q);
+    asked.move(t, rows);
+    if (reads) to_panels(a.q + asked.token * a.q_ld, a.q_ld, asked.count, s.keys, Q, C);
     const T* L = SCALED ? decays.pairs : nullptr;
     T* kept = offset(a.products, n * a.products_step);
     if constexpr (CHANNELS) {
       (reads ? channel_products<T, DELTA, true> : channel_products<T, DELTA, false>)(
-          factors, E, Q, KT, Kp, couplings.A, P);
-      if (kept) keep_products<T, DELTA>(couplings.A, reads ? P : nullptr, kept);
+          factors, E, Q, KT, Kp, asked, couplings.A, P);
+      if (kept) keep_products<T, DELTA>(couplings.A, reads ? P : nullptr, asked, kept);
       for (Index j = 0; j < Kp; j += PAD) {
         const T* by = factors + j * C;
-        if (DELTA) decayed_reads(by, E + j * C, E + j * C);
-        if (reads) decayed_reads(by, Q + j * C, Q + j * C);
+        if (DELTA) decayed_reads(by, each_write, E + j * C, E + j * C);
+        if (reads) decayed_reads(by, asked, Q + j * C, Q + j * C);
         passed(by, whole + j);
       }
     } else if constexpr (DELTA) {
       if (E != K) transpose_panels(E, ET, C, Kp);
       couple(E == K ? KT : ET, KT, L, Kp, doubles, couplings, kept);
     }
-    if (reads && !CHANNELS) read_products(Q, KT, Kp, P, kept, DELTA, L);
-    const Rows<T> O = {a.o, a.o_ld, t, rows, s.values, a.reads};
+    if (reads && !CHANNELS) read_products(Q, KT, Kp, P, kept, DELTA, L, asked);
+    const Rows<T> O = {a.o, a.o_ld, asked.token, asked.count, s.values};
+    T since[CHUNK];
+    if constexpr (SCALED) {
+      for (Index i = 0; i < C; ++i) since[i] = decays.since[asked.at[i]];
+    }
     for_panels<T>(Vp, FW_PANELS {
       T *Xj = X + j * C, *Uj = U + j * C, *Sj = S + j * Kp;
       constexpr Index columns = panels.count * PAD;
@@ -191,11 +201,12 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
         for (Index v = 0; v < columns; v += PAD) scale_panel(b, Xj + v * C, Uj + v * C);
       }
       if (reads) {
-        for_rows<T>(panels, C, FW_BLOCK {
+        for_rows<T>(panels, asked.count, FW_BLOCK {
           block.zero();
           if (!empty) block.template add<true>(Q + i * PAD, BLOCK, Sj, Kp * PAD, Kp);
-          if constexpr (SCALED) block.scale_rows(decays.since + i);
-          block.template add<true>(P + i * PAD, BLOCK, Uj, BLOCK, i + block.rows);
+          if constexpr (SCALED) block.scale_rows(since + i);
+          const Index depth = asked.at[i + block.rows - 1] + 1;
+          block.template add<true>(P + i * PAD, BLOCK, Uj, BLOCK, depth);
           O.put(block, i, j);
         });
       }

@@ -160,23 +160,6 @@ FW_APART void to_panels(
   }
 }
 
-// The same of what is read, row t of `from` where token t is and zeros elsewhere, for the writes of a
-// chunk from `first` on.
-template <class T>
-FW_APART void reads_to_panels(
-    const Reads& reads, const T* from, Index ld, Index first, Index rows, Index columns, T* to) {
-  if (reads.writes == 1) return to_panels(from + first * ld, ld, rows, columns, to, CHUNK);
-  to_panels(from, ld, 0, columns, to, CHUNK);
-  for (Index i = 0; i < rows; ++i) {
-    if (!reads.after(first + i)) continue;
-    const T* row = from + reads.before(first + i) * ld;
-    for (Index j = 0; j < columns; j += PAD) {
-      const Index count = std::min<Index>(PAD, columns - j);
-      std::memcpy(to + j * CHUNK + i * PAD, row + j, count * sizeof(T));
-    }
-  }
-}
-
 // Undo `to_panels`.
 template <class T>
 FW_APART void from_panels(
@@ -228,27 +211,17 @@ class Prefetch {
   Index column_ = 0, lines_ = 0, share_ = 0, blocks_;
 };
 
-// `rows` x `columns` numbers in memory as the caller lays it out, where a chunk's results go: those
-// of every write from `first` on, or of the reads among them.
+// `rows` x `columns` numbers, from row `first` on, in memory as the caller lays it out, where a
+// chunk's results go.
 template <class T>
 struct Rows {
   T* data;
   Index ld, first, rows, columns;
-  Reads reads{1};
 
   template <class B>
   FW_INLINE void put(B& block, Index i, Index j) const {
     T* to = data + (first + i) * ld + j;
-    if (reads.writes > 1) {
-      T own[B::rows * B::panels * PAD];
-      block.write(own, PAD, B::rows * PAD);
-      for (Index m = 0; m < B::rows && i + m < rows; ++m) {
-        if (!reads.after(first + i + m)) continue;
-        to = data + reads.before(first + i + m) * ld + j;
-        const Index there = std::min<Index>(B::panels * PAD, columns - j);
-        from_panels(own + m * PAD, B::rows, 1, there, to, ld);
-      }
-    } else if (i + B::rows <= rows && j + B::panels * PAD <= columns) {
+    if (i + B::rows <= rows && j + B::panels * PAD <= columns) {
       block.write(to, ld, PAD);
     } else {
       T own[B::rows * B::panels * PAD];

@@ -64,7 +64,7 @@ struct Forward {
         decay.data ? decay.at(b, h) : nullptr,
         erase.data ? erase.at(b, h) : nullptr,
         decay.token, erase.token,
-        {s.writes},
+        s.writes,
     };
   }
 
@@ -148,7 +148,7 @@ struct Backward {
         ddecay.data ? ddecay.at(b, h) : nullptr,
         derase.data ? derase.at(b, h) : nullptr,
         ddecay.token, derase.token,
-        {s.writes},
+        s.writes,
     };
     if (part > 0) {
       T* own = partial + (n * (s.slices - 1) + part - 1) * share();

@@ -23,11 +23,35 @@
 
 #include "simd.h"
 
-// With n writes a token, whose tensors have n T rows, token t is read after write (t + 1) n - 1.
+// What is read within a chunk. With n writes a token, whose tensors have n T rows, token t is read
+// after write (t + 1) n - 1; queries stand together, as if there were no other writes.
 struct Reads {
-  Index writes;
-  bool after(Index write) const { return (write + 1) % writes == 0; }
-  Index before(Index write) const { return write / writes; }  // how many
+  Index token = 0, count = CHUNK;  // the first one that is read, and how many are
+  Index at[CHUNK];                 // the writes after which, and what does no harm beyond `count`
+  Index after[CHUNK];              // which read comes after a write, or -1
+  Index from[CHUNK];               // the first read that is not before a write
+
+  explicit Reads(Index writes = 1) : writes_(writes) {
+    for (Index i = 0; i < CHUNK; ++i) at[i] = after[i] = from[i] = i;
+  }
+  // To the chunk that begins with this write.
+  FW_INLINE void move(Index write, Index rows) {
+    token = write, count = rows;
+    if (writes_ > 1) find(write, rows);
+  }
+
+ private:
+  Index writes_;
+
+  FW_APART void find(Index write, Index rows) {
+    token = write / writes_, count = 0;
+    for (Index i = 0, next = (token + 1) * writes_ - 1 - write; i < CHUNK; ++i) {
+      from[i] = count, after[i] = -1, at[i] = CHUNK - 1;
+      if (i != next || i >= rows) continue;
+      at[count] = i, after[i] = count++, next += writes_;
+    }
+    for (Index i = count; i < CHUNK; ++i) at[i] = CHUNK - 1;
+  }
 };
 
 // A tensor [B, H, T, D] (or [B, H, T]) whose last dimension is contiguous; strides in numbers.

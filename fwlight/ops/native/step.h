@@ -52,8 +52,8 @@ void step_head(const Shape& s, const ForwardHead<T>& a) {
   }
   for (Index t = 0; t < s.tokens; ++t) {
     const T* S = t == 0 && a.initial ? a.initial : a.last;
-    const Index token = a.reads.before(t);
-    const T* q = a.q && a.reads.after(t) ? a.q + token * a.q_ld : nullptr;
+    const Index token = t / a.writes;
+    const T* q = a.q && (t + 1) % a.writes == 0 ? a.q + token * a.q_ld : nullptr;
     const T* k = a.k + t * a.k_ld;
     const T* v = a.v + t * a.v_ld;
     T* o = q ? a.o + token * a.o_ld : nullptr;
