@@ -157,6 +157,7 @@ def _twice(leaves: tuple[Tensor, ...], d_o: Tensor, backend: str) -> Work:
 
     def call() -> object:
         o, _ = delta_rule(q, k, v, beta, backend=backend)
+        assert o is not None  # there are queries
         return torch.autograd.grad(o, leaves, d_o)
 
     return call
