@@ -36,8 +36,8 @@ struct Reads {
   }
   // To the chunk that begins with this write.
   FW_INLINE void move(Index write, Index rows) {
-    token = write, count = rows;
-    if (writes_ > 1) find(write, rows);
+    if (writes_ > 1 || rows < CHUNK || count < CHUNK) return find(write, rows);
+    token = write;
   }
 
  private:
