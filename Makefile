@@ -26,7 +26,7 @@ test: $(STAMP)  ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 faults: $(STAMP)  ## Inject every fault of docs/reliability.md and print a table (minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m fault --full -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m fault --full -n 2 --dist worksteal
 
 lint: $(STAMP)  ## Check format, lint and types
 	$(BIN)/ruff format --check .

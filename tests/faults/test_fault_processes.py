@@ -116,8 +116,7 @@ def whole_of_two(tiny, tmp_path_factory):
 
 @pytest.mark.fault(9)
 @pytest.mark.full
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize(("rank", "name"), [(0, "SIGTERM"), (1, "SIGUSR1")])
 def test_signal_to_one_rank_stops_all(start, whole_of_two, tmp_path, rank, name):
     fault = {"kind": "signals", "signals": [name], "step": 12, "rank": rank}
     ended = start(*TWO, fault=fault)

@@ -86,7 +86,7 @@ def outcomes(request, tmp_path, stored, change):
 
     `change` takes a checkpoint and a seed and says what it did.
     """
-    n, path = 200 if request.config.getoption("--full") else 6, tmp_path / "x.ckpt"
+    n, path = 100 if request.config.getoption("--full") else 6, tmp_path / "x.ckpt"
     for seed in range(n):
         checkpoint, folder = copy.deepcopy(stored), tmp_path / f"run{seed}"
         done = change(checkpoint, seed)
