@@ -1,7 +1,8 @@
 """How strongly a memory writes: beta_t, and g_t = beta_t |k_t|^2, the share that is replaced.
 
 Under the delta rule 1 - g_t is the eigenvalue of the state's transition along k_t: what was stored
-under the key is kept at g = 0, replaced at g = 1, overshot above 1, and grows from g = 2 on.
+under the key is kept at g = 0, replaced at g = 1, overshot above 1, turned to its opposite near 2
+(eigenvalue -1, Grazzi et al. 2025, arXiv 2411.12537), and grows from g = 2 on.
 """
 
 from typing import NamedTuple
@@ -74,7 +75,8 @@ def beta_values(statistics: Statistics) -> dict[str, Tensor]:
     """Return what `summarise` does not; NaN where nothing was counted.
 
     As fractions `[H]` `beta/below_0.05`, `beta/above_0.95`, `g/below_0.05`, `g/near_1` (0.95 to
-    1.05), `g/above_1` (overshoot) and `g/from_2` (expanding); `beta/position_mean` and
+    1.05), `g/above_1` (overshoot), `g/near_2` (1.9 to 2: turning) and `g/from_2` (expanding);
+    `beta/position_mean` and
     `g/position_mean` are `[H, OCTAVES]`.
     """
     values, sums = {}, statistics.sums
@@ -132,5 +134,6 @@ def _ranges(name: str, x: Tensor) -> dict[str, Tensor]:
         "below_0.05": x < 0.05,
         "near_1": (x >= 0.95) & (x <= 1.05),
         "above_1": x > 1 + ROUNDING,
+        "near_2": (x >= 1.9) & (x <= 2 + ROUNDING),
         "from_2": x >= 2,
     }

@@ -122,6 +122,16 @@ def _summary(memories: Sequence[Findings]) -> str:
             f"<p><b>Writes with g = beta |k|² of at least 2 in {names}:</b> what is stored under "
             "their keys grows.</p>"
         )
+    if turning := [text for x in memories if _kind(x) == "delta" and (text := _turning(x))]:
+        said.append(
+            f"<p><b>Writes with g near 2 in {html.escape('; '.join(turning))}:</b> what is stored "
+            "under their keys changes its sign (eigenvalue -1), which is how a memory counts in "
+            "turns, as a parity. Errors do not fade with it.</p>"
+        )
+    if forgetting := [text for x in memories if (text := _half_lives(x))]:
+        said.append(
+            f"<p><b>Half of what is stored is left</b> {html.escape('; '.join(forgetting))}.</p>"
+        )
     rows = []
     for found in memories:
         held = "" if found.capacity is None else _held(found, found.capacity.median())
@@ -129,6 +139,22 @@ def _summary(memories: Sequence[Findings]) -> str:
         cells = [*_cells(found, found.whole), held + of]
         rows.append([found.layer.name, _chips(found.heads.verdicts), *cells])
     return f"<h2>Verdict</h2>{''.join(said)}{_table(['layer', *HEADING], rows)}"
+
+
+def _turning(found: Findings) -> str:
+    """Name the heads in which at least one write of 100 turns what is stored."""
+    shares = found.heads.values["g/near_2"].nan_to_num(0)
+    heads = [f"head {i}: {float(x):.0%} of writes" for i, x in enumerate(shares) if x >= 0.01]
+    return f"{found.layer.name} ({', '.join(heads)})" if heads else ""
+
+
+def _half_lives(found: Findings) -> str:
+    if "decay/half_life" not in found.heads.values:
+        return ""
+    lives = found.heads.values["decay/half_life"].tolist()
+    return (
+        f"in {found.layer.name} after {', '.join(f'{x:.3g}' for x in lives)} tokens, head by head"
+    )
 
 
 def _advice(memories: Sequence[Findings]) -> str:

@@ -42,6 +42,7 @@ def test_beta_statistics_equal_their_formulas():
             "g/below_0.05": x < 0.05,
             "g/near_1": (x - 1).abs() <= 0.05,
             "g/above_1": x > 1,
+            "g/near_2": (x >= 1.9) & (x <= 2),
             "g/from_2": x >= 2,
         }
         for name, inside in fractions.items():
@@ -77,6 +78,7 @@ def test_constant_beta_has_no_spread(beta):
         assert means[:, 6:].isnan().all()
     assert actual["g/near_1"].tolist() == [wanted == 1] * 3
     assert actual["g/from_2"].tolist() == [wanted == 2] * 3
+    assert actual["g/near_2"].tolist() == [wanted == 2] * 3
     assert actual["g/above_1"].tolist() == [wanted == 2] * 3
 
 

@@ -150,3 +150,21 @@ def test_report_advises_what_a_layer_does_not_have_already(model, advice):
     text = html_report(layers, title="", of="", configuration="")
     assert advice in text
     assert ("delta instead of sum" in text) == (model == "sum_dpfp")
+
+
+def test_report_says_which_heads_turn_what_is_stored_and_how_fast_they_forget():
+    layers = found(make_network("model=gated_deltanet"), make_batches(1), draws=0)
+    for x in layers:
+        values = {**x.heads.values, "g/near_2": torch.tensor([0.004, 0.52])}
+        values["decay/half_life"] = torch.tensor([12.34, 1000.0])
+        vars(x)["heads"] = x.heads._replace(values=values)
+    text = html_report(layers, title="", of="", configuration="")
+    assert "g near 2 in layer0 (head 1: 52% of writes); layer1 (head 1: 52% of writes):" in text
+    assert "in layer0 after 12.3, 1e+03 tokens, head by head; in layer1" in text
+
+
+def test_report_of_a_memory_that_neither_turns_nor_forgets_does_not_say_so():
+    layers = found(make_network("model=deltanet"), make_batches(1), draws=0)
+    text = html_report(layers, title="", of="", configuration="")
+    assert "near 2" not in text
+    assert "Half of what is stored" not in text
