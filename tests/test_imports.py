@@ -67,7 +67,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "tasks.io": ({"fwlight.cache", "fwlight.types", "fwlight.errors", "fwlight.pipes"}, set()),
     "tasks.io.cache": ({"fwlight.cache", "fwlight.errors", "tasks.io"}, {"numpy", "torch"}),
     "tasks.io.transfers": ({"fwlight.errors"}, {"tqdm"}),
-    "tasks.text": ({"fwlight.errors", "fwlight.types", "tasks.io"}, set()),
+    "tasks.text": ({"fwlight.errors", "fwlight.types", "tasks.io", "tasks.required"}, set()),
     "tasks.text.documents": ({"tasks.text"}, {"torch"}),
     "tasks.text.encoding": ({"fwlight.errors", "tasks.io", "tasks.text"}, {"numpy", "torch"}),
     "tasks.text.bpe": ({"fwlight.types"}, {"tokenizers"}),

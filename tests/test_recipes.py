@@ -110,7 +110,7 @@ def test_a_rule_of_two_files_is_found_by_the_suite_and_lives(copy, backends):
     )
     if backends:
         assert run_tests(copy, "tests/test_config.py", "-k", "mine") >= 8
-        assert run_tests(copy, "tests/models/test_named_models.py", "-k", "mine") == 3
+        assert run_tests(copy, "tests/models/test_named_models.py", "-k", "mine") == 4
         wrong = {"model.update_rule.backend=chunk": "'chunk' is none of auto, recurrent"}
         assert_lives(copy, "model/update_rule=mine", wrong=wrong)
 
@@ -142,7 +142,7 @@ def test_a_map_of_two_files_is_found_by_the_suite_and_lives(copy):
     assert len(add(copy, "A feature map")) == 2
     assert run_tests(copy, "tests/feature_maps/test_feature_maps.py", "-k", "mine") >= 6
     assert run_tests(copy, "tests/test_config.py", "-k", "mine") >= 4
-    assert run_tests(copy, "tests/models/test_named_models.py", "-k", "mine") == 3
+    assert run_tests(copy, "tests/models/test_named_models.py", "-k", "mine") == 4
     assert_lives(copy, "model/feature_map=mine", wrong={"model.feature_map.nu=2": "is not a key"})
 
 
@@ -150,7 +150,7 @@ def test_a_map_of_two_files_is_found_by_the_suite_and_lives(copy):
 def test_a_gate_of_two_files_is_found_by_the_suite_and_lives(copy):
     assert len(add(copy, "A gate")) == 2
     assert run_tests(copy, "tests/test_config.py", "-k", "mine") >= 1
-    assert run_tests(copy, "tests/models/test_named_models.py", "-k", "mine") == 3
+    assert run_tests(copy, "tests/models/test_named_models.py", "-k", "mine") == 4
     gated = ["model=gated_deltanet", "model/decay=mine"]
     wrong = {"model.decay.divisor=0.5": "divisor=0.5 must be at least 1"}
     assert_lives(copy, *gated, wrong=wrong | {"model/decay=mien": "did you mean mine?"})
