@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## Train a delta-rule language model on this Python's documentation (about 2 minutes)
+demo: $(STAMP)  ## Train a delta-rule language model on this Python's documentation (about 5 minutes)
 	$(BIN)/python train.py experiment=demo run_dir=runs/demo resume=auto
 	$(BIN)/python -m benchmarks.ngram beside=runs/demo
 
