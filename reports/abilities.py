@@ -130,12 +130,12 @@ def _abilities(task: str | None, config: Row) -> list[tuple[str, str]]:
 
 
 def _model(settings: Row, config: Row) -> str:
-    """The model's name, and what its own file does not say."""
+    """The model's name, and what else decides what it can track."""
     model = config["model"]
     name = settings.get("model", "?")
     if alternate := settings.get("model@alternate"):
         name += f" + {alternate}"
-    if name != "deltaproduct" and model.get("beta_max", 1) not in (1, None):
+    if model.get("beta_max", 1) not in (1, None):
         name += f", beta_max={model['beta_max']:g}"
     return name
 

@@ -1,25 +1,21 @@
 """The six problems of MAD as a task (Poli et al. 2024, arXiv 2403.17844)."""
 
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
-import lightning
 import torch
 
 from fwlight.types import DataError, LMBatch
-from tasks.draws import EvalSets, TrainDraws, seeded
+from tasks.answers import AnswersDataModule
+from tasks.draws import seeded
 from tasks.mad_problems import settings_of
 from tasks.mad_sequences import mad_sequences
-from tasks.numbers import decode_numbers, encode_numbers
-from tasks.position import refuse_other_data
-from tasks.ranks import epoch_limit, ranks
 
 TRAIN_TARGETS = ("next", "answers")
 
 
-class MADDataModule(lightning.LightningDataModule):
+class MADDataModule(AnswersDataModule):
     """A problem of `tasks.mad_sequences`: a training set that is gone through again and again.
 
     The evaluation sets are the same for every seed. MAD tests on its test set after every epoch and
@@ -66,7 +62,13 @@ class MADDataModule(lightning.LightningDataModule):
         seed: int = 1,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            eval_sequences=eval_sequences,
+            seed=seed,
+            num_workers=num_workers,
+        )
         self.settings = settings_of(
             problem,
             {
@@ -83,43 +85,11 @@ class MADDataModule(lightning.LightningDataModule):
             raise DataError(
                 f"task.train_targets={train_targets} is none of {', '.join(TRAIN_TARGETS)}"
             )
-        self.problem, self.seed, self.num_workers = problem, seed, num_workers
-        self._every_next = train_targets == "next"
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self._eval_sequences = eval_sequences
-
-    # Lightning's hooks
-
-    def train_dataloader(self) -> TrainDraws[LMBatch]:
-        """This rank's rows of the training batches."""
-        return TrainDraws(
-            self.training_batch,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            epoch_limit=epoch_limit(self.trainer),
-            num_workers=self.num_workers,
-            **ranks(self.trainer),
-        )
-
-    def val_dataloader(self) -> EvalSets:
-        """This rank's share of the validation set."""
-        return self._eval_batches("valid")
-
-    def test_dataloader(self) -> EvalSets:
-        """This rank's share of the test set."""
-        return self._eval_batches("test")
+        self.problem, self._every_next = problem, train_targets == "next"
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data."""
         return {"problem": self.problem, **asdict(self.settings)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare with the checkpoint's data.
-
-        Raises:
-            DataError: It was another problem.
-        """
-        refuse_other_data(state_dict, self.state_dict())
 
     # What the rest of a run asks of the data
 
@@ -141,17 +111,19 @@ class MADDataModule(lightning.LightningDataModule):
         )
         return LMBatch(*(x[chosen] for x in self._training_set))
 
+    def evaluation_sets(self, split: str) -> list[LMBatch]:
+        """One set."""
+        return [self._sequences(self.eval_sequences, split, every_next=False)]
+
     def encode(self, text: str) -> list[int]:
         """Ids of a prompt, which is written in numbers: "3 12 5 9 3" asks for 12.
 
         Raises:
-            DataError: A word is not the number of a token.
+            DataError: A word is not the number of a token, or nothing follows a prompt.
         """
-        return encode_numbers(text, vocab_size=self.settings.vocab_size)
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Ids as numbers with spaces between."""
-        return decode_numbers(ids)
+        if self.problem == "compression":
+            raise DataError("task.problem=compression rebuilds its tokens; it continues no prompt")
+        return super().encode(text)
 
     # Parts
 
@@ -164,10 +136,6 @@ class MADDataModule(lightning.LightningDataModule):
     def _order(self, epoch: int) -> torch.Tensor:
         generator = seeded("order", self.seed, epoch)
         return torch.randperm(self.settings.n_train, generator=generator)
-
-    def _eval_batches(self, split: str) -> EvalSets:
-        sequences = self._sequences(self._eval_sequences, split, every_next=False)
-        return EvalSets([sequences], batch_size=self.eval_batch_size, **ranks(self.trainer))
 
     def _sequences(self, n: int, *parts: int | str, every_next: bool) -> LMBatch:
         # Another number of training sequences leaves the evaluation as it is.

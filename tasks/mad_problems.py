@@ -38,7 +38,7 @@ BASELINES: Mapping[str, MADSettings] = {
     "compression": MADSettings(16, 32),
     "memorisation": MADSettings(256, 32, n_train=256),
 }
-"""The settings that the benchmark begins with (Poli et al. 2024, arXiv 2403.17844, app. B)."""
+"""The settings that the benchmark begins with (Poli et al. 2024, arXiv 2403.17844)."""
 
 USED = {
     "fuzzy": ("motif",),

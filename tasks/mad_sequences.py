@@ -1,4 +1,4 @@
-"""Sequences of the six problems of MAD (Poli et al. 2024, arXiv 2403.17844, sec. 3 and app. B).
+"""Sequences of the six problems of MAD (Poli et al. 2024, arXiv 2403.17844).
 
 They follow the benchmark's own generators where these say more than the paper. A row of each, with
 a vocabulary of 8, the target under the input (. is IGNORE_INDEX):

@@ -1,21 +1,18 @@
 """Multi-query associative recall (Zoology, Arora et al. 2023, arXiv 2312.04927) as a task."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import lightning
 import torch
 
 from fwlight.types import DataError, LMBatch
-from tasks.draws import EvalSets, TrainDraws, seeded
-from tasks.numbers import decode_numbers, encode_numbers
-from tasks.position import refuse_other_data
-from tasks.ranks import epoch_limit, ranks
+from tasks.answers import AnswersDataModule
+from tasks.draws import seeded
 from tasks.recall import recall_sequences
 from tasks.recall_sizes import check_pairs
 
 
-class MQARDataModule(lightning.LightningDataModule):
+class MQARDataModule(AnswersDataModule):
     """Key-value pairs and later queries; see `tasks.recall.recall_sequences` for a sequence.
 
     Training draws new batches without end, each with one of the numbers of pairs; the evaluation
@@ -51,13 +48,13 @@ class MQARDataModule(lightning.LightningDataModule):
         seed: int = 1,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
-        self.num_workers = num_workers
-        least = {"batch_size": 1, "eval_batch_size": 1, "eval_sequences": 1}
-        given = (batch_size, eval_batch_size, eval_sequences)
-        for (name, low), value in zip(least.items(), given, strict=True):
-            if value < low:
-                raise DataError(f"task.{name}={value} is too small; it must be at least {low}")
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            eval_sequences=eval_sequences,
+            seed=seed,
+            num_workers=num_workers,
+        )
         check_pairs(n_pairs, seq_len=seq_len, vocab_size=vocab_size)
         if power <= 0:
             raise DataError(f"task.power={power} must be positive")
@@ -66,42 +63,11 @@ class MQARDataModule(lightning.LightningDataModule):
             "vocab_size": vocab_size,
             "power": power,
         }
-        self.n_pairs, self.seed = tuple(n_pairs), seed
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self._eval_sequences = eval_sequences
-
-    # Lightning's hooks
-
-    def train_dataloader(self) -> TrainDraws[LMBatch]:
-        """This rank's rows of the training batches."""
-        return TrainDraws(
-            self.training_batch,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            epoch_limit=epoch_limit(self.trainer),
-            num_workers=self.num_workers,
-            **ranks(self.trainer),
-        )
-
-    def val_dataloader(self) -> EvalSets:
-        """This rank's share of the validation set."""
-        return self._eval_batches("valid")
-
-    def test_dataloader(self) -> EvalSets:
-        """This rank's share of the test set."""
-        return self._eval_batches("test")
+        self.n_pairs = tuple(n_pairs)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data."""
         return {**self._settings, "n_pairs": list(self.n_pairs)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare with the checkpoint's data.
-
-        Raises:
-            DataError: The sequences are others.
-        """
-        refuse_other_data(state_dict, self.state_dict())
 
     # What the rest of a run asks of the data
 
@@ -118,28 +84,14 @@ class MQARDataModule(lightning.LightningDataModule):
             self.batch_size, n_pairs=self.n_pairs[choice], generator=generator, **self._settings
         )
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a prompt, which is written in numbers: "4 290 7 311 4" asks for 290.
-
-        Raises:
-            DataError: A word is not the number of a token.
-        """
-        return encode_numbers(text, **self.network_sizes)
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Ids as numbers with spaces between."""
-        return decode_numbers(ids)
-
-    # Parts
-
-    def _eval_batches(self, split: str) -> EvalSets:
-        parts: list[LMBatch] = [
+    def evaluation_sets(self, split: str) -> list[LMBatch]:
+        """Equally many sequences of each number of pairs."""
+        return [
             recall_sequences(
-                self._eval_sequences,
+                self.eval_sequences,
                 n_pairs=n_pairs,
                 generator=seeded(split, n_pairs),
                 **self._settings,
             )
             for n_pairs in self.n_pairs
         ]
-        return EvalSets(parts, batch_size=self.eval_batch_size, **ranks(self.trainer))

@@ -1,20 +1,19 @@
 """State tracking: answers that follow from all tokens so far, also at lengths never trained."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
-import lightning
+from torch import Generator
 
 from fwlight.types import IGNORE_INDEX, LMBatch
-from tasks.draws import EvalSets, TrainDraws, seeded
-from tasks.numbers import decode_numbers, encode_numbers
-from tasks.position import refuse_other_data
-from tasks.ranks import epoch_limit, ranks
+from tasks.answers import AnswersDataModule
+from tasks.draws import seeded
 from tasks.tracking import tracking_sequences
 from tasks.tracking_problems import PROBLEMS, Targets, check_lengths, lengths_within, ranges
 
 
-class StateTrackingDataModule(lightning.LightningDataModule):
+class StateTrackingDataModule(AnswersDataModule):
     """A problem of `tasks.tracking`, at lengths to train and longer ones to test.
 
     Training draws new batches without end. Validation and test have equally many sequences of every
@@ -57,7 +56,13 @@ class StateTrackingDataModule(lightning.LightningDataModule):
         seed: int = 1,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            eval_sequences=eval_sequences,
+            seed=seed,
+            num_workers=num_workers,
+        )
         check_lengths(
             problem,
             train_length=train_length,
@@ -67,47 +72,16 @@ class StateTrackingDataModule(lightning.LightningDataModule):
             targets=targets,
         )
         known = PROBLEMS[problem]
-        self.problem, self.seed, self.num_workers = problem, seed, num_workers
+        self.problem = problem
         self.train_length, self.test_lengths = tuple(train_length), tuple(test_lengths)
         self.last = (targets or known.targets) == "last"
         self._grow_from, self._grow_steps = grow_from, grow_steps
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self._eval_sequences = eval_sequences
         # Where every position is asked, a sequence has the shorter ones in it.
         self._shortest = train_length[0] if self.last or known.whole else 1
-
-    # Lightning's hooks
-
-    def train_dataloader(self) -> TrainDraws[LMBatch]:
-        """This rank's rows of the training batches."""
-        return TrainDraws(
-            self.training_batch,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            epoch_limit=epoch_limit(self.trainer),
-            num_workers=self.num_workers,
-            **ranks(self.trainer),
-        )
-
-    def val_dataloader(self) -> EvalSets:
-        """This rank's share of the validation set."""
-        return self._eval_batches("valid")
-
-    def test_dataloader(self) -> EvalSets:
-        """This rank's share of the test set."""
-        return self._eval_batches("test")
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data."""
         return {"problem": self.problem, "last": self.last}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare with the checkpoint's data.
-
-        Raises:
-            DataError: It was another problem.
-        """
-        refuse_other_data(state_dict, self.state_dict())
 
     # What the rest of a run asks of the data
 
@@ -117,7 +91,7 @@ class StateTrackingDataModule(lightning.LightningDataModule):
         known = PROBLEMS[self.problem]
         return {"vocab_size": 1 + max(known.tokens, known.answers)}
 
-    @property
+    @cached_property
     def chance(self) -> float:
         """Share of right answers of a guess; of languages, of the most frequent answer."""
         if (known := PROBLEMS[self.problem].chance) is not None:
@@ -144,28 +118,14 @@ class StateTrackingDataModule(lightning.LightningDataModule):
             generator=seeded("train", self.seed, step),
         )
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a prompt, which is written in numbers: "1 2 2 1" asks for a parity.
-
-        Raises:
-            DataError: A word is not the number of a token.
-        """
-        return encode_numbers(text, **self.network_sizes)
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Ids as numbers with spaces between."""
-        return decode_numbers(ids)
-
-    # Parts
-
-    def _eval_batches(self, split: str) -> EvalSets:
-        parts = [
-            self._sequences(self._eval_sequences, each, seeded(split, self.problem, *each))
+    def evaluation_sets(self, split: str) -> list[LMBatch]:
+        """Equally many sequences of every range of lengths."""
+        return [
+            self._sequences(self.eval_sequences, each, seeded(split, self.problem, *each))
             for each in ranges(self._shortest, self.test_lengths)
         ]
-        return EvalSets(parts, batch_size=self.eval_batch_size, **ranks(self.trainer))
 
-    def _sequences(self, n: int, lengths: tuple[int, int], generator: Any) -> LMBatch:
+    def _sequences(self, n: int, lengths: tuple[int, int], generator: Generator) -> LMBatch:
         first, last = lengths
         if not (self.last or PROBLEMS[self.problem].whole):
             lengths = (last, last)

@@ -14,7 +14,7 @@ class AutoEncoderLM(DecoderLM):
 
     Every token is read out of the last block's output at the last position, to which the
     sinusoidal encoding of the token's own position is added, through two layers of width d_model
-    (compression in MAD: Poli et al. 2024, arXiv 2403.17844, app. B.6).
+    (compression in MAD: Poli et al. 2024, arXiv 2403.17844).
 
     Args:
         rebuild: False: no other network than `DecoderLM`.

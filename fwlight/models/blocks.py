@@ -37,7 +37,7 @@ class FeedForward(nn.Sequential):
 
 
 class SwiGLU(nn.Module):
-    """SiLU of the first half times the second half (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
+    """SiLU of the first half times the second half (Shazeer 2020, arXiv 2002.05202)."""
 
     def forward(self, x: Float[Tensor, "... n"]) -> Float[Tensor, "... half"]:
         """Halve the last dimension."""

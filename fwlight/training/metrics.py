@@ -7,6 +7,9 @@ from torchmetrics import Metric
 
 from fwlight.types import IGNORE_INDEX
 
+_RANGES = 32
+"""Of positions, each twice as long as the one before: more than any sequence has."""
+
 
 class TokenLoss(Metric):
     """Mean negative log-likelihood per target token, and its exponential.
@@ -81,6 +84,3 @@ class PositionLoss(Metric):
             for end, nll, tokens in zip(ends, self.nll, self.tokens, strict=True)
             if tokens
         }
-
-
-_RANGES = 32

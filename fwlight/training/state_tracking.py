@@ -18,7 +18,7 @@ class StateTrackingModule(AnswerModule):
     `{val,test}/{acc,acc_length_<n>,acc_beyond}`, n being the end of a range of lengths and beyond
     what is longer than trained; each also as `scaled_acc`, which is (acc - chance) / (1 - chance)
     with the `chance` of the data module: 0 for a guess, 1 for all (Grazzi et al. 2025, arXiv
-    2411.12537, table 1).
+    2411.12537).
 
     Args:
         network: As `fwlight.models.DecoderLM`.

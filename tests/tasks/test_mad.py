@@ -174,5 +174,13 @@ def test_prompts_are_numbers_and_another_problem_is_refused():
     assert data.decode(data.encode("3 12 4")) == "3 12 4"
     with pytest.raises(DataError, match="from 0 to 15"):
         data.encode("16")
+    compression = MADDataModule(problem="compression")
     with pytest.raises(DataError, match=r"task\.problem"):
-        MADDataModule(problem="compression").load_state_dict(data.state_dict())
+        compression.load_state_dict(data.state_dict())
+    with pytest.raises(DataError, match="continues no prompt"):
+        compression.encode("3")
+
+
+def test_sizes_that_all_tasks_of_answers_have_are_checked():
+    with pytest.raises(DataError, match=r"task\.eval_sequences=0"):
+        MADDataModule(eval_sequences=0)
