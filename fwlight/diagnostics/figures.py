@@ -104,7 +104,7 @@ def _figure(layers: Iterable[str], *, columns: int = 4) -> tuple["Figure", Seque
     from matplotlib.figure import Figure  # takes a third of a second to load
 
     names = list(layers)
-    # A constrained layout takes half of the time of a figure, and there are three at the end of a run.
+    # A constrained layout takes half of the time of a figure; a run ends with three.
     room = 0.3 + 0.058 * max(map(len, names))  # inches, as all here
     height, width = 2.3 + 0.12 * max(0, len(names) - 4), columns * (2.15 + room)
     figure = Figure(figsize=(width, height), dpi=105)
