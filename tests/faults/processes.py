@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -36,6 +36,8 @@ TINY = (
     "callbacks.text_samples.max_new_tokens=3",
 )
 """A training of seconds that has everything: dropout, evaluations, checkpoints, samples."""
+
+TWO = ("trainer=ddp", "trainer.devices=2")
 
 
 @dataclass
@@ -101,9 +103,27 @@ class Running:
         return alive
 
 
-def run(arguments, *, folder, timeout=60, **settings) -> Ended:
-    """Start a process and wait for its end."""
-    return Running(arguments, folder=folder, **settings).wait(timeout)
+def run(arguments, *, folder, port=None, timeout=60, **settings) -> Ended:
+    """Start a process and wait for its end.
+
+    With a port, both ranks start as torchrun starts them, and meet there. They must end alike;
+    what is returned is the end of the first one, with what both of them said.
+    """
+    if port is None:
+        return Running(arguments, folder=folder, **settings).wait(timeout)
+    ranks = [
+        Running(
+            [*arguments, *TWO],
+            folder=folder / str(rank),
+            environment=of_torchrun(rank, port)
+            | {"TORCHELASTIC_ERROR_FILE": str(folder / str(rank) / "error.json")},
+            **settings,
+        )
+        for rank in range(2)
+    ]
+    first, second = (rank.wait(timeout) for rank in ranks)
+    assert first.code == second.code, (first.err, second.err)
+    return replace(first, out=first.out + second.out, err=first.err + second.err)
 
 
 def of_torchrun(rank: int, port: int) -> dict[str, str]:

@@ -8,7 +8,7 @@ from cli.building import build
 from cli.composition import compose_config
 from cli.overrides import groups
 from fwlight.diagnostics.layers import memory_layers
-from tests.faults.processes import Running, assert_same_run, of_torchrun, rows
+from tests.faults.processes import assert_same_run, rows, run
 from train import main
 
 SHORT = (
@@ -19,7 +19,6 @@ SHORT = (
 HYBRID = ("model@alternate=softmax", "model.alternate_every=2")
 MODELS = {model: (f"model={model}",) for model in groups()["model"]}
 CASES = MODELS | {f"{model} hybrid": (*made, *HYBRID) for model, made in MODELS.items()}
-TWO = ("trainer=ddp", "trainer.devices=2")
 WATCHERS = ("fast_weight_norm", "softmax_attention")
 """Between them they see every memory."""
 
@@ -36,17 +35,12 @@ def test_every_model_resumes_exactly_and_is_used(
     model, ranks, tiny, tmp_path, free_port, capsys
 ) -> None:
     def start(name, *, code=0, **settings):
-        """Train as one process or as both of torchrun, which are forked; return what was told."""
+        """Train as one process or as both of torchrun; return what was told."""
         words = [*tiny, *SHORT, *model, f"run_dir={tmp_path / name}", "resume=auto"]
-        words += TWO if ranks == 2 else ()
-        processes = []
-        for rank in range(ranks):
-            environment = of_torchrun(rank, free_port) if ranks == 2 else {}
-            folder = tmp_path / f"{name}-output-{rank}"
-            processes.append(Running(words, folder=folder, environment=environment, **settings))
-        ends = [process.wait() for process in processes]
-        assert [ended.code for ended in ends] == [code] * ranks, [ended.err for ended in ends]
-        return ends[0].out
+        port = free_port if ranks == 2 else None
+        ended = run(words, folder=tmp_path / f"{name}-output", port=port, **settings)
+        assert ended.code == code, ended.err
+        return ended.out
 
     start("whole")
     start("run", fault={"kind": "kill", "step": 6}, code=-signal.SIGKILL)
