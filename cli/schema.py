@@ -52,6 +52,7 @@ class Task(OpenSection):
     min_count: Count | None
     max_vocab_size: Count | None
     context: Literal["segment", "carried"]
+    packing: bool
     reset: Literal["never", "document"]
     eval: Literal["segment", "sliding", "carried"]
     eval_stride: Count

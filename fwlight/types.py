@@ -17,6 +17,7 @@ __all__ = [
     "CarriedBatch",
     "DataError",
     "LMBatch",
+    "PackedBatch",
     "RetrievalBatch",
     "Sequences",
     "TranslationBatch",
@@ -35,6 +36,17 @@ class LMBatch(NamedTuple):
     """Token ids `[B, T]`, int64; `IGNORE_INDEX` where nothing is to be predicted."""
 
 
+class PackedBatch(NamedTuple):
+    """An `LMBatch` whose rows hold parts of several documents."""
+
+    inputs: Tensor
+    """As in `LMBatch`."""
+    targets: Tensor
+    """As in `LMBatch`."""
+    documents: Tensor
+    """True `[B, T]` where an input is the first of a document that must not see what was before."""
+
+
 class CarriedBatch(NamedTuple):
     """An `LMBatch` whose rows may go on from those of the last batch, or the next from these."""
 
@@ -47,7 +59,7 @@ class CarriedBatch(NamedTuple):
     continues: bool
     """Whether the next batch goes on from these rows."""
     documents: Tensor | None = None
-    """True `[B, T]` where an input is the first of a document that must not see what was before."""
+    """As in `PackedBatch`."""
 
 
 class RetrievalBatch(NamedTuple):

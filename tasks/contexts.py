@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fwlight.types import IGNORE_INDEX, CarriedBatch, DataError, LMBatch
-from tasks.lanes import rows_of
+from fwlight.types import IGNORE_INDEX, CarriedBatch, DataError, LMBatch, PackedBatch
+from tasks.lanes import documents_of, rows_of
 
 
 class SlidingWindows:
@@ -28,6 +28,7 @@ class SlidingWindows:
         stride: How far a window is from the one before it, at most `seq_len`.
         rank: This process among `world_size`.
         world_size: Number of processes.
+        documents: True `[N+1]` where a document begins that must not see what was before.
 
     Raises:
         DataError: the stream has no target, or the stride is longer than a window.
@@ -42,6 +43,7 @@ class SlidingWindows:
         stride: int,
         rank: int = 0,
         world_size: int = 1,
+        documents: Tensor | None = None,
     ) -> None:
         targets = _targets(stream)
         if stride > seq_len:
@@ -50,6 +52,7 @@ class SlidingWindows:
                 f"{seq_len} tokens; choose at most {seq_len}"
             )
         self._stream, self._seq_len, self._stride = stream, min(seq_len, targets), stride
+        self._documents = documents
         self._n_windows = 1 + -(-(targets - self._seq_len) // stride)
         self._rows = -(-batch_size // world_size)
         self._n_batches = -(-self._n_windows // (self._rows * world_size))
@@ -58,7 +61,7 @@ class SlidingWindows:
     def __len__(self) -> int:
         return self._n_batches
 
-    def __iter__(self) -> Iterator[LMBatch]:
+    def __iter__(self) -> Iterator[LMBatch | PackedBatch]:
         for batch in range(self._n_batches):
             first = self._first + batch * self._rows
             windows = torch.arange(first, first + self._rows)
@@ -67,7 +70,11 @@ class SlidingWindows:
             ]
             inputs, targets = rows_of(self._stream, starts, self._seq_len)
             targets[windows > 0, : self._seq_len - self._stride] = IGNORE_INDEX
-            yield LMBatch(inputs, targets)
+            documents = documents_of(self._documents, starts, self._seq_len)
+            if documents is None:
+                yield LMBatch(inputs, targets)
+            else:
+                yield PackedBatch(inputs, targets, documents)
 
 
 class CarriedLanes:
@@ -121,14 +128,9 @@ class CarriedLanes:
             width = min(self._seq_len, self._length - offset)
             starts = [min(first + offset, len(self._stream)) for first, _ in self._edges]
             inputs, targets = rows_of(self._stream, starts, width)
-            documents = None
-            if self._documents is not None:
-                documents = torch.zeros(inputs.shape, dtype=torch.bool)
+            documents = documents_of(self._documents, starts, width)
             for row, (start, (_, end)) in enumerate(zip(starts, self._edges, strict=True)):
                 targets[row, max(0, end - start) :] = IGNORE_INDEX
-                if documents is not None and self._documents is not None:
-                    piece = self._documents[start : start + width]
-                    documents[row, : len(piece)] = piece
             yield CarriedBatch(inputs, targets, step == 0, step + 1 < len(self), documents)
 
 

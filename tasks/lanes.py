@@ -16,12 +16,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fwlight.types import IGNORE_INDEX, CarriedBatch, DataError, LMBatch
+from fwlight.types import IGNORE_INDEX, CarriedBatch, DataError, LMBatch, PackedBatch
 from tasks.position import TrainBatches
 from tasks.ranks import rows_of_rank
 
 
-class TrainLanes(TrainBatches[LMBatch | CarriedBatch]):
+class TrainLanes(TrainBatches[LMBatch | PackedBatch | CarriedBatch]):
     """Batches `[B/W, T]` of the training stream, in the same order again and again.
 
     An iteration reads on where the last one stopped, so that the s-th batch taken is the same
@@ -86,13 +86,13 @@ class TrainLanes(TrainBatches[LMBatch | CarriedBatch]):
             num_workers=num_workers,
         )
 
-    def _segment(self, number: int) -> LMBatch | CarriedBatch:
+    def _segment(self, number: int) -> LMBatch | PackedBatch | CarriedBatch:
         start = number * self._seq_len
         columns = slice(start, start + self._seq_len)
         batch = LMBatch(self._inputs[:, columns].long(), self._targets[:, columns].long())
-        if not self._carried:
-            return batch
         documents = None if self._documents is None else self._documents[:, columns]
+        if not self._carried:
+            return batch if documents is None else PackedBatch(*batch, documents)
         more = number + 1 < self._epoch_segments
         return CarriedBatch(*batch, start == 0, more, documents)
 
@@ -111,6 +111,7 @@ class EvalLanes:
         seq_len: Tokens of a segment.
         rank: This process among `world_size`.
         world_size: Number of processes.
+        documents: As of `TrainLanes`.
 
     Raises:
         DataError: the stream has no target.
@@ -124,6 +125,7 @@ class EvalLanes:
         seq_len: int,
         rank: int = 0,
         world_size: int = 1,
+        documents: Tensor | None = None,
     ) -> None:
         targets = len(stream) - 1
         if targets < 1:
@@ -132,17 +134,30 @@ class EvalLanes:
         n_segments = -(-targets // seq_len)
         per_rank = -(-batch_size // world_size)
         per_lane = -(-n_segments // (per_rank * world_size))
-        self._stream, self._seq_len = stream, seq_len
+        self._stream, self._seq_len, self._documents = stream, seq_len, documents
         self._per_lane = per_lane
         self._first_segments = [(rank * per_rank + lane) * per_lane for lane in range(per_rank)]
 
     def __len__(self) -> int:
         return self._per_lane
 
-    def __iter__(self) -> Iterator[LMBatch]:
+    def __iter__(self) -> Iterator[LMBatch | PackedBatch]:
         for step in range(self._per_lane):
             starts = [(first + step) * self._seq_len for first in self._first_segments]
-            yield LMBatch(*rows_of(self._stream, starts, self._seq_len))
+            batch = LMBatch(*rows_of(self._stream, starts, self._seq_len))
+            documents = documents_of(self._documents, starts, self._seq_len)
+            yield batch if documents is None else PackedBatch(*batch, documents)
+
+
+def documents_of(documents: Tensor | None, starts: Sequence[int], length: int) -> Tensor | None:
+    """Return where documents begin in segments `[len(starts), length]`; None if it is not asked."""
+    if documents is None:
+        return None
+    found = torch.zeros(len(starts), length, dtype=torch.bool)
+    for row, start in enumerate(starts):
+        piece = documents[start : start + length]
+        found[row, : len(piece)] = piece
+    return found
 
 
 def rows_of(stream: Tensor, starts: Sequence[int], length: int) -> tuple[Tensor, Tensor]:

@@ -52,8 +52,11 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         max_vocab_size: Most entries of the vocabulary, `<unk>` and `<eos>` included.
         context: What a training segment starts from: `segment`, an empty memory, or `carried`, what
             the memory held at the end of the lane's segment before it.
+        packing: Whether rows hold several documents of which none sees another (WikiText): the
+            memory is empty where an article begins, in segments and sliding windows too. Documents
+            that are longer than a row go on in the next one, which begins with nothing.
         reset: What empties a carried memory: `never` anything but the start of an epoch, or
-            `document`, where an article begins (WikiText).
+            `document`, where an article begins (WikiText), as `packing` does.
         eval: How validation and test are read: `segment`, `sliding` or `carried`; see
             `tasks.contexts`. Carried, the stream is cut into `eval_batch_size` lanes.
         eval_stride: How far a sliding window is from the one before it.
@@ -80,6 +83,7 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         min_count: int | None = None,
         max_vocab_size: int | None = None,
         context: str = "segment",
+        packing: bool = False,
         reset: str = "never",
         eval: str = "segment",
         eval_stride: int = 1,
@@ -109,9 +113,10 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         ):
             if value not in choices:
                 raise DataError(f"task.{name}={value} is none of {', '.join(choices)}")
-        if reset == "document" and data not in WITH_DOCUMENTS:
+        if (packing or reset == "document") and data not in WITH_DOCUMENTS:
+            asked = "task.packing=true" if packing else "task.reset=document"
             raise DataError(
-                f"task.reset=document needs to know where documents begin, which task.data={data} "
+                f"{asked} needs to know where documents begin, which task.data={data} "
                 f"does not say; choose one of {', '.join(WITH_DOCUMENTS)}"
             )
         self._paths: dict[str, Any] = {"path": path, "train": train, "valid": valid, "test": test}
@@ -119,7 +124,7 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         self.batch_size, self.eval_batch_size, self.seq_len = batch_size, eval_batch_size, seq_len
         self._min_count = _DEFAULT_MIN_COUNT.get(data, 1) if min_count is None else min_count
         self._max_vocab_size = max_vocab_size
-        self.context, self.reset = context, reset
+        self.context, self.packing, self.reset = context, packing, reset
         self.eval, self.eval_stride, self.test_split = eval, eval_stride, test_split
         self.eval_seq_len = eval_seq_len or seq_len
         self._vocabulary: Vocabulary | None = None
@@ -160,7 +165,7 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
             epoch_limit=epoch_limit(self.trainer),
             num_workers=self.num_workers,
             carried=self.context == "carried",
-            documents=self._documents("train") if self.context == "carried" else None,
+            documents=self._documents("train", carried=self.context == "carried"),
             **ranks(self.trainer),
         )
 
@@ -280,16 +285,15 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
 
     def _eval_loader(self, split: str) -> EvalLoader:
         stream, batch_size = self.streams[split], self.eval_batch_size
-        shares = {"seq_len": self.eval_seq_len, **ranks(self.trainer)}
+        shares: dict[str, Any] = {"seq_len": self.eval_seq_len, **ranks(self.trainer)}
+        shares["documents"] = self._documents(split, carried=self.eval == "carried")
         if self.eval == "carried":
-            return CarriedLanes(
-                stream, n_lanes=batch_size, documents=self._documents(split), **shares
-            )
+            return CarriedLanes(stream, n_lanes=batch_size, **shares)
         if self.eval == "sliding":
             return SlidingWindows(stream, batch_size=batch_size, stride=self.eval_stride, **shares)
         return EvalLanes(stream, batch_size=batch_size, **shares)
 
-    def _documents(self, split: str) -> Tensor | None:
-        if self.reset == "never":
+    def _documents(self, split: str, *, carried: bool) -> Tensor | None:
+        if not self.packing and not (carried and self.reset == "document"):
             return None
         return document_starts(self.streams[split], self.vocabulary)

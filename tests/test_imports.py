@@ -19,6 +19,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight": (set(), set()),
     "fwlight.errors": (set(), set()),
     "fwlight.checks": (set(), set()),
+    "fwlight.packing": (set(), LIBRARY),
     "fwlight.pipes": ({"fwlight.errors"}, set()),
     "fwlight.integrity": ({"fwlight.errors"}, set()),
     "fwlight.autocast": (set(), {"torch"}),
@@ -26,16 +27,20 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.compiling": (set(), {"torch"}),
     "fwlight.evaluation": ({"fwlight.compiling"}, {"torch"}),
     "fwlight.types": ({"fwlight.errors"}, {"torch"}),
-    "fwlight.ops": ({"fwlight.autocast", "fwlight.cache", "fwlight.errors"}, LIBRARY | {"fla"}),
-    "fwlight.feature_maps": ({"fwlight.checks", "fwlight.ops"}, LIBRARY),
+    "fwlight.ops": (
+        {"fwlight.autocast", "fwlight.cache", "fwlight.errors", "fwlight.packing"},
+        LIBRARY | {"fla"},
+    ),
+    "fwlight.feature_maps": ({"fwlight.checks", "fwlight.ops", "fwlight.packing"}, LIBRARY),
     "fwlight.mixers": (
-        {"fwlight.autocast", "fwlight.checks", "fwlight.ops", "fwlight.feature_maps"},
+        {"fwlight.autocast", "fwlight.checks", "fwlight.ops", "fwlight.feature_maps"}
+        | {"fwlight.packing"},
         LIBRARY,
     ),
     "fwlight.attention": ({"fwlight.mixers"}, set()),
     "fwlight.models": (
         {"fwlight.mixers", "fwlight.autocast", "fwlight.checks", "fwlight.evaluation"}
-        | {"fwlight.types"},
+        | {"fwlight.types", "fwlight.packing"},
         LIBRARY,
     ),
     "fwlight.models.dropout": ({"fwlight.mixers", "fwlight.ops.native"}, LIBRARY),

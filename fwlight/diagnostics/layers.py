@@ -96,9 +96,10 @@ class Observer:
         /,
         *,
         causal: bool,
+        seen: Bool[Tensor, "b n s"] | None = None,
     ) -> None:
         """Keep them, and a copy of the keys, which beam search reorders in place."""
-        self.attended.append(Attended(q, k.clone(), causal, padding_mask))
+        self.attended.append(Attended(q, k.clone(), causal, padding_mask, seen=seen))
 
 
 def memory_layers(network: nn.Module) -> list[Layer]:

@@ -24,6 +24,8 @@ class Attended(NamedTuple):
     """True where a key is padding."""
     query_mask: Bool[Tensor, "b n"] | None = None
     """True where a query is padding: it does not count."""
+    seen: Bool[Tensor, "b n s"] | None = None
+    """Which keys each query sees, where a row is several sequences."""
 
 
 def softmax_statistics(read: Attended) -> Statistics:
@@ -35,7 +37,7 @@ def softmax_statistics(read: Attended) -> Statistics:
     - distance: sum_s a_s |t - s|, how far back it looks; for queries of another sequence positions
       are counted from the starts of both.
     """
-    q, k, causal, padding_mask, query_mask = read
+    q, k, causal, padding_mask, query_mask, seen = read
     n, s = q.shape[2], k.shape[2]
     scores = q.double() @ k.double().mT * q.shape[-1] ** -0.5
     visible = torch.ones(n, s, dtype=torch.bool, device=q.device)
@@ -43,6 +45,8 @@ def softmax_statistics(read: Attended) -> Statistics:
     if causal:
         visible = visible.tril(first)
     visible = visible.expand(q.shape[0], 1, n, s)
+    if seen is not None:
+        visible = seen[:, None]
     if padding_mask is not None:
         visible = visible & ~padding_mask[:, None, None]
     counted = visible.any(-1).expand(q.shape[:3])

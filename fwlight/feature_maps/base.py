@@ -40,6 +40,7 @@ class FeatureMap(nn.Module):
         offset: Float[Tensor, "b h"] | None = None,
         scale_cancels: bool = False,
         padding_mask: Bool[Tensor, "b t"] | None = None,
+        starts: Bool[Tensor, "b t"] | None = None,
     ) -> tuple[Float[Tensor, "b h t k"], Float[Tensor, "b h"] | None]:
         """Return the features of keys and the offset to carry to the next segment.
 
@@ -49,8 +50,9 @@ class FeatureMap(nn.Module):
             scale_cancels: Whether the memory divides each key's features by their sum, so that a
                 factor per token changes nothing.
             padding_mask: True where a position is padding.
+            starts: True at the first token of a sequence; what is returned is of the last one.
         """
-        del offset, scale_cancels, padding_mask
+        del offset, scale_cancels, padding_mask, starts
         return self(k), None
 
     def divided_by_sum(

@@ -14,6 +14,7 @@ from torch.autograd.function import Function
 
 from fwlight.checks import check_choice, check_sizes
 from fwlight.feature_maps.base import FeatureMap
+from fwlight.packing import begins_at
 
 ORTHOGONAL = ("features", "inputs")
 NORMS = ("independent", "shared")
@@ -128,6 +129,7 @@ class FAVORFeatureMap(FeatureMap):
         offset: Float[Tensor, "b h"] | None = None,
         scale_cancels: bool = False,
         padding_mask: Bool[Tensor, "b t"] | None = None,
+        starts: Bool[Tensor, "b t"] | None = None,
     ) -> tuple[Float[Tensor, "b h t k"], Float[Tensor, "b h"] | None]:
         """Return key features and the sequence's offset; see `FeatureMap.key`."""
         wx, shift = self._exponents(k)
@@ -137,9 +139,16 @@ class FAVORFeatureMap(FeatureMap):
         if scale_cancels:
             return self._features(wx, shift + peak), None
         offset = _sequence_offset(peak.squeeze(-1), offset, padding_mask)
-        constant = offset.masked_fill(offset == _UNSET, 0.0)
+        offsets = offset[..., None]
+        if starts is not None and k.shape[2]:
+            # A sequence that begins in this row has the maximum of its first key.
+            first = begins_at(starts)[:, None]
+            own = peak.squeeze(-1).gather(2, first.clamp(min=0).expand(*peak.shape[:2], -1))
+            offsets = own.where(first >= 0, offsets)
+            offset = offsets[..., -1]
+        constant = offsets.masked_fill(offsets == _UNSET, 0.0)
         # Later keys may be much larger than the one that the constant is from.
-        shift = shift + constant[..., None, None]
+        shift = shift + constant[..., None]
         return self._features(wx, shift, max_exponent=_MAX_EXPONENT), offset
 
     def _exponents(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ class Mixer(nn.Module):
         *,
         causal: bool = True,
         padding_mask: Bool[Tensor, "b t"] | None = None,
+        starts: Bool[Tensor, "b t"] | None = None,
         initial_state: Any = None,
     ) -> tuple[Float[Tensor, "b t m"], Any]:
         """Return what every token receives, and the state to go on from.
@@ -34,6 +35,8 @@ class Mixer(nn.Module):
             x: The tokens.
             causal: A token sees those before it and itself; otherwise all of them.
             padding_mask: True where a position is padding: it leaves no trace.
+            starts: True where a token is the first of a sequence, which sees nothing before it; see
+                `fwlight.packing`. None: a row is one sequence. Of causal layers.
             initial_state: The state to continue from; None is empty.
         """
         raise NotImplementedError

@@ -22,6 +22,8 @@ from fwlight.mixers.gates import (
     WriteStrength,
     check_gates,
     needs_beta,
+    rule_name,
+    takes,
 )
 from fwlight.mixers.normalisation import (
     OUT_NORMS,
@@ -169,6 +171,7 @@ class FastWeights(Features):
         *,
         initial_state: MemoryState | None = None,
         padding_mask: Bool[Tensor, "b t"] | None = None,
+        starts: Bool[Tensor, "b t"] | None = None,
     ) -> tuple[Float[Tensor, "b h t v"], MemoryState]:
         """Write and read token by token, each read after its own writes; n = t `writes`.
 
@@ -179,8 +182,12 @@ class FastWeights(Features):
             gates: Those of every write, as `self.gates` emits them.
             initial_state: The state to continue from; None is an empty memory.
             padding_mask: True where a position is padding: it writes nothing.
+            starts: True at the first token of a sequence, before which the memory is emptied.
+
+        Raises:
+            ValueError: If there are starts and the rule takes no decay.
         """
-        o, state = self._run(q, k, v, gates, initial_state, padding_mask)
+        o, state = self._run(q, k, v, gates, initial_state, padding_mask, starts)
         assert o is not None  # there were queries
         return o, state
 
@@ -253,25 +260,35 @@ class FastWeights(Features):
         gates: Gates,
         state: MemoryState | None,
         padding_mask: Tensor | None,
+        starts: Tensor | None = None,
     ) -> tuple[Tensor | None, MemoryState]:
         if state is None:
             self.feature_map.start_sequence()
         projected, asked = k, padding_mask
-        if padding_mask is not None and self.writes > 1:
+        if padding_mask is not None:
             padding_mask = padding_mask.repeat_interleave(self.writes, dim=1)
+        if starts is not None:  # before the first write of a token
+            starts = F.pad(starts[..., None], (0, self.writes - 1)).flatten(1)
         # Sums and divisors are taken in float32; the operators decide about the rest.
         with without_autocast(k):
-            k, offset = self.keys(k, None if state is None else state.key_offset, padding_mask)
+            offset = None if state is None else state.key_offset
+            k, offset = self.keys(k, offset, padding_mask, starts)
             q = None if q is None else self.queries(q)
             v_written = v if gates.write is None else v * gates.write
-            options, z = gates.options(k, padding_mask), None
+            options, z = gates.options(k, padding_mask, starts), None
+            if starts is not None and not takes(self.update_rule, "decay"):
+                raise ValueError(
+                    f"{rule_name(self.update_rule)} takes no decay, by which a memory is emptied "
+                    "where another sequence begins"
+                )
             written_k, beta = k, gates.beta
             if beta is None and needs_beta(self.update_rule):
                 beta = k.new_ones(k.shape[:3])
             if self.read_norm != "none":
-                z = running_key_sum(k, None if state is None else state.key_sum)
+                carried = None if state is None else state.key_sum
+                before, z = running_key_sum(k, carried, starts)
                 if self.read_norm == "full" and beta is not None:
-                    written_k, beta = normalised_write(k, beta, z, self.read_eps)
+                    written_k, beta = normalised_write(k, beta, before, self.read_eps)
             weights = None if state is None else state.weights
             if self.observer is not None:
                 last = None if z is None else z[:, :, -1]
@@ -288,7 +305,7 @@ class FastWeights(Features):
             )
             if o is not None and q is not None:
                 if z is not None:
-                    z_read = z[:, :, self.writes :: self.writes]  # after the last write of a token
+                    z_read = z[:, :, self.writes - 1 :: self.writes]  # after a token's last write
                     o = o / ((z_read * q).sum(-1, keepdim=True) + self.read_eps)
                 o = at_least_float32(o) * self.output_scale
                 if self.skip is not None:

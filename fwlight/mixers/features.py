@@ -59,6 +59,7 @@ class Features(nn.Module):
         k: Float[Tensor, "b h t d"],
         offset: Float[Tensor, "b h"] | None = None,
         padding_mask: Bool[Tensor, "b t"] | None = None,
+        starts: Bool[Tensor, "b t"] | None = None,
     ) -> tuple[Float[Tensor, "b h t k"], Float[Tensor, "b h"] | None]:
         """Return the features that keys are written as, and the map's constant."""
         k = at_least_float32(k)
@@ -69,6 +70,7 @@ class Features(nn.Module):
                 offset=offset,
                 scale_cancels=self.key_norm != "none",
                 padding_mask=padding_mask,
+                starts=starts,
             )
             features = self._normalised(features, self.key_norm_eps)
         if padding_mask is not None:

@@ -28,20 +28,27 @@ class Gates(NamedTuple):
     """Factor on the value that is written."""
 
     def options(
-        self, k: Float[Tensor, "b h t k"], padding_mask: Bool[Tensor, "b t"] | None = None
+        self,
+        k: Float[Tensor, "b h t k"],
+        padding_mask: Bool[Tensor, "b t"] | None = None,
+        starts: Bool[Tensor, "b t"] | None = None,
     ) -> dict[str, Tensor]:
         """Return what a rule takes beside beta: only what there is, as not every rule has all.
 
         Args:
             k: The keys that are written.
             padding_mask: True where nothing is written, which decays nothing either.
+            starts: True where the memory is emptied before the write.
         """
         options: dict[str, Tensor] = {}
-        if self.decay is not None:
-            decay = self.decay
-            if padding_mask is not None:
-                hole = padding_mask[:, None]
-                decay = decay.masked_fill(hole if decay.ndim == 3 else hole[..., None], 0.0)
+        decay = self.decay
+        if decay is None and starts is not None:
+            decay = k.new_zeros(k.shape[:3])
+        if decay is not None:
+            for rows, factor in ((padding_mask, 0.0), (starts, -torch.inf)):
+                if rows is not None:
+                    rows = rows[:, None] if decay.ndim == 3 else rows[:, None, :, None]
+                    decay = decay.masked_fill(rows, factor)
             options["decay"] = decay
         if self.erase is not None:
             options["erase_key"] = self.erase * k
@@ -189,14 +196,24 @@ def needs_beta(update_rule: UpdateRule) -> bool:
     return inspect.signature(update_rule).parameters["beta"].default is inspect.Parameter.empty
 
 
+def takes(update_rule: UpdateRule, keyword: str) -> bool:
+    """Whether an update rule has an argument of that name."""
+    return keyword in inspect.signature(update_rule).parameters
+
+
+def rule_name(update_rule: UpdateRule) -> str:
+    """Return the name of a rule, options bound, for those who read an error."""
+    return getattr(update_rule, "func", update_rule).__name__
+
+
 def check_gates(update_rule: UpdateRule, gates: GateList) -> None:
     """Raise ValueError if a rule does not take what the gates emit."""
-    taken = inspect.signature(update_rule).parameters
     keywords = {"beta": "beta", "decay": "decay", "erase": "erase_key", "write": "v"}
     for name in gates.emits:
-        if keywords[name] not in taken:
-            rule = getattr(update_rule, "func", update_rule).__name__
-            raise ValueError(f"{rule} takes no {name}, which a gate of this memory emits")
+        if not takes(update_rule, keywords[name]):
+            raise ValueError(
+                f"{rule_name(update_rule)} takes no {name}, which a gate of this memory emits"
+            )
 
 
 def by_heads(x: Float[Tensor, "b t n"], n_heads: int) -> Float[Tensor, "b h t d"]:

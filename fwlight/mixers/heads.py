@@ -102,6 +102,7 @@ class MultiHeadAttention(Mixer):
         *,
         causal: bool = True,
         padding_mask: Bool[Tensor, "b t"] | None = None,
+        starts: Bool[Tensor, "b t"] | None = None,
         initial_state: Any = None,
     ) -> tuple[Float[Tensor, "b t m"], Any]:
         """Let every position see those before it and itself, or all; return also the state.
@@ -110,10 +111,12 @@ class MultiHeadAttention(Mixer):
         `Mixer`.
         """
         memory_state, tail = self._unpack(initial_state)
-        (q, k, v, gates), out, tail = self._project(x, padding_mask=padding_mask, tail=tail)
+        (q, k, v, gates), out, tail = self._project(
+            x, padding_mask=padding_mask, starts=starts, tail=tail
+        )
         options = {"initial_state": memory_state, "padding_mask": padding_mask}
         if causal:
-            o, memory_state = self.memory(q, k, v, gates, **options)
+            o, memory_state = self.memory(q, k, v, gates, starts=starts, **options)
         else:
             memory_state = self.memory.write(k, v, gates, **options)
             o = self.memory.read(q, memory_state)
@@ -172,6 +175,7 @@ class MultiHeadAttention(Mixer):
         *,
         queries: bool = True,
         padding_mask: Tensor | None,
+        starts: Tensor | None = None,
         tail: Tensor | None,
     ) -> tuple[tuple[Tensor | None, Tensor, Tensor, Gates], Tensor | None, Tensor | None]:
         """Return q, k, v by heads and the gates, the output gate, and the convolution's tail."""
@@ -182,7 +186,7 @@ class MultiHeadAttention(Mixer):
         widths = [asked + rows["k"] + rows["v"], rows["gates"], rows["out"] * queries]
         qkv, logits, out = F.linear(x, weight).split(widths, dim=-1)
         if self.short_conv is not None:
-            qkv, tail = self.short_conv(qkv, tail=tail, padding_mask=padding_mask)
+            qkv, tail = self.short_conv(qkv, tail=tail, padding_mask=padding_mask, starts=starts)
         q, k, v = qkv.split([asked, rows["k"], rows["v"]], dim=-1)
         if self.short_conv is not None:
             v = F.silu(v)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fwlight.mixers.gates import NO_GATES, GateList, Gates
 from fwlight.mixers.observation import AttentionObserver
+from fwlight.packing import begins_at, seen_by
 
 
 class KeyValueCache(NamedTuple):
@@ -54,10 +55,16 @@ class KeyValues(nn.Module):
         *,
         initial_state: KeyValueCache | None = None,
         padding_mask: Bool[Tensor, "b t"] | None = None,
+        starts: Bool[Tensor, "b t"] | None = None,
     ) -> tuple[Float[Tensor, "b h t v"], KeyValueCache]:
         """Attend from each position to itself and everything before; it takes no gates."""
         state = self.write(k, v, gates, initial_state=initial_state, padding_mask=padding_mask)
-        return self._attend(q, state, causal=True), state
+        if starts is None:
+            return self._attend(q, state, causal=True), state
+        seen = seen_by(begins_at(starts), state.k.shape[2])
+        o = self._attend(q, state, causal=True, seen=seen)
+        hidden = ~seen[:, -1:].squeeze(1) | _mask_or_zeros(state.k, state.padding_mask)
+        return o, state._replace(padding_mask=hidden)
 
     def write(
         self,
@@ -104,12 +111,14 @@ class KeyValues(nn.Module):
         o = weights.new_zeros(*weights.shape[:2], self.d_value)
         return o.scatter_add(-1, ids[:, None].expand_as(weights), weights)
 
-    def _attend(self, q: Tensor, state: KeyValueCache, *, causal: bool) -> Tensor:
+    def _attend(
+        self, q: Tensor, state: KeyValueCache, *, causal: bool, seen: Tensor | None = None
+    ) -> Tensor:
         if self.observer is not None:
-            self.observer.attend(q, state.k, state.padding_mask, causal=causal)
+            self.observer.attend(q, state.k, state.padding_mask, causal=causal, seen=seen)
         t, s = q.shape[2], state.k.shape[2]
-        mask = None
-        causal = causal and t > 1  # a single query is the last: it sees all
+        mask = None if seen is None else seen[:, None]
+        causal = causal and t > 1 and mask is None  # a single query is the last: it sees all
         if causal and (s != t or state.padding_mask is not None):
             mask = q.new_ones(t, s, dtype=torch.bool).tril(s - t)  # queries are the last t of s
         if state.padding_mask is not None:

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fwlight.ops import native
+from fwlight.packing import begins_at, sums_since
 
 KEY_NORMS = ("none", "sum", "l2", "l2_smooth")
 OUT_NORMS = ("none", "layernorm", "rmsnorm")
@@ -45,29 +46,44 @@ def make_out_norm(name: str, d_value: int, eps: float) -> nn.Module:
 
 
 def running_key_sum(
-    k: Float[Tensor, "b h t k"], carried: Float[Tensor, "b h k"] | None
-) -> Float[Tensor, "b h n k"]:
-    """Return z_0, z_1, ... z_T, the sums of the keys so far, n = t + 1."""
-    b, h, _, d_dot = k.shape
-    start = k.new_zeros(b, h, 1, d_dot) if carried is None else carried.to(k.dtype)[:, :, None]
-    return torch.cat([start, k], dim=2).cumsum(2)
+    k: Float[Tensor, "b h t k"],
+    carried: Float[Tensor, "b h k"] | None,
+    starts: Bool[Tensor, "b t"] | None = None,
+) -> tuple[Float[Tensor, "b h t k"], Float[Tensor, "b h t k"]]:
+    """Return z_{t-1} and z_t, the sums of the keys before every token and with it.
+
+    Args:
+        k: The keys.
+        carried: z_0; None is zero.
+        starts: True where z begins again.
+    """
+    start = k.new_zeros(*k.shape[:2], 1, k.shape[3])
+    start = start if carried is None else carried.to(k.dtype)[:, :, None]
+    if starts is None:
+        z = torch.cat([start, k], dim=2).cumsum(2)
+        return z[:, :, :-1], z[:, :, 1:]
+    first = begins_at(starts)
+    z = sums_since(k, first) + start * (first < 0)[:, None, :, None]
+    before = torch.cat([start, z[:, :, :-1]], dim=2)
+    return before.masked_fill(starts[:, None, :, None], 0.0), z
 
 
 def normalised_write(
     k: Float[Tensor, "b h t k"],
     beta: Float[Tensor, "b h t"],
-    z: Float[Tensor, "b h n k"],
+    z: Float[Tensor, "b h t k"],
     eps: float,
 ) -> tuple[Float[Tensor, "b h t k"], Float[Tensor, "b h t"]]:
     """Return the k and beta with which the plain delta rule follows eqs. 26-28 of the paper.
 
-    With c_t = z_{t-1} . k_t, and c_t = 1 at the first write of an empty memory, the value
-    retrieved before the write is divided by c_t when k is divided by c_t; beta multiplied by
-    c_t leaves the write itself in proportion. As in the reference code, a key orthogonal to all
-    before has c = 0 and writes nothing; maps that are nowhere 0 have no such keys.
+    z holds z_{t-1} for every t. With c_t = z_{t-1} . k_t, and c_t = 1 at the first write of an
+    empty memory, the value retrieved before the write is divided by c_t when k is divided by c_t;
+    beta multiplied by c_t leaves the write itself in proportion. As in the reference code, a key
+    orthogonal to all before has c = 0 and writes nothing; maps that are nowhere 0 have no such
+    keys.
     """
-    empty = (z[:, :, :-1] == 0).all(-1)
-    c = (z[:, :, :-1] * k).sum(-1).masked_fill(empty, 1.0)
+    empty = (z == 0).all(-1)
+    c = (z * k).sum(-1).masked_fill(empty, 1.0)
     return k / (c + eps)[..., None], beta * c
 
 

@@ -67,5 +67,9 @@ class AttentionObserver(Protocol):
         /,
         *,
         causal: bool,
+        seen: Bool[Tensor, "b n s"] | None = None,
     ) -> None:
-        """Queries attend to keys; causal: they are the last n of the s positions."""
+        """Queries attend to keys; causal: they are the last n of the s positions.
+
+        `seen` says which keys each query sees, where that is neither all nor those before it.
+        """

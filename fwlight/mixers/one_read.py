@@ -36,8 +36,8 @@ def one_read(
             k, _ = memory.keys(k)
             written_k, written_beta = k, beta
             if memory.read_norm == "full" and beta is not None:
-                z = running_key_sum(k, None)
-                written_k, written_beta = normalised_write(k, beta, z, memory.read_eps)
+                before, _ = running_key_sum(k, None)
+                written_k, written_beta = normalised_write(k, beta, before, memory.read_eps)
             if memory.observer is not None:
                 v = F.one_hot(ids, memory.d_value).to(k.dtype)[:, None].expand(*heads, -1)
                 z = None if memory.read_norm == "none" else k.sum(2)

@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fwlight.checks import check_sizes
+from fwlight.packing import begins_at
 
 
 class ShortConv(nn.Module):
@@ -37,6 +38,7 @@ class ShortConv(nn.Module):
         *,
         tail: Float[Tensor, "b w n"] | None = None,
         padding_mask: Bool[Tensor, "b t"] | None = None,
+        starts: Bool[Tensor, "b t"] | None = None,
     ) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b w n"]]:
         """Convolve; return the result and the last width - 1 inputs of all channels.
 
@@ -47,12 +49,20 @@ class ShortConv(nn.Module):
             x: Inputs of all channels, or of the last c alone.
             tail: What an earlier call returned; None is zeros.
             padding_mask: True where a position is padding.
+            starts: True at the first token of a sequence, whose inputs before it are zero.
+
+        Raises:
+            ValueError: If there are both starts and padding.
         """
         (b, t, c), reach = x.shape, self.width - 1
         others = self.channels - c
         carried = self.empty_tail(x) if tail is None else tail.to(x.dtype)
         if t == 0:
             return x, carried
+        if starts is not None:
+            if padding_mask is not None:
+                raise ValueError("rows of several sequences have no padding between tokens")
+            return self._apart(torch.cat([carried[..., others:], x], dim=1), starts)
         order = count = None
         if padding_mask is not None:
             order = padding_mask.int().argsort(dim=1, stable=True)[..., None]  # real ones first
@@ -68,6 +78,23 @@ class ShortConv(nn.Module):
             y = y.masked_fill(padding_mask[..., None], 0.0)
             last = count[:, None] + torch.arange(reach, device=x.device)
             tail = window.gather(1, last[..., None].expand(b, reach, c))
+        return y, F.pad(tail, (others, 0))
+
+    def _apart(
+        self, window: Float[Tensor, "b n c"], starts: Bool[Tensor, "b t"]
+    ) -> tuple[Tensor, Tensor]:
+        """Convolve rows of several sequences, the tail before them, tap by tap."""
+        t, reach, others = starts.shape[1], self.width - 1, self.channels - window.shape[2]
+        first = begins_at(starts)
+        places = torch.arange(t, device=starts.device)
+        weight = self.weight[others:].to(window.dtype)
+        y = window[:, reach:] * weight[:, reach]
+        for back in range(1, self.width):
+            tap = window[:, reach - back : reach - back + t] * weight[:, reach - back]
+            y = y + tap.masked_fill((places - back < first)[..., None], 0.0)
+        # Of what comes next the tail's last token is one back.
+        beyond = torch.arange(t - reach, t, device=starts.device) < first[:, -1:]
+        tail = window[:, t:].masked_fill(beyond[..., None], 0.0)
         return y, F.pad(tail, (others, 0))
 
     def empty_tail(self, like: Float[Tensor, "b t m"]) -> Float[Tensor, "b w n"]:

@@ -3,7 +3,6 @@
 from fwlight.models.adaptive import AdaptiveSoftmax
 from fwlight.models.auto_encoder import AutoEncoderLM
 from fwlight.models.carried import (
-    features_by_document,
     lanes_of,
     map_state,
     pack_state,
@@ -25,7 +24,6 @@ __all__ = [
     "Retriever",
     "beam_search",
     "check_sampling",
-    "features_by_document",
     "generate",
     "greedy_search",
     "lanes_of",

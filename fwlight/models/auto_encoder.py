@@ -44,12 +44,16 @@ class AutoEncoderLM(DecoderLM):
         *,
         initial_state: LMState | None = None,
         padding_mask: Bool[Tensor, "b t"] | None = None,
+        starts: Bool[Tensor, "b t"] | None = None,
     ) -> tuple[Float[Tensor, "b t m"], LMState]:
         """Return what the output layer reads of every position, and the state to go on from.
 
         Arguments as in `DecoderLM.features`; to rebuild, the last position must not be padding.
         """
-        h, state = super().features(tokens, initial_state=initial_state, padding_mask=padding_mask)
+        if self.decoder is not None and starts is not None:
+            raise ValueError("a row that is rebuilt from its last position is one sequence")
+        options = {"padding_mask": padding_mask, "starts": starts}
+        h, state = super().features(tokens, initial_state=initial_state, **options)
         if self.decoder is None:
             return h, state
         places = self.places(tokens.shape[1], device=h.device).to(h.dtype)

@@ -114,10 +114,12 @@ class DecoderBlock(Block):
         h: Float[Tensor, "b t m"],
         *,
         padding_mask: Bool[Tensor, "b t"] | None = None,
+        starts: Bool[Tensor, "b t"] | None = None,
         initial_state: Any = None,
     ) -> tuple[Float[Tensor, "b t m"], Any]:
         """Return the block's output and the attention's state."""
-        h, state = self.attend(h, padding_mask=padding_mask, initial_state=initial_state)
+        options = {} if starts is None else {"starts": starts}  # of which not all mixers know
+        h, state = self.attend(h, padding_mask=padding_mask, initial_state=initial_state, **options)
         return self.feed(h), state
 
 

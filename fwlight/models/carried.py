@@ -1,20 +1,15 @@
-"""What a language model carries from segment to segment: cut off, regrouped, stored."""
+"""What a language model carries from segment to segment: cut off, stored."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils._pytree import (
     tree_leaves,
-    tree_map,
     tree_map_only,
     tree_structure,
     tree_unflatten,
 )
-
-from fwlight.models.decoder_lm import DecoderLM, LMState
 
 _MOST_TOKENS = 1 << 53
 """Up to which a position is exact in float64."""
@@ -73,60 +68,3 @@ def _fits(leaf: Any, wanted: Any) -> bool:
         # What is not finite in an empty state may still be so.
         and bool((leaf.isfinite() | (leaf == wanted)).all())
     )
-
-
-def features_by_document(
-    model: DecoderLM,
-    tokens: Int[Tensor, "b t"],
-    documents: Bool[Tensor, "b t"],
-    *,
-    initial_state: LMState | None = None,
-) -> tuple[Float[Tensor, "b t m"], LMState]:
-    """Return what `model.features` does, with an empty memory wherever a document begins.
-
-    The rows are cut there, and the pieces read side by side, padded at their ends: the first piece
-    of a row goes on from the row's state, the others from an empty memory, and what the last one
-    ends with is carried on. Exact for models without positions.
-
-    Args:
-        model: The language model.
-        tokens: Token ids.
-        documents: True at the first token of a document.
-        initial_state: The state to continue from; None is empty.
-
-    Raises:
-        ValueError: If the model has positions: documents would begin at different ones.
-    """
-    if model.positions is not None:
-        raise ValueError(
-            "documents that begin within a segment need model.positions=none: the positions of "
-            "the rows would differ"
-        )
-    b, t = tokens.shape
-    starts = documents.clone()
-    starts[:, 0] = True
-    piece = starts.flatten().cumsum(0).view(b, t) - 1  # pieces are numbered row by row
-    first = starts.flatten().nonzero().squeeze(1)
-    column = torch.arange(t, device=tokens.device) - (first % t)[piece]
-    n = len(first)
-    shape = (n, int(column.max()) + 1)
-    laid_out = tokens.new_zeros(shape)
-    laid_out[piece, column] = tokens
-    padding = torch.ones(shape, dtype=torch.bool, device=tokens.device)
-    padding[piece, column] = False
-    # The first token of a row may itself begin a document.
-    row, goes_on = first // t, (first % t == 0) & ~documents.flatten()[first]
-    state = None
-    if initial_state is not None:
-        empty = model.empty_state(n)
-        state = tree_map(lambda x, e: _for_pieces(x, e, row, goes_on), initial_state, empty)
-    hidden, state = model.features(laid_out, initial_state=state, padding_mask=padding)
-    last = piece[:, -1]
-    return hidden[piece, column], map_state(lambda x: x[last], state)
-
-
-def _for_pieces(x: Any, empty: Any, row: Tensor, goes_on: Tensor) -> Any:
-    """Give every piece its row's state, or where it does not go on what an empty memory has."""
-    if not isinstance(x, Tensor):
-        return x
-    return x[row].where(goes_on.view(-1, *(1 for _ in x.shape[1:])), empty.to(x.dtype))

@@ -138,6 +138,7 @@ class DecoderLM(nn.Module):
         *,
         initial_state: LMState | None = None,
         padding_mask: Bool[Tensor, "b t"] | None = None,
+        starts: Bool[Tensor, "b t"] | None = None,
     ) -> tuple[Float[Tensor, "b t m"], LMState]:
         """Return what the output layer reads, and the state to go on from.
 
@@ -145,14 +146,28 @@ class DecoderLM(nn.Module):
             tokens: Token ids.
             initial_state: The state to continue from; None is the start of a text.
             padding_mask: True where a position is padding: it writes nothing.
+            starts: True at the first token of a sequence, which sees nothing before it; see
+                `fwlight.packing`.
+
+        Raises:
+            ValueError: If there are starts and a mixer that does not know them, or positions and a
+                state to continue from: it has one position for all its rows.
         """
         start = 0 if initial_state is None else initial_state.position
+        if starts is not None:
+            self.blocks.check_takes("starts")
         h = self.embedding(tokens) * math.sqrt(self.d_model)
         if self.positions is not None:
-            h = h + self.positions(tokens.shape[1], start, device=h.device).to(h.dtype)
+            if starts is not None and start:
+                raise ValueError(
+                    "sequences that begin within a carried segment need model.positions=none: the "
+                    "positions of the rows would differ"
+                )
+            h = h + self.positions(tokens.shape[1], start, starts=starts, device=h.device).to(h)
         h = self.dropout(h)
         layers = None if initial_state is None else initial_state.layers
-        h, layers = self.blocks(h, initial_state=layers, padding_mask=padding_mask)
+        masks = {"padding_mask": padding_mask, "starts": starts}
+        h, layers = self.blocks(h, initial_state=layers, **masks)
         h = self.dropout(self.final_norm(h))
         return h, LMState(layers, start + tokens.shape[1])
 

@@ -1,10 +1,11 @@
 """Fixed sinusoidal positions."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fwlight.checks import check_choice
+from fwlight.packing import ends_of
 
 POSITIONS = ("sinusoidal", "sinusoidal_reversed", "none")
 
@@ -30,9 +31,20 @@ class SinusoidalPositions(nn.Module):
         self.d_model, self.reverse = d_model, reverse
 
     def forward(
-        self, length: int, start: int = 0, *, device: torch.device | None = None
-    ) -> Float[Tensor, "t m"]:
+        self,
+        length: int,
+        start: int = 0,
+        *,
+        starts: Bool[Tensor, "b t"] | None = None,
+        device: torch.device | None = None,
+    ) -> Float[Tensor, "*b t m"]:
         """Return the encodings of positions start, ..., start + length - 1, in float64.
+
+        Args:
+            length: Positions of a segment.
+            start: How many there were before it.
+            starts: True where they begin again from 0, in rows `[b, t]` of their own.
+            device: Where to.
 
         Raises:
             ValueError: If positions count down and `start` is not 0: every token of the earlier
@@ -41,11 +53,14 @@ class SinusoidalPositions(nn.Module):
         if self.reverse and start:
             raise ValueError("positions=sinusoidal_reversed cannot continue an earlier segment")
         positions = torch.arange(start, start + length, device=device)
-        if self.reverse:
+        if starts is not None:
+            first, last = ends_of(starts)
+            positions = last - positions if self.reverse else positions - first
+        elif self.reverse:
             positions = positions.flip(0)
         # No buffer, which a model that is built on the meta device would lose.
         exponents = torch.arange(0, self.d_model, 2, dtype=torch.float64, device=device)
-        angles = positions[:, None] * 10000.0 ** -(exponents / self.d_model)
+        angles = positions[..., None] * 10000.0 ** -(exponents / self.d_model)
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 

@@ -1,6 +1,7 @@
 """Blocks one after the other, whose mixers follow a pattern."""
 
 from collections.abc import Callable, Iterator, Sequence
+from inspect import signature
 from typing import Any, cast
 
 from jaxtyping import Bool, Float
@@ -53,16 +54,25 @@ class Stack(nn.ModuleList):
         self,
         h: Float[Tensor, "b t m"],
         *,
-        padding_mask: Bool[Tensor, "b t"] | None = None,
         initial_state: tuple[Any, ...] | None = None,
+        **masks: Bool[Tensor, "b t"] | None,
     ) -> tuple[Float[Tensor, "b t m"], tuple[Any, ...]]:
-        """Return what the last block leaves, and the state of every block."""
+        """Return what the last block leaves, and the state of every block.
+
+        The masks are those of `Mixer.forward`.
+        """
         carried = (None,) * len(self) if initial_state is None else initial_state
         states = []
         for block, state in zip(self, carried, strict=True):
-            h, state = block(h, initial_state=state, padding_mask=padding_mask)
+            h, state = block(h, initial_state=state, **masks)
             states.append(state)
         return h, tuple(states)
+
+    def check_takes(self, keyword: str) -> None:
+        """Raise ValueError if a mixer's `forward` has no argument of that name."""
+        for mixer in (block.attention for block in self.blocks()):
+            if keyword not in signature(mixer.forward).parameters:
+                raise ValueError(f"{type(mixer).__name__}.forward takes no {keyword}")
 
     @property
     def state_size(self) -> int | None:

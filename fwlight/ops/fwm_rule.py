@@ -6,7 +6,9 @@ from torch import Tensor
 
 from fwlight.ops import native
 from fwlight.ops.backends import Backend, no_obstacle, run_rule
+from fwlight.ops.decays import remaining
 from fwlight.ops.native import native_fwm_rule
+from fwlight.packing import ends_of
 
 
 def fwm_rule(
@@ -15,6 +17,7 @@ def fwm_rule(
     v: Float[Tensor, "b h t v"],
     beta: Float[Tensor, "b h t"],
     *,
+    decay: Float[Tensor, "b h t"] | Float[Tensor, "b h t k"] | None = None,
     initial_state: Float[Tensor, "b h k v"] | None = None,
     backend: str = "auto",
 ) -> tuple[Float[Tensor, "b h r v"] | None, Float[Tensor, "b h k v"]]:
@@ -40,6 +43,8 @@ def fwm_rule(
         k: Keys, features already.
         v: Values.
         beta: Write strengths.
+        decay: Logs of factors on the memory before every write, at most 0, which is not checked;
+            -inf empties it. None is 0; "native" takes no others, and with others "recurrent" runs.
         initial_state: Fast weights S_0 to continue from; None is zero.
         backend: "recurrent" (token by token), "native" (chunkwise in C++ on a CPU, compiled at
             first use, differentiable once) or "auto", which is "native" on a CPU. Where "native"
@@ -51,21 +56,35 @@ def fwm_rule(
     Raises:
         ValueError: If shapes disagree, numbers are integers or the back end is unknown.
     """
-    return run_rule(BACKENDS, backend, q, k, v, beta, initial_state)
+    return run_rule(BACKENDS, backend, q, k, v, beta, initial_state, decay)
 
 
 def recurrent_fwm_rule(
-    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor, S: Tensor
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    S: Tensor,
+    *,
+    decay: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor]:
     """Run token by token; this is the specification."""
     null = (beta == 0) | (k == 0).all(-1)
     queries = [None] * k.shape[2] if q is None else q.unbind(2)
     tokens = zip(
-        queries, k.unbind(2), v.unbind(2), beta[..., None].unbind(2), null.unbind(2), strict=True
+        queries,
+        k.unbind(2),
+        v.unbind(2),
+        beta[..., None].unbind(2),
+        null.unbind(2),
+        remaining(decay, k),
+        strict=True,
     )
     outputs: list[Tensor] = []
     S_t = S
-    for q_t, k_t, v_t, b_t, null_t in tokens:
+    for q_t, k_t, v_t, b_t, null_t, left in tokens:
+        if left is not None:
+            S_t = left * S_t
         unprojected = null_t | ~S_t.flatten(-2).any(-1)
         u_t = b_t * (v_t - (k_t[..., None, :] @ S_t).squeeze(-2))
         S_t = S_t + k_t[..., :, None] * u_t[..., None, :]
@@ -81,7 +100,51 @@ def _frobenius_norm(S: Tensor) -> Tensor:
     return torch.linalg.vector_norm(S, dim=(-2, -1))  # pyright: ignore
 
 
+def _native_between_resets(
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    S: Tensor | None,
+    *,
+    decay: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor]:
+    """Run the kernel on what stands between tokens that empty the memory, side by side."""
+    if decay is None:
+        return native_fwm_rule(q, k, v, beta, S)
+    b, h, t, _ = k.shape
+    starts = decay.flatten(0, 1) == -torch.inf  # every head is a row of its own
+    pieces = starts.clone()
+    pieces[:, 0] = True
+    piece = pieces.flatten().cumsum(0).view(b * h, t) - 1  # numbered row by row
+    first, last = ends_of(starts)
+    column = torch.arange(t) - first
+
+    def cut(x: Tensor) -> Tensor:
+        # Nothing is written, and so nothing changed, where a piece is over.
+        laid_out = x.new_zeros(int(piece[-1, -1]) + 1, int((last - first).max()) + 1, *x.shape[3:])
+        return laid_out.index_put((piece, column), x.flatten(0, 1))[:, None]
+
+    state = None
+    if S is not None:
+        goes_on = torch.zeros(int(piece[-1, -1]) + 1, dtype=torch.bool)
+        goes_on[piece[:, 0]] = ~starts[:, 0]
+        row = torch.arange(b * h).repeat_interleave(pieces.sum(1))
+        state = S.flatten(0, 1)[row, None].masked_fill(~goes_on[:, None, None, None], 0.0)
+    o, last_state = native_fwm_rule(None if q is None else cut(q), cut(k), cut(v), cut(beta), state)
+    last_state = last_state[piece[:, -1]].view(b, h, *last_state.shape[2:])
+    return o if o is None else o[piece, 0, column].view(v.shape), last_state
+
+
+def _obstacle(
+    k: Tensor, v: Tensor, dtype: torch.dtype, *, decay: Tensor | None = None
+) -> str | None:
+    if decay is not None and (decay.ndim == 4 or not ((decay == 0) | decay.isinf()).all()):
+        return "its kernel has no decay"
+    return native.obstacle(k, v, dtype)
+
+
 BACKENDS = (
-    Backend("native", native_fwm_rule, native.obstacle),
+    Backend("native", _native_between_resets, _obstacle),
     Backend("recurrent", recurrent_fwm_rule, no_obstacle),
 )

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from fwlight.models import DecoderLM
-from fwlight.training.lm import LanguageModelingModule
+from fwlight.training.lm import AnyBatch, LanguageModelingModule
 from fwlight.training.optim import OptimizerConfig
-from fwlight.types import IGNORE_INDEX, CarriedBatch, LMBatch
+from fwlight.types import IGNORE_INDEX, LMBatch
 
 
 class AnswerAccuracy(Metric):
@@ -110,7 +110,7 @@ class AnswerModule(LanguageModelingModule):
         """Return what is logged of the answers that were added up."""
         return {name: value.item() for name, value in self.accuracy.compute().items()}
 
-    def forward(self, batch: LMBatch | CarriedBatch) -> Tensor:
+    def forward(self, batch: AnyBatch) -> Tensor:
         """Negative log-likelihood `[B, T]` of every target; 0 where it is `IGNORE_INDEX`."""
         return self._nll(batch, self._hidden(batch))
 
@@ -132,12 +132,12 @@ class AnswerModule(LanguageModelingModule):
         """Add one batch."""
         self._evaluate(batch)
 
-    def _hidden(self, batch: LMBatch | CarriedBatch) -> Tensor:
+    def _hidden(self, batch: AnyBatch) -> Tensor:
         """Return the hidden states of the asked positions `[1, N, d_model]`."""
         hidden, _ = cast(DecoderLM, self.network).features(batch.inputs)
         return hidden[batch.targets != IGNORE_INDEX][None]
 
-    def _nll(self, batch: LMBatch | CarriedBatch, hidden: Tensor) -> Tensor:
+    def _nll(self, batch: AnyBatch, hidden: Tensor) -> Tensor:
         asked = batch.targets != IGNORE_INDEX
         nll = cast(DecoderLM, self.network).nll(hidden, batch.targets[asked][None])
         return nll.new_zeros(asked.shape).masked_scatter(asked, nll)

@@ -10,7 +10,6 @@ from fwlight.errors import CheckpointError, ConfigError
 from fwlight.integrity import damaged
 from fwlight.models import (
     DecoderLM,
-    features_by_document,
     lanes_of,
     map_state,
     pack_state,
@@ -20,7 +19,9 @@ from fwlight.training.metrics import PositionLoss
 from fwlight.training.module import perplexity
 from fwlight.training.optim import OptimizerConfig
 from fwlight.training.supervised import SupervisedModule
-from fwlight.types import IGNORE_INDEX, CarriedBatch, LMBatch, Sequences
+from fwlight.types import IGNORE_INDEX, CarriedBatch, LMBatch, PackedBatch, Sequences
+
+AnyBatch = LMBatch | PackedBatch | CarriedBatch
 
 
 class LanguageModelingModule(SupervisedModule):
@@ -29,7 +30,8 @@ class LanguageModelingModule(SupervisedModule):
     Also logs `{split}/ppl` and the number of targets that it counts, `{split}/tokens`; a test logs
     `test/loss_position_<n>` too, where sequences start from an empty memory: see `PositionLoss`.
 
-    The network has `features(tokens) -> (hidden, state)` and `nll(hidden, targets)`, as
+    The network has `features(tokens) -> (hidden, state)`, by keyword also the state to go on from
+    and the `starts` of documents where batches have those, and `nll(hidden, targets)`, as
     `fwlight.models.DecoderLM`. Other arguments as in `SupervisedModule`.
 
     Where the rows of batches go on from those of the last one (`CarriedBatch`), the memory's state
@@ -45,23 +47,21 @@ class LanguageModelingModule(SupervisedModule):
         super().__init__(network, optimizer=optimizer, max_steps=max_steps)
         self.by_position = PositionLoss()
 
-    def forward(self, batch: LMBatch | CarriedBatch) -> Tensor:
+    def forward(self, batch: AnyBatch) -> Tensor:
         """Negative log-likelihood `[B, T]` of every target; 0 where it is `IGNORE_INDEX`.
 
         Every row starts from an empty memory; see `losses`.
         """
-        network = cast(DecoderLM, self.network)
-        hidden, _ = network.features(batch.inputs)
-        return network.nll(hidden, batch.targets)
+        return cast(DecoderLM, self.network).nll(self._features(batch), batch.targets)
 
-    def losses(self, batch: LMBatch | CarriedBatch) -> Tensor:
+    def losses(self, batch: AnyBatch) -> Tensor:
         """Return what `forward` does, rows going on where the batch says so."""
         if isinstance(batch, CarriedBatch):
             hidden = self._carry(batch)
         elif self.training:
             return self(batch)
         else:
-            hidden, _ = cast(DecoderLM, self.network).features(batch.inputs)
+            hidden = self._features(batch)
         network, asked = cast(DecoderLM, self.network), batch.targets != IGNORE_INDEX
         # Positions without a target do not pass the output layer.
         nll = network.nll(hidden[asked][None], batch.targets[asked][None])
@@ -71,11 +71,11 @@ class LanguageModelingModule(SupervisedModule):
         """Add the perplexity."""
         return {**super().loss_metrics(split, loss), f"{split}/ppl": perplexity(loss)}
 
-    def sequences(self, batch: LMBatch | CarriedBatch) -> dict[str, Sequences]:
+    def sequences(self, batch: AnyBatch) -> dict[str, Sequences]:
         """The inputs."""
         return {"": Sequences(batch.inputs)}
 
-    def rehearse(self, batch: LMBatch | CarriedBatch) -> None:
+    def rehearse(self, batch: AnyBatch) -> None:
         """Take the losses of one batch, and drop them with the state that it leaves."""
         super().rehearse(batch)
         self._evaluation_state = None
@@ -109,7 +109,7 @@ class LanguageModelingModule(SupervisedModule):
         self.by_position.reset()
         self._evaluation_state = None
 
-    def test_step(self, batch: LMBatch | CarriedBatch, batch_idx: int) -> None:
+    def test_step(self, batch: AnyBatch, batch_idx: int) -> None:
         """Add one batch."""
         nll = self.losses(batch)
         self.evaluation.update(nll, batch.targets)
@@ -142,6 +142,11 @@ class LanguageModelingModule(SupervisedModule):
 
     # Parts
 
+    def _features(self, batch: AnyBatch) -> Tensor:
+        """Read every row from an empty memory, or every document of it."""
+        options = {"starts": batch.documents} if isinstance(batch, PackedBatch) else {}
+        return cast(DecoderLM, self.network).features(batch.inputs, **options)[0]
+
     def _carry(self, batch: CarriedBatch) -> Tensor:
         """Read a batch from the state that the last one left, and keep what it leaves."""
         network = cast(DecoderLM, self.network)
@@ -149,6 +154,11 @@ class LanguageModelingModule(SupervisedModule):
             raise ConfigError(
                 "task.context=carried and task.eval=carried need a memory of constant size; that "
                 "of softmax attention grows with the text: use segment or sliding"
+            )
+        if batch.documents is not None and network.positions is not None:
+            raise ConfigError(
+                "documents that begin within a carried segment need model.positions=none: the "
+                "positions of the rows would differ"
             )
         name = "_training_state" if self.training else "_evaluation_state"
         state = None if batch.begins else getattr(self, name)
@@ -161,12 +171,7 @@ class LanguageModelingModule(SupervisedModule):
         if lanes not in (None, rows):  # only where it came out of a checkpoint
             error = ValueError(f"it carries the state of {lanes} lanes, where there are {rows}")
             raise damaged(Path(self.trainer.ckpt_path or ""), error)
-        if batch.documents is None:
-            hidden, state = network.features(batch.inputs, initial_state=state)
-        else:
-            hidden, state = features_by_document(
-                network, batch.inputs, batch.documents, initial_state=state
-            )
+        hidden, state = network.features(batch.inputs, initial_state=state, starts=batch.documents)
         setattr(self, name, map_state(Tensor.detach, state) if batch.continues else None)
         return hidden
 

@@ -10,7 +10,6 @@ from fwlight.feature_maps import DPFPFeatureMap, EluFeatureMap, FAVORFeatureMap
 from fwlight.mixers import FastWeights, MultiHeadAttention
 from fwlight.models import (
     DecoderLM,
-    features_by_document,
     map_state,
     pack_state,
     unpack_state,
@@ -59,7 +58,7 @@ def test_documents_are_read_as_if_alone(memory):
     documents = torch.zeros(3, 20, dtype=torch.bool)
     documents[0, [3, 4, 15]] = True  # one of them a single token long
     documents[2, 0] = True  # a document that begins with the segment
-    hidden, after = features_by_document(model, x, documents, initial_state=state)
+    hidden, after = model.features(x, initial_state=state, starts=documents)
     for row in range(3):
         edges = [0, *documents[row].nonzero().flatten().tolist(), 20]
         own = map_state(lambda s, row=row: s[row : row + 1], state)
@@ -80,10 +79,10 @@ def test_documents_are_read_as_if_alone(memory):
 
 
 def test_documents_with_positions_are_refused():
+    model, starts = make("delta", positions="sinusoidal"), torch.zeros(2, 9, dtype=torch.bool)
+    _, state = model.features(tokens())
     with pytest.raises(ValueError, match=r"need model\.positions=none"):
-        features_by_document(
-            make("delta", positions="sinusoidal"), tokens(), torch.zeros(2, 9, dtype=torch.bool)
-        )
+        model.features(tokens(), initial_state=state, starts=starts)
 
 
 @pytest.mark.parametrize("memory", MEMORIES)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fwlight.types import IGNORE_INDEX, DataError
 from tasks.contexts import CarriedLanes, SlidingWindows
-from tasks.lanes import TrainLanes
+from tasks.lanes import EvalLanes, TrainLanes
 from tasks.text.documents import document_starts
 from tasks.text.vocabulary import Vocabulary
 
@@ -113,6 +113,20 @@ def test_documents_of_every_lane_are_in_its_batches():
         batch.inputs[batch.documents & (batch.targets != IGNORE_INDEX)].tolist() for batch in lanes
     ]
     assert sorted(chain.from_iterable(counted)) == [0, 7, 20, 33]
+
+
+def test_packed_rows_know_where_documents_begin():
+    stream, documents = torch.arange(1, 42), torch.zeros(41, dtype=torch.bool)
+    documents[[0, 7, 20, 33]] = True
+    firsts = stream[documents]
+    packed = {"batch_size": 2, "seq_len": 8, "documents": documents}
+    loaders = (TrainLanes(stream, **packed), EvalLanes(stream, **packed))
+    for loader in (*loaders, SlidingWindows(stream, stride=3, **packed)):
+        seen = set()
+        for batch in loader:
+            assert torch.equal(batch.documents, torch.isin(batch.inputs, firsts))
+            seen |= set(batch.inputs[batch.documents].tolist())
+        assert seen == set(firsts.tolist())
 
 
 @pytest.mark.parametrize("loader", [SlidingWindows, CarriedLanes])

@@ -177,6 +177,30 @@ def test_documents_are_trained_apart(tmp_path, capsys):
     assert "need model.positions=none" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("model", ["delta_dpfp", "softmax"])
+def test_packed_articles_are_read_as_if_alone(model, tmp_path):
+    """One to a row or many, what is predicted is the same; without packing it is not."""
+    article, length = " = {} = \n \n the cat sat on mat {} . \n", 13
+    for split in ("train", "valid", "test"):
+        text = "".join(article.format(i % 7, i % 3) for i in range(40))
+        (tmp_path / f"wiki.{split}.tokens").write_text(text)
+    data = ["task.data=wikitext", f"task.path={tmp_path}", "task.seq_len=32"]
+    settings = [*SMALL, *data, f"model={model}", "model.positions=sinusoidal", "task.packing=true"]
+    run = tmp_path / "run"
+    assert main([*settings, "trainer.max_steps=20", f"run_dir={run}"]) == 0
+
+    def loss(packing: str, seq_len: int) -> float:
+        ckpt, out = run / "checkpoints" / "last.ckpt", tmp_path / "out.json"
+        words = [f"ckpt={ckpt}", f"output={out}", f"task.packing={packing}"]
+        assert main(["action=test", *words, f"task.eval_seq_len={seq_len}"]) == 0
+        return json.loads(out.read_text())["test/loss"]
+
+    alone = loss("true", length)
+    assert loss("true", 5 * length) == pytest.approx(alone, rel=1e-6)
+    assert loss("false", length) == pytest.approx(alone, rel=1e-6)
+    assert loss("false", 5 * length) != pytest.approx(alone, rel=1e-3)
+
+
 def _start(arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
