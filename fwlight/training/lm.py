@@ -144,8 +144,10 @@ class LanguageModelingModule(SupervisedModule):
 
     def _features(self, batch: AnyBatch) -> Tensor:
         """Read every row from an empty memory, or every document of it."""
-        options = {"starts": batch.documents} if isinstance(batch, PackedBatch) else {}
-        return cast(DecoderLM, self.network).features(batch.inputs, **options)[0]
+        network = cast(DecoderLM, self.network)
+        if isinstance(batch, PackedBatch):
+            return network.features(batch.inputs, starts=batch.documents)[0]
+        return network.features(batch.inputs)[0]
 
     def _carry(self, batch: CarriedBatch) -> Tensor:
         """Read a batch from the state that the last one left, and keep what it leaves."""
