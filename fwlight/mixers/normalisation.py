@@ -32,7 +32,8 @@ def normalise(
     if allow_native and native.can_run(x):
         return native.native_sum_norm(x, eps)
     total = x.sum(-1, keepdim=True) + eps
-    return x / total.masked_fill(total == 0, 1.0)
+    # The inverse of what is no normal number is infinite, and so would be its part of a gradient.
+    return x / total.masked_fill(total.abs() < torch.finfo(total.dtype).tiny, 1.0)
 
 
 def make_out_norm(name: str, d_value: int, eps: float) -> nn.Module:

@@ -1,9 +1,12 @@
-// Features divided by their sum, y = x / s with s = sum(x) + eps; where s is 0, y = x.
+// Features divided by their sum, y = x / s with s = sum(x) + eps; y = x where s is 0 or subnormal.
 //
 //     dx = (g - g.y) / s      where s is 0, dx = g
 //
 // `inverse` holds 1 / s, and 0 where s is 0.
 #pragma once
+#include <cmath>
+#include <limits>
+
 #include "arguments.h"
 
 template <class T>
@@ -23,8 +26,10 @@ struct SumNorm {
 #pragma omp simd reduction(+ : sum)
     for (Index i = 0; i < size; ++i) sum += x[i];
     sum += eps;
-    inverse = sum == 0 ? T(0) : 1 / sum;
-    const T factor = sum == 0 ? T(1) : inverse;
+    // The inverse of what is no normal number is infinite, and so would be its part of a gradient.
+    const bool vanishes = std::abs(sum) < std::numeric_limits<T>::min();
+    inverse = vanishes ? T(0) : 1 / sum;
+    const T factor = vanishes ? T(1) : inverse;
 #pragma omp simd
     for (Index i = 0; i < size; ++i) out[i] = factor * x[i];
   }
