@@ -262,6 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ops", description=__doc__)
     parser.add_argument("--rules", nargs="+", default=["delta", "sum"], choices=["delta", "sum"])
     parser.add_argument("--shapes", nargs="+", default=["small", "medium", "long"], choices=SHAPES)
+    parser.add_argument("--names", nargs="+", help="time these and native alone")
     parser.add_argument("--fast-transformers", type=Path, help="its causal_product_cpu.cpp")
     add_common(parser, seconds=10.0)
     parser.add_argument("--plot", type=Path, help="where to draw the ratios")
@@ -280,6 +281,8 @@ def main() -> None:
         shape = SHAPES[name]
         for rule in options.rules:
             functions = contenders(rule, shape, product)
+            names = {"native", *(options.names or functions)}
+            functions = {name: work for name, work in functions.items() if name in names}
             functions["matrix product"] = matrix_product()
             times = measure(functions, options.seconds, clock=clock)
             rows += report(f"{rule} {shape}", times, shape.operations(rule == "delta"))
