@@ -28,6 +28,38 @@ def ends_of(starts: Bool[Tensor, "b t"]) -> tuple[Int[Tensor, "b t"], Int[Tensor
     return begins_at(starts).clamp(min=0), last
 
 
+class Pieces:
+    """The sequences of all rows, each laid out in a row of its own and padded at its end.
+
+    Args:
+        starts: True at the first token of a sequence; the first token of a row always is one.
+
+    Attributes:
+        padding_mask: True `[n, l]` where a row of the layout is padded.
+    """
+
+    def __init__(self, starts: Bool[Tensor, "b t"]) -> None:
+        pieces = starts.clone()
+        pieces[:, 0] = True
+        first, last = ends_of(pieces)
+        piece = pieces.flatten().cumsum(0).view(starts.shape) - 1  # numbered row by row
+        column = torch.arange(starts.shape[1], device=starts.device) - first
+        self.place = piece, column
+        self._shape = int(piece[-1, -1]) + 1, int((last - first).max()) + 1
+        self.padding_mask = torch.ones(self._shape, dtype=torch.bool, device=starts.device)
+        self.padding_mask[self.place] = False
+
+    def lay_out(self, x: Float[Tensor, "b h t *d"]) -> Float[Tensor, "n h l *d"]:
+        """Return every sequence in its row, zeros after its end."""
+        x = x.movedim(2, 1)
+        laid_out = x.new_zeros(*self._shape, *x.shape[2:])
+        return laid_out.index_put(self.place, x).movedim(2, 1)
+
+    def back(self, x: Float[Tensor, "n h l *d"]) -> Float[Tensor, "b h t *d"]:
+        """Return what stands for every token of the rows."""
+        return x.movedim(2, 1)[self.place].movedim(2, 1)
+
+
 def sums_since(x: Float[Tensor, "b h t k"], first: Int[Tensor, "b t"]) -> Float[Tensor, "b h t k"]:
     """Return the sum of x over each token's sequence so far, by `begins_at`; in log2(t) passes."""
     places = torch.arange(x.shape[2], device=x.device)

@@ -18,6 +18,7 @@ __all__ = [
     "DataError",
     "LMBatch",
     "PackedBatch",
+    "PackedPairs",
     "RetrievalBatch",
     "Sequences",
     "TranslationBatch",
@@ -86,6 +87,24 @@ class TranslationBatch(NamedTuple):
     """Token ids `[B, T]`, int64; `IGNORE_INDEX` where nothing is to be predicted."""
     numbers: Tensor
     """Number of each pair in its split `[B]`, int64; -1 where a row only fills a batch."""
+
+
+class PackedPairs(NamedTuple):
+    """Sentence pairs one behind the other in rows; the n-th target is of the n-th source.
+
+    What fills a row up, at least one token on both sides, is a pair that nothing is asked of.
+    """
+
+    source: Tensor
+    """Token ids `[B, S]`, int64."""
+    source_starts: Tensor
+    """True `[B, S]` at the first token of every source."""
+    inputs: Tensor
+    """Token ids `[B, T]` that the decoder reads, int64."""
+    input_starts: Tensor
+    """True `[B, T]` at the first token of every target."""
+    targets: Tensor
+    """Token ids `[B, T]`, int64; `IGNORE_INDEX` where nothing is to be predicted."""
 
 
 class Sequences(NamedTuple):

@@ -2,14 +2,18 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fwlight.types import IGNORE_INDEX, TranslationBatch
+from fwlight.types import IGNORE_INDEX, PackedPairs, TranslationBatch
 from tasks.draws import seeded
 from tasks.position import TrainBatches, refuse_other_data
+
+_ROW_TOKENS = 512
+"""Of a row of packed pairs: long enough that little is filled up, short for a quadratic mask."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,40 @@ class EncodedPairs:
             _padded([[] if ids is None else [*ids, eos] for ids in targets], IGNORE_INDEX),
             rows,
         )
+
+    def packed(self, rows: Tensor, *, row_tokens: int, pad: int, bos: int, eos: int) -> PackedPairs:
+        """Return some pairs one behind the other in rows of about so many tokens on a side.
+
+        A pair stands in one row whole. Every row is filled up by a pair of `pad`.
+        """
+        sides = [
+            (_cut(self.source, self.source_ends, row), _cut(self.target, self.target_ends, row))
+            for row in rows.tolist()
+        ]
+        laid_out: list[list[tuple[list[int], list[int]]]] = [[]]
+        lengths = [0, 0]
+        for pair in sides:
+            more = [n + len(side) + 1 for n, side in zip(lengths, pair, strict=True)]
+            if max(more) > row_tokens and laid_out[-1]:
+                laid_out.append([])
+                more = [len(side) + 1 for side in pair]
+            laid_out[-1].append(pair)
+            lengths = more
+        sources = [[[*source, eos] for source, _ in row] for row in laid_out]
+        inputs = [[[bos, *target] for _, target in row] for row in laid_out]
+        targets = [[[*target, eos] for _, target in row] for row in laid_out]
+        return PackedPairs(
+            *_in_rows(sources, pad), *_in_rows(inputs, pad), _in_rows(targets, IGNORE_INDEX)[0]
+        )
+
+
+def _in_rows(rows: list[list[list[int]]], value: int) -> tuple[Tensor, Tensor]:
+    """Return pieces one behind the other, filled up with at least one value, and their starts."""
+    ids = _padded([[*chain.from_iterable(row), value] for row in rows], value)
+    starts = torch.zeros_like(ids, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        starts[number, [0, *accumulate(map(len, row))]] = True
+    return ids, starts
 
 
 def _cut(ids: Tensor, ends: Tensor, row: int) -> list[int]:
@@ -90,11 +128,41 @@ def cut_batches(
     return batches
 
 
-class TrainPairs(TrainBatches[TranslationBatch]):
+def cut_packed(pairs: EncodedPairs, *, batch_tokens: int, order: torch.Generator) -> list[Tensor]:
+    """Shuffle pairs and cut them into batches, whatever their lengths.
+
+    Args:
+        pairs: The pairs.
+        batch_tokens: Tokens of a batch on either side are at most this; a longer pair is a batch of
+            its own.
+        order: Shuffles.
+
+    Returns:
+        The numbers of the pairs in each batch.
+    """
+    rows = torch.randperm(len(pairs), generator=order)
+    sides = [lengths[rows].cumsum(0) for lengths in pairs.lengths()]
+    batches, start = [], 0
+    while start < len(rows):
+        before = [side[start - 1] if start else 0 for side in sides]
+        ends = [
+            torch.searchsorted(side, batch_tokens + so_far, right=True)
+            for side, so_far in zip(sides, before, strict=True)
+        ]
+        end = max(int(min(ends)), start + 1)
+        batches.append(rows[start:end])
+        start = end
+    return batches
+
+
+class TrainPairs(TrainBatches[TranslationBatch | PackedPairs]):
     """Batches of the training split in an order that is a function of seed and epoch.
 
     Every epoch takes each pair once. Rank r of W takes the rows r, r + W, ... of each batch, or
     where it has fewer rows than ranks one without targets.
+
+    With `packing`, a batch holds pairs of any lengths, which each rank lays one behind the other;
+    else such as are alike in length, one a row.
 
     Args:
         pairs: The pairs.
@@ -105,6 +173,7 @@ class TrainPairs(TrainBatches[TranslationBatch]):
         world_size: Number of processes.
         epoch_limit: Begin again, with the same, after so many batches (int) or such a share of them
             (float), as Lightning's `limit_train_batches` ends an epoch.
+        packing: See above; `batch_tokens` then counts no padding.
         num_workers: As of `TrainBatches`.
     """
 
@@ -115,13 +184,14 @@ class TrainPairs(TrainBatches[TranslationBatch]):
         batch_tokens: int,
         seed: int,
         special: dict[str, int],
+        packing: bool = False,
         rank: int = 0,
         world_size: int = 1,
         epoch_limit: int | float = 1.0,
         num_workers: int = 0,
     ) -> None:
         self._pairs, self._special = pairs, special
-        self._batch_tokens, self._seed = batch_tokens, seed
+        self._batch_tokens, self._seed, self._packing = batch_tokens, seed, packing
         self._mine = slice(rank, None, world_size)
         self._epoch, self._batches = -1, []
         n = len(self._of_epoch(0))
@@ -132,7 +202,8 @@ class TrainPairs(TrainBatches[TranslationBatch]):
             self._numbered,
             n_batches=n,
             period=None,
-            meaning={"batch_tokens": batch_tokens, "seed": seed},
+            meaning={"batch_tokens": batch_tokens, "seed": seed}
+            | ({"packing": 1} if packing else {}),
             num_workers=num_workers,
         )
 
@@ -150,15 +221,18 @@ class TrainPairs(TrainBatches[TranslationBatch]):
         limit = {"limit_train_batches": self._epoch_batches}
         refuse_other_data(state, limit, section="trainer")
 
-    def _numbered(self, number: int) -> TranslationBatch:
+    def _numbered(self, number: int) -> TranslationBatch | PackedPairs:
         epoch, place = divmod(number, self._epoch_batches)
         rows = self._of_epoch(0 if self._limited else epoch)[place][self._mine]
+        if self._packing:
+            return self._pairs.packed(rows, row_tokens=_ROW_TOKENS, **self._special)
         return self._pairs.batch(rows if len(rows) else torch.tensor([-1]), **self._special)
 
     def _of_epoch(self, epoch: int) -> list[Tensor]:
         if epoch != self._epoch:
             order = seeded("pairs", self._seed, epoch)
-            batches = cut_batches(self._pairs, batch_tokens=self._batch_tokens, order=order)
+            cut = cut_packed if self._packing else cut_batches
+            batches = cut(self._pairs, batch_tokens=self._batch_tokens, order=order)
             shuffled = torch.randperm(len(batches), generator=order).tolist()
             self._epoch, self._batches = epoch, [batches[i] for i in shuffled]
         return self._batches

@@ -45,6 +45,9 @@ class TranslationDataModule(lightning.LightningDataModule):
         drop_blank: Of `files`: leave out pairs of which one side is blank; else they are refused.
         vocab_size: Most entries of the vocabulary.
         batch_tokens: Most tokens of a training batch on either side, padded, over all ranks.
+        packing: Whether training pairs of any lengths stand one behind the other in rows, none of
+            which sees another, instead of one a row with others alike in length; `batch_tokens` are
+            then those of sentences alone.
         eval_batch_tokens: Likewise in evaluation; changes no result.
         max_length: Training pairs with more tokens on a side are left out; None keeps all.
         max_ratio: Likewise those with a side so many times as long as the other, of over 10 tokens.
@@ -69,6 +72,7 @@ class TranslationDataModule(lightning.LightningDataModule):
         drop_blank: bool = False,
         vocab_size: int = 4000,
         batch_tokens: int = 4096,
+        packing: bool = False,
         eval_batch_tokens: int = 4096,
         max_length: int | None = None,
         max_ratio: float | None = None,
@@ -96,6 +100,7 @@ class TranslationDataModule(lightning.LightningDataModule):
         self.data, self.seed = data, seed
         self.vocab_size = vocab_size
         self.batch_tokens, self.eval_batch_tokens = batch_tokens, eval_batch_tokens
+        self.packing = packing
         self._max_length, self._max_ratio = max_length, max_ratio
         self._tokenizer: Tokenizer | None = None
         self._fingerprint: str | None = None
@@ -142,6 +147,7 @@ class TranslationDataModule(lightning.LightningDataModule):
             batch_tokens=self.batch_tokens,
             seed=self.seed,
             special=_SPECIAL,
+            packing=self.packing,
             epoch_limit=epoch_limit(self.trainer),
             num_workers=self.num_workers,
             **ranks(self.trainer),

@@ -57,7 +57,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         ({"fwlight.diagnostics"}, LIBRARY),
     ),
     "fwlight.training": (
-        {"fwlight.errors", "fwlight.types", "fwlight.models", "fwlight.integrity"},
+        {"fwlight.errors", "fwlight.types", "fwlight.models", "fwlight.integrity"}
+        | {"fwlight.packing"},
         LIBRARY | {"lightning", "torchmetrics", "sacrebleu"},
     ),
     "fwlight.lightning_internals": ({"fwlight.errors"}, {"lightning"}),

@@ -11,6 +11,7 @@ from fwlight.checks import check_choice, check_factory, check_sizes
 from fwlight.mixers.base import Mixer
 from fwlight.mixers.gates import Gates
 from fwlight.mixers.short_conv import ShortConv
+from fwlight.packing import Pieces
 
 OUT_GATES = ("none", "silu", "sigmoid")
 
@@ -107,8 +108,12 @@ class MultiHeadAttention(Mixer):
     ) -> tuple[Float[Tensor, "b t m"], Any]:
         """Let every position see those before it and itself, or all; return also the state.
 
-        Not causal, everything is written first and then read with every query. Arguments as of
+        Not causal, everything is written first and then read with every query; of several
+        sequences in a row each is a sequence of the state that is returned. Arguments as of
         `Mixer`.
+
+        Raises:
+            ValueError: If there are starts and padding, or, not causal, starts and a state.
         """
         memory_state, tail = self._unpack(initial_state)
         (q, k, v, gates), out, tail = self._project(
@@ -117,9 +122,13 @@ class MultiHeadAttention(Mixer):
         options = {"initial_state": memory_state, "padding_mask": padding_mask}
         if causal:
             o, memory_state = self.memory(q, k, v, gates, starts=starts, **options)
-        else:
+        elif starts is None:
             memory_state = self.memory.write(k, v, gates, **options)
             o = self.memory.read(q, memory_state)
+        else:
+            memory_state = self._write_apart(k, v, gates, starts, **options)
+            assert q is not None  # they were asked for
+            o = self._read_apart(q, memory_state, starts)
         return self._merge(o, out), self._pack(memory_state, tail)
 
     def write(
@@ -127,25 +136,43 @@ class MultiHeadAttention(Mixer):
         source: Float[Tensor, "b s m"],
         *,
         padding_mask: Bool[Tensor, "b s"] | None = None,
+        starts: Bool[Tensor, "b s"] | None = None,
         initial_state: Any = None,
     ) -> Any:
-        """Write every position of `source` and return the state; arguments as in `forward`."""
+        """Write every position of `source` and return the state; arguments as in `forward`.
+
+        Of several sequences in a row each leaves a state of its own.
+        """
         memory_state, tail = self._unpack(initial_state)
         (_, k, v, gates), _, tail = self._project(
-            source, queries=False, padding_mask=padding_mask, tail=tail
+            source, queries=False, padding_mask=padding_mask, starts=starts, tail=tail
         )
-        memory_state = self.memory.write(
-            k, v, gates, initial_state=memory_state, padding_mask=padding_mask
-        )
+        options = {"initial_state": memory_state, "padding_mask": padding_mask}
+        if starts is None:
+            memory_state = self.memory.write(k, v, gates, **options)
+        else:
+            memory_state = self._write_apart(k, v, gates, starts, **options)
         return self._pack(memory_state, tail)
 
-    def read(self, x: Float[Tensor, "b t m"], state: Any) -> Float[Tensor, "b t m"]:
-        """Read what was written with the queries of `x`, each on its own."""
+    def read(
+        self,
+        x: Float[Tensor, "b t m"],
+        state: Any,
+        *,
+        starts: Bool[Tensor, "b t"] | None = None,
+    ) -> Float[Tensor, "b t m"]:
+        """Read what was written with the queries of `x`, each on its own.
+
+        With starts the sequences of `x`, row after row, read those that were written, in their
+        order.
+        """
         width, out = self.rows["q"], self.rows["out"]
         q = F.linear(x, self.in_proj.weight[:width])
         gate = F.linear(x, self.in_proj.weight[len(self.in_proj.weight) - out :]) if out else None
-        o = self.memory.read(self._key_heads(q, 1), self._unpack(state)[0])
-        return self._merge(o, gate)
+        q, memory_state = self._key_heads(q, 1), self._unpack(state)[0]
+        if starts is None:
+            return self._merge(self.memory.read(q, memory_state), gate)
+        return self._merge(self._read_apart(q, memory_state, starts), gate)
 
     @property
     def state_size(self) -> int | None:
@@ -194,6 +221,30 @@ class MultiHeadAttention(Mixer):
         heads = self._key_heads(q, 1) if queries else None, self._key_heads(k, writes)
         gates = self.memory.gates(logits)
         return (*heads, _heads(v, writes, self.n_heads), gates), out if rows["out"] else None, tail
+
+    def _write_apart(
+        self,
+        k: Tensor,
+        v: Tensor,
+        gates: Gates,
+        starts: Tensor,
+        *,
+        initial_state: Any,
+        padding_mask: Tensor | None,
+    ) -> Any:
+        """Write every sequence of the rows into a memory of its own."""
+        if initial_state is not None or padding_mask is not None:
+            raise ValueError("rows of several sequences have no padding and begin with nothing")
+        writes = self.memory.writes
+        pieces = Pieces(F.pad(starts[..., None], (0, writes - 1)).flatten(1))
+        gates = Gates(*(None if x is None else pieces.lay_out(x) for x in gates))
+        k, v = pieces.lay_out(k), pieces.lay_out(v)
+        return self.memory.write(k, v, gates, padding_mask=pieces.padding_mask[:, ::writes])
+
+    def _read_apart(self, q: Tensor, memory_state: Any, starts: Tensor) -> Tensor:
+        """Read the memory of every sequence with the queries of one."""
+        pieces = Pieces(starts)
+        return pieces.back(self.memory.read(pieces.lay_out(q), memory_state))
 
     def _key_heads(self, x: Tensor, writes: int) -> Tensor:
         """Return q or k by value heads."""

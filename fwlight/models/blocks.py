@@ -48,6 +48,8 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """Self-attention and feed-forward layer, each with a residual connection; see subclasses.
 
+    Around a mixer that is `bare` there is nothing.
+
     Args:
         d_model: Width.
         n_heads: Number of heads.
@@ -82,18 +84,25 @@ class Block(nn.Module):
         check_factory(attention=attention)
         self.norm = norm
         self.attention = attention(d_model=d_model, n_heads=n_heads, d_head=d_head)
+        self.dropout = Dropout(dropout)
+        self.bare = getattr(self.attention, "bare", False)
+        if self.bare:
+            return
         self.attention_norm = nn.LayerNorm(d_model)
         self.feed_forward = FeedForward(d_model, d_ff, dropout, kind=feed_forward)
         self.feed_forward_norm = nn.LayerNorm(d_model)
-        self.dropout = Dropout(dropout)
 
     def attend(self, h: Tensor, **options: Any) -> tuple[Tensor, Any]:
         """Add the self-attention's output; return also its state."""
+        if self.bare:
+            return self.attention(h, **options)
         y, state = self.attention(self.before(h, self.attention_norm), **options)
         return self.after(h, self.dropout(y), self.attention_norm), state
 
     def feed(self, h: Tensor) -> Tensor:
         """Add the feed-forward layer's output."""
+        if self.bare:
+            return h
         y = self.feed_forward(self.before(h, self.feed_forward_norm))
         return self.after(h, y, self.feed_forward_norm)
 
@@ -127,10 +136,15 @@ class EncoderBlock(Block):
     """Attention from every token to every token, then the feed-forward layer; as `Block`."""
 
     def forward(
-        self, h: Float[Tensor, "b s m"], *, padding_mask: Bool[Tensor, "b s"]
+        self,
+        h: Float[Tensor, "b s m"],
+        *,
+        padding_mask: Bool[Tensor, "b s"] | None = None,
+        starts: Bool[Tensor, "b s"] | None = None,
     ) -> Float[Tensor, "b s m"]:
         """Return the block's output; what it holds at padding is not to be read."""
-        return self.feed(self.attend(h, causal=False, padding_mask=padding_mask)[0])
+        options = {} if starts is None else {"starts": starts}
+        return self.feed(self.attend(h, causal=False, padding_mask=padding_mask, **options)[0])
 
 
 class CrossDecoderBlock(Block):
@@ -175,6 +189,7 @@ class CrossDecoderBlock(Block):
         *,
         written: Any,
         sources: int,
+        starts: Bool[Tensor, "b t"] | None = None,
         initial_state: Any = None,
     ) -> tuple[Float[Tensor, "b t m"], Any]:
         """Return the block's output and the self-attention's state.
@@ -183,10 +198,14 @@ class CrossDecoderBlock(Block):
             h: Rows of one source stand together: every source has b / sources of them.
             written: What `cross.write` made of the sources.
             sources: How many they are.
+            starts: True where a row goes on with the next source.
             initial_state: Of the self-attention.
         """
-        h, state = self.attend(h, initial_state=initial_state)
-        # Every query reads on its own: those of all rows of a source are one long row.
-        x = self.before(h, self.cross_norm).reshape(sources, -1, h.shape[-1])
-        y = self.cross.read(x, written).reshape(h.shape)
+        options = {} if starts is None else {"starts": starts}
+        h, state = self.attend(h, initial_state=initial_state, **options)
+        x = self.before(h, self.cross_norm)
+        if starts is None:
+            # Every query reads on its own: those of all rows of a source are one long row.
+            x = x.reshape(sources, -1, h.shape[-1])
+        y = self.cross.read(x, written, **options).reshape(h.shape)
         return self.feed(self.after(h, self.dropout(y), self.cross_norm)), state

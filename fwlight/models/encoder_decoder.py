@@ -1,13 +1,13 @@
 """A sequence-to-sequence model over any attention layers."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fwlight.checks import check_sizes
@@ -105,6 +105,8 @@ class EncoderDecoder(nn.Module):
 
         self.encoder = stack(EncoderBlock, encoder)
         self.decoder = stack(partial(CrossDecoderBlock, cross=cross), decoder)
+        _check_writes("encoder", (block.attention for block in self.encoder.blocks()))
+        _check_writes("cross", (block.cross for block in self.decoder.blocks()))
         self.encoder_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
         self.decoder_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
         follow_mixers(self)
@@ -126,10 +128,32 @@ class EncoderDecoder(nn.Module):
         return self.output(self.features(source, inputs))
 
     def features(
-        self, source: Int[Tensor, "b s"], inputs: Int[Tensor, "b t"]
+        self,
+        source: Int[Tensor, "b s"],
+        inputs: Int[Tensor, "b t"],
+        *,
+        starts: tuple[Bool[Tensor, "b s"], Bool[Tensor, "b t"]] | None = None,
     ) -> Float[Tensor, "b t m"]:
-        """Return what the output layer reads."""
-        return self.decode(inputs, self.encode(source))[0]
+        """Return what the output layer reads.
+
+        Args:
+            source: Token ids.
+            inputs: Token ids.
+            starts: True at the first token of every source and of every target, where a row holds
+                several: row after row, the n-th target is of the n-th source. Such rows have no
+                padding; what fills them up is a sequence like the others.
+
+        Raises:
+            ValueError: If there are not as many targets as sources, or a mixer knows no starts.
+        """
+        if starts is None:
+            return self.decode(inputs, self.encode(source))[0]
+        self.encoder.check_takes("starts")
+        self.decoder.check_takes("starts")
+        sources, targets = (int(F.pad(x[:, 1:], (1, 0), value=True).sum()) for x in starts)
+        if sources != targets:
+            raise ValueError(f"{targets} targets stand in these rows beside {sources} sources")
+        return self.decode(inputs, self.encode(source, starts[0]), starts[1])[0]
 
     def output(self, hidden: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch n"]:
         """Return the logits of every token."""
@@ -151,45 +175,60 @@ class EncoderDecoder(nn.Module):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none")
 
-    def encode(self, source: Int[Tensor, "b s"]) -> DecoderState:
+    def encode(
+        self, source: Int[Tensor, "b s"], starts: Bool[Tensor, "b s"] | None = None
+    ) -> DecoderState:
         """Read the sources and write them into the cross-attention of every decoder layer.
 
         Args:
             source: At least one real token each.
+            starts: See `features`.
         """
-        padding_mask = source == self.pad_id
-        h = self._embed(source, 0)
+        mask = {"padding_mask": source == self.pad_id} if starts is None else {"starts": starts}
+        h = self._embed(source, 0, starts)
         for block in self.encoder:
-            h = block(h, padding_mask=padding_mask)
+            h = block(h, **mask)
         h = self.encoder_norm(h)
-        written = tuple(
-            block.cross.write(h, padding_mask=padding_mask) for block in self.decoder.blocks()
-        )
+        written = tuple(block.cross.write(h, **mask) for block in self.decoder.blocks())
         return DecoderState(written, len(source), (None,) * len(written), 0)
 
     def decode(
-        self, tokens: Int[Tensor, "b t"], state: DecoderState
+        self,
+        tokens: Int[Tensor, "b t"],
+        state: DecoderState,
+        starts: Bool[Tensor, "b t"] | None = None,
     ) -> tuple[Float[Tensor, "b t m"], DecoderState]:
         """Read the next target tokens; return what the output layer reads, and the state after.
 
         Args:
             tokens: A multiple of the sources in rows; rows of one source stand together.
             state: From `encode` or from here.
+            starts: See `features`; such rows are decoded at once.
         """
-        h = self._embed(tokens, state.position)
-        layers = []
+        h = self._embed(tokens, state.position, starts)
+        layers, options = [], {"sources": state.sources, "starts": starts}
         for block, written, layer in zip(self.decoder, state.written, state.layers, strict=True):
-            h, layer = block(h, written=written, sources=state.sources, initial_state=layer)
+            h, layer = block(h, written=written, initial_state=layer, **options)
             layers.append(layer)
         h = self.dropout(self.decoder_norm(h))
         position = state.position + tokens.shape[1]
         return h, state._replace(layers=tuple(layers), position=position)
 
-    def _embed(self, tokens: Tensor, start: int) -> Tensor:
+    def _embed(self, tokens: Tensor, start: int, starts: Tensor | None) -> Tensor:
         h = self.embedding(tokens) * math.sqrt(self.d_model)
         if self.positions is not None:
-            h = h + self.positions(tokens.shape[1], start, device=h.device).to(h.dtype)
+            h = h + self.positions(tokens.shape[1], start, starts=starts, device=h.device).to(h)
         return self.dropout(h)
+
+
+def _check_writes(place: str, mixers: Iterator[nn.Module]) -> None:
+    """Raise ValueError for a mixer that cannot be written whole before it is read."""
+    for mixer in mixers:
+        if not hasattr(mixer, "write"):
+            raise ValueError(
+                f"{type(mixer).__name__} sees no later tokens, which the {place} asks for; give it "
+                f"another model: model@{place}=deltanet"
+            )
 
 
 def _initialise(module: nn.Module) -> None:

@@ -8,7 +8,7 @@ from fwlight.ops import native
 from fwlight.ops.backends import Backend, no_obstacle, run_rule
 from fwlight.ops.decays import remaining
 from fwlight.ops.native import native_fwm_rule
-from fwlight.packing import ends_of
+from fwlight.packing import Pieces
 
 
 def fwm_rule(
@@ -112,28 +112,24 @@ def _native_between_resets(
     """Run the kernel on what stands between tokens that empty the memory, side by side."""
     if decay is None:
         return native_fwm_rule(q, k, v, beta, S)
-    b, h, t, _ = k.shape
+    (b, h), rows = k.shape[:2], k.shape[0] * k.shape[1]
     starts = decay.flatten(0, 1) == -torch.inf  # every head is a row of its own
-    pieces = starts.clone()
-    pieces[:, 0] = True
-    piece = pieces.flatten().cumsum(0).view(b * h, t) - 1  # numbered row by row
-    first, last = ends_of(starts)
-    column = torch.arange(t) - first
+    pieces = Pieces(starts)
 
     def cut(x: Tensor) -> Tensor:
         # Nothing is written, and so nothing changed, where a piece is over.
-        laid_out = x.new_zeros(int(piece[-1, -1]) + 1, int((last - first).max()) + 1, *x.shape[3:])
-        return laid_out.index_put((piece, column), x.flatten(0, 1))[:, None]
+        return pieces.lay_out(x.flatten(0, 1)[:, None])
 
-    state = None
+    piece, state = pieces.place[0], None
     if S is not None:
-        goes_on = torch.zeros(int(piece[-1, -1]) + 1, dtype=torch.bool)
+        goes_on = torch.zeros(len(pieces.padding_mask), dtype=torch.bool)
         goes_on[piece[:, 0]] = ~starts[:, 0]
-        row = torch.arange(b * h).repeat_interleave(pieces.sum(1))
+        row = torch.empty_like(goes_on, dtype=torch.int64)
+        row[piece] = torch.arange(rows)[:, None].expand_as(piece)
         state = S.flatten(0, 1)[row, None].masked_fill(~goes_on[:, None, None, None], 0.0)
-    o, last_state = native_fwm_rule(None if q is None else cut(q), cut(k), cut(v), cut(beta), state)
-    last_state = last_state[piece[:, -1]].view(b, h, *last_state.shape[2:])
-    return o if o is None else o[piece, 0, column].view(v.shape), last_state
+    o, last = native_fwm_rule(None if q is None else cut(q), cut(k), cut(v), cut(beta), state)
+    last = last[piece[:, -1]].view(b, h, *last.shape[2:])
+    return o if o is None else pieces.back(o).view(v.shape), last
 
 
 def _obstacle(

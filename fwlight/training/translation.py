@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torchmetrics.text import SacreBLEUScore
 
 from fwlight.models import EncoderDecoder, beam_search, greedy_search
+from fwlight.packing import Pieces
 from fwlight.training.module import perplexity
 from fwlight.training.optim import OptimizerConfig
 from fwlight.training.supervised import SupervisedModule
-from fwlight.types import IGNORE_INDEX, Sequences, TranslationBatch
+from fwlight.types import IGNORE_INDEX, PackedPairs, Sequences, TranslationBatch
 
 _SHOWN = 5
 
@@ -66,7 +67,7 @@ class TranslationModule(SupervisedModule):
         nll = self._loss(batch, label_smoothing=0.0)
         return nll.new_zeros(real.shape).masked_scatter(real, nll)
 
-    def training_step(self, batch: TranslationBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: TranslationBatch | PackedPairs, batch_idx: int) -> Tensor:
         """Smoothed loss of one batch."""
         loss = self._loss(batch, label_smoothing=self.label_smoothing)
         return self.update_loss(
@@ -132,13 +133,23 @@ class TranslationModule(SupervisedModule):
         metrics = super().loss_metrics(split, loss)
         return metrics if split == "train" else {**metrics, f"{split}/ppl": perplexity(loss)}
 
-    def sequences(self, batch: TranslationBatch) -> dict[str, Sequences]:
+    def sequences(self, batch: TranslationBatch | PackedPairs) -> dict[str, Sequences]:
         """The sentences of both sides.
 
         A decoder needs no mask to train, nothing reads what comes later, but what it writes at
         padding is no part of a sentence.
         """
         pad_id = cast(EncoderDecoder, self.network).pad_id
+        if isinstance(batch, PackedPairs):
+            # Where all is written before it is read, every sentence has a memory of its own.
+            inputs = batch.inputs == pad_id
+            tokens, source = _apart(batch.source, batch.source_starts, pad_id)
+            _, target = _apart(batch.inputs, batch.input_starts, pad_id)
+            return {
+                "encoder": Sequences(tokens, source, source),
+                "decoder": Sequences(batch.inputs, inputs, inputs),
+                "cross": Sequences(tokens, source, target),
+            }
         source, inputs = batch.source == pad_id, batch.inputs == pad_id
         return {
             "encoder": Sequences(batch.source, source, source),
@@ -146,11 +157,13 @@ class TranslationModule(SupervisedModule):
             "cross": Sequences(batch.source, source, inputs),
         }
 
-    def _loss(self, batch: TranslationBatch, *, label_smoothing: float) -> Tensor:
+    def _loss(self, batch: TranslationBatch | PackedPairs, *, label_smoothing: float) -> Tensor:
         """Loss of the real targets, one after another; padding does not pass the output layer."""
         network = cast(EncoderDecoder, self.network)
-        real = batch.targets != IGNORE_INDEX
-        hidden = network.features(batch.source, batch.inputs)[real]
+        real, starts = batch.targets != IGNORE_INDEX, None
+        if isinstance(batch, PackedPairs):
+            starts = batch.source_starts, batch.input_starts
+        hidden = network.features(batch.source, batch.inputs, starts=starts)[real]
         return network.nll(hidden, batch.targets[real], label_smoothing=label_smoothing)
 
     def _translated(self, batch: TranslationBatch, *, beam: int) -> dict[int, str]:
@@ -188,6 +201,13 @@ class TranslationModule(SupervisedModule):
     def _data(self) -> Any:
         # Lightning sets it where pyright does not see it.
         return self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _apart(ids: Tensor, starts: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
+    """Return the sentences of rows, each in a row of its own, and where that is padding."""
+    pieces = Pieces(starts)
+    rows = pieces.lay_out(ids[:, None]).squeeze(1).masked_fill(pieces.padding_mask, pad_id)
+    return rows, rows == pad_id
 
 
 def score(hypotheses: list[str], references: list[str]) -> tuple[dict[str, float], str]:

@@ -19,6 +19,7 @@ TASKS = {
         *("task=translation", *SHORT, "size=tiny", "task.data=files", "task.vocab_size=100"),
         *("task.train={pairs}", "task.valid={pairs}", "task.test={pairs}"),
         *("task.batch_tokens=60", "translate.beam=2", "trainer.val_check_interval=14"),
+        "task.packing=true",
     ),
     "retrieval": (
         *("task=retrieval", *SHORT, "task.setting=update", "task.n_keys=6", "task.batch_size=4"),

@@ -7,12 +7,13 @@ from torch import Tensor
 from cli.building import build
 from cli.composition import compose_config
 from cli.overrides import groups
-from fwlight.models import DecoderLM, map_state
+from fwlight.models import DecoderLM, EncoderDecoder, map_state
+from fwlight.types import IGNORE_INDEX
+from tasks.pairs import EncodedPairs
 from tests.ops.discovery import needs_compiler
 
 SIZES = ("size.d_model=16", "size.n_layers=2", "size.n_heads=2", "size.d_head=8", "size.d_ff=16")
 MODELS = tuple(groups()["model"])
-WITHOUT_CHUNKS, WITHOUT_RULE = ("fwm",), ("softmax",)
 LENGTHS = (3, 70, 1, 2, 24)
 """The first goes on from what was before; another is longer than a chunk."""
 HUGE = 1e6
@@ -26,14 +27,17 @@ def network(*arguments: str) -> DecoderLM:
 
 def cases():
     for model in MODELS:
-        if model in WITHOUT_RULE:
-            yield pytest.param(model, None, id=model)
+        chosen = compose_config(["task=lm", f"model={model}"]).config["model"]
+        key = "update_rule.backend" if "update_rule" in chosen else "backend"
+        if key.split(".")[0] not in chosen:
+            yield pytest.param(f"model={model}", id=model)
             continue
         for backend in ("recurrent", "chunk", "native"):
-            if backend == "chunk" and model in WITHOUT_CHUNKS:
-                continue
+            if backend == "chunk" and (model == "fwm" or key == "backend"):
+                continue  # there is none
             marks = needs_compiler if backend == "native" else ()
-            yield pytest.param(model, backend, id=f"{model}, {backend}", marks=marks)
+            given = f"model={model} model.{key}={backend}"
+            yield pytest.param(given, id=f"{model}, {backend}", marks=marks)
 
 
 def starts_of(lengths, rows: int = 2) -> Tensor:
@@ -42,10 +46,9 @@ def starts_of(lengths, rows: int = 2) -> Tensor:
     return starts
 
 
-@pytest.mark.parametrize(("model", "backend"), cases())
-def test_no_sequence_of_a_row_sees_another(model, backend):
-    chosen = [f"model.update_rule.backend={backend}"] if backend else []
-    layer = network(f"model={model}", *chosen).blocks[0].attention
+@pytest.mark.parametrize("model", cases())
+def test_no_sequence_of_a_row_sees_another(model):
+    layer = network(*model.split()).blocks[0].attention
     generator = torch.Generator().manual_seed(1)
     earlier, x = (
         torch.randn(2, n, 16, generator=generator, dtype=torch.float64) for n in (7, sum(LENGTHS))
@@ -81,8 +84,9 @@ def test_no_sequence_of_a_row_sees_another(model, backend):
         outside[:, own] = 0
         assert not outside.any()
         for found, wanted in zip(of_parameters, alone_parameters, strict=True):
-            assert (found is None) == (wanted is None)
-            if found is not None:
+            if wanted is None:
+                assert found is None or not found.any()
+            else:
                 close(found, wanted)
         first += length
     # What the last one leaves is all that is carried on.
@@ -121,6 +125,68 @@ def test_rows_may_be_cut_at_different_places():
         for found, wanted in zip(own, left.layers, strict=True):
             close(found.memory.weights, wanted.memory.weights)
             close(found.tail, wanted.tail)
+
+
+def translator(*arguments: str) -> EncoderDecoder:
+    torch.manual_seed(0)
+    sizes = (*SIZES, "size.dropout=0", "task.data=cldr")
+    config = compose_config(["task=translation", *sizes, *arguments]).config["network"]
+    return build("network", config, vocab_size=11, pad_id=0).double().eval()
+
+
+PAIRS = ((3, 2), (1, 5), (70, 66), (4, 1), (2, 9))
+"""Lengths of sources and targets; the first two share a row with the last."""
+
+
+def encodes(model: str) -> bool:
+    made = network(f"model={model}")
+    return hasattr(made.blocks[0].attention, "write")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_pairs_in_rows_are_translated_as_if_alone(model):
+    # A recurrent net is the decoder of a translation and no more.
+    others = () if encodes(model) else ("model@encoder=deltanet", "model@cross=deltanet")
+    made = translator(f"model={model}", *others)
+    generator = torch.Generator().manual_seed(3)
+    pairs = [tuple(torch.randint(3, 11, (n,), generator=generator) for n in x) for x in PAIRS]
+    ends = torch.tensor([[0, *(torch.tensor(x).cumsum(0))] for x in zip(*PAIRS, strict=True)])
+    encoded = EncodedPairs(
+        *(
+            x
+            for side, end in zip(zip(*pairs, strict=True), ends, strict=True)
+            for x in (torch.cat(side).int(), end)
+        )
+    )
+    batch = encoded.packed(torch.tensor([0, 1, 2, 3, 4]), row_tokens=75, pad=0, bos=1, eos=2)
+    assert len(batch.source) == 3
+    starts = batch.source_starts, batch.input_starts
+    parameters = list(made.parameters())
+
+    def loss(hidden):
+        return (hidden * hidden.detach().cos()).sum()
+
+    hidden = made.features(batch.source, batch.inputs, starts=starts)
+    real = batch.targets != IGNORE_INDEX
+    found = torch.autograd.grad(loss(hidden[real]), parameters, allow_unused=True)
+    alone = encoded.batch(torch.arange(5), pad=0, bos=1, eos=2)
+    parts, total = [], 0
+    for source, inputs, targets in zip(*alone[:3], strict=True):
+        own = targets != IGNORE_INDEX
+        parts.append(made.features(source[None, source != 0], inputs[None, own])[0])
+        total = total + loss(parts[-1])
+    close(hidden[real], torch.cat(parts))
+    expected = torch.autograd.grad(total, parameters, allow_unused=True)
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            close(one, other)
+
+
+def test_sources_and_targets_of_rows_must_be_as_many():
+    ones, starts = torch.ones(1, 4, dtype=torch.int64), torch.tensor([[True, False, True, False]])
+    with pytest.raises(ValueError, match="1 targets stand in these rows beside 2 sources"):
+        translator().features(ones, ones, starts=(starts, torch.zeros_like(starts)))
 
 
 def test_rule_without_a_decay_is_named():

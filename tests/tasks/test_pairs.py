@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fwlight.types import IGNORE_INDEX, DataError
-from tasks.pairs import EncodedPairs, EvalPairs, TrainPairs, cut_batches
+from tasks.pairs import EncodedPairs, EvalPairs, TrainPairs, cut_batches, cut_packed
 
 SPECIAL = {"pad": 0, "bos": 1, "eos": 2}
 
@@ -46,6 +46,49 @@ def test_batches_hold_every_pair_once_and_no_more_tokens_than_allowed() -> None:
             assert size <= limit or len(batch) == 1
             if after is not None:  # one more would not have fitted
                 assert (len(batch) + 1) * int(longer[after[0]]) > limit
+
+
+def test_packed_pairs_stand_one_behind_the_other_and_fill_rows() -> None:
+    ids, ends = torch.tensor([5, 6, 7], dtype=torch.int32), torch.tensor([0, 1, 3])
+    pairs = EncodedPairs(ids, ends, torch.tensor([15, 16], dtype=torch.int32), ends.clamp(max=2))
+    batch = pairs.packed(torch.tensor([1, 0, 1]), row_tokens=5, **SPECIAL)
+    x = IGNORE_INDEX
+    assert batch.source.tolist() == [[6, 7, 2, 5, 2, 0], [6, 7, 2, 0, 0, 0]]
+    assert batch.inputs.tolist() == [[1, 16, 1, 15, 0], [1, 16, 0, 0, 0]]
+    assert batch.targets.tolist() == [[16, 2, 15, 2, x], [16, 2, x, x, x]]
+    assert batch.source_starts.int().tolist() == [[1, 0, 0, 1, 0, 1], [1, 0, 0, 1, 0, 0]]
+    assert batch.input_starts.int().tolist() == [[1, 0, 1, 0, 1], [1, 0, 1, 0, 0]]
+    nothing = pairs.packed(torch.tensor([], dtype=torch.int64), row_tokens=5, **SPECIAL)
+    assert (nothing.source.tolist(), nothing.targets.tolist()) == ([[0]], [[x]])
+
+
+def test_packed_batches_hold_every_pair_once_and_no_more_tokens_than_allowed() -> None:
+    pairs, (source, target) = make(), make().lengths()
+    for limit in (1, 31, 120, 100_000):
+        batches = cut_packed(pairs, batch_tokens=limit, order=torch.Generator().manual_seed(1))
+        assert torch.cat(batches).sort().values.tolist() == list(range(200))
+        for batch, after in zip(batches, [*batches[1:], None], strict=True):
+            size = max(int(source[batch].sum()), int(target[batch].sum()))
+            assert size <= limit or len(batch) == 1
+            if after is not None:
+                more = torch.cat([batch, after[:1]])
+                assert max(int(source[more].sum()), int(target[more].sum())) > limit
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_packed_epoch_has_every_token_once_over_the_ranks(ranks: int) -> None:
+    pairs = make()
+    loaders = [train(pairs, packing=True, rank=r, world_size=ranks) for r in range(ranks)]
+    batches = [list(loader) for loader in loaders]
+    assert len({len(of_rank) for of_rank in batches}) == 1
+    for side in ("source", "inputs"):
+        ids = torch.cat([getattr(b, side).flatten() for of_rank in batches for b in of_rank])
+        of_pairs = pairs.source if side == "source" else pairs.target
+        assert torch.equal(ids[ids > 2].sort().values, of_pairs.long())
+    for batch in chain(*batches):
+        kept = batch.targets[:, :-1] != IGNORE_INDEX
+        follows = kept & ~batch.input_starts[:, 1:]
+        assert torch.equal(batch.targets[:, :-1][follows], batch.inputs[:, 1:][follows])
 
 
 def test_epochs_have_all_pairs_in_another_order_that_seed_and_number_decide() -> None:
