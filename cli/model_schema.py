@@ -88,6 +88,14 @@ class Model(OpenSection):
     query_norm_eps: NonNegative
     read_eps: NonNegative
     out_norm_eps: NonNegative
+    version: Annotated[int, Range(low=1, high=4)]
+    recurrent_eps: NonNegative
+    recurrent_std: NonNegative
+    softmax_input: bool
+    backend: Literal["auto", "native", "recurrent"]
+    strength_mean: Annotated[float, Range(low=-100, high=100)]
+    depth: Annotated[int, Range(low=1, high=16)]
+    slow_base_weights: bool
     attention_dropout: Annotated[Probability, Kind.TRAINING]
     positions: Positions
     norm: Literal["post", "pre"]

@@ -70,6 +70,12 @@ class Task(OpenSection):
     n_copy: Count | None
     motif: Count | None
     train_targets: Literal["next", "answers"]
+    n_variables: Annotated[int, Range(low=1, high=10)]
+    n_statements: Annotated[int, Range(low=2)]
+    conditional_assign: Literal["first_only", "always"]
+    test_statements: list[Annotated[int, Range(low=2)]] | None
+    depth: Annotated[int, Range(low=1, high=19)]
+    operators: list[str]
     setting: Literal["capacity", "update"]
     n_keys: Count
     eval_length: Literal["training", "n_keys"]

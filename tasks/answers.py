@@ -5,9 +5,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import lightning
+import torch
+from torch import Tensor
 
 from fwlight.types import DataError, LMBatch
-from tasks.draws import EvalSets, TrainDraws
+from tasks.draws import EvalSets, TrainDraws, seeded
 from tasks.position import refuse_other_data
 from tasks.ranks import epoch_limit, ranks
 
@@ -109,6 +111,14 @@ class AnswersDataModule(lightning.LightningDataModule, ABC):
         return " ".join(map(str, ids))
 
     # Parts
+
+    def next_of(self, n: int, step: int) -> Tensor:
+        """Return which of n sequences are a step's, one order of all after the other."""
+        first = step * self.batch_size
+        numbers = torch.arange(first, first + self.batch_size)
+        epochs = range(first // n, (first + self.batch_size - 1) // n + 1)
+        orders = [torch.randperm(n, generator=seeded("order", self.seed, e)) for e in epochs]
+        return torch.cat(orders)[numbers - n * epochs[0]]
 
     def _evaluation(self, split: str) -> EvalSets:
         sets = self.evaluation_sets(split)

@@ -4,8 +4,6 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from fwlight.types import DataError, LMBatch
 from tasks.answers import AnswersDataModule
 from tasks.draws import seeded
@@ -101,14 +99,7 @@ class MADDataModule(AnswersDataModule):
 
     def training_batch(self, step: int) -> LMBatch:
         """All ranks' sequences of a training step: the next ones of one order after the other."""
-        n, first = self.settings.n_train, step * self.batch_size
-        numbers = torch.arange(first, first + self.batch_size)
-        chosen = torch.cat(
-            [
-                self._order(epoch)[numbers[numbers // n == epoch] % n]
-                for epoch in range(first // n, (first + self.batch_size - 1) // n + 1)
-            ]
-        )
+        chosen = self.next_of(self.settings.n_train, step)
         return LMBatch(*(x[chosen] for x in self._training_set))
 
     def evaluation_sets(self, split: str) -> list[LMBatch]:
@@ -132,10 +123,6 @@ class MADDataModule(AnswersDataModule):
         return self._sequences(
             self.settings.n_train, "train", self.seed, every_next=self._every_next
         )
-
-    def _order(self, epoch: int) -> torch.Tensor:
-        generator = seeded("order", self.seed, epoch)
-        return torch.randperm(self.settings.n_train, generator=generator)
 
     def _sequences(self, n: int, *parts: int | str, every_next: bool) -> LMBatch:
         # Another number of training sequences leaves the evaluation as it is.

@@ -127,7 +127,7 @@ def test_an_experiment_with_rows_takes_a_model_of_ones_own_instead():
         (["experiment=lm_wt103_small"], "needs row=NAME"),
         (["experiment=lm_wt103_small", "row=linaer"], "did you mean linear?"),
         (["experiment=demo", "row=linear"], "experiment=demo has no rows"),
-        (["row=linear"], "rows of which experiment? They are in lm_wt103_medium"),
+        (["row=linear"], "rows of which experiment? They are in code_execution"),
         (
             ["experiment=lm_wt103_medium_full_context_linear"],
             "is now experiment=lm_wt103_medium row=full_context_linear",

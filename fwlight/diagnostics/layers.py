@@ -103,24 +103,34 @@ class Observer:
 
 
 def memory_layers(network: nn.Module) -> list[Layer]:
-    """Return the memories of any network built of this library's attention, in order.
+    """Return the memories of any network built of this library's mixers, in order.
 
-    Fast weights and softmax attention are numbered together.
+    Fast weights and softmax attention are numbered together. Where a mixer has several memories,
+    those beside its first have their names behind the number: `layer0_recurrent`.
     """
-    found: list[tuple[str, Any, int]] = []
-    for name, module in network.named_modules():
-        memory = getattr(module, "memory", None)
-        if isinstance(memory, FastWeights | KeyValues):
-            found.append((name, memory, getattr(module, "n_heads", 1)))
+    found = [
+        (_stack(name), module) for name, module in network.named_modules() if _memories(module)
+    ]
     n_types = getattr(getattr(network, "embedding", None), "num_embeddings", 0)
-    stacks = [_stack(name) for name, _, _ in found]
-    layers, counts = [], dict.fromkeys(stacks, 0)
-    for (_, memory, n_heads), stack in zip(found, stacks, strict=True):
+    layers, counts = [], dict.fromkeys((stack for stack, _ in found), 0)
+    for stack, module in found:
         label = f"layer{counts[stack]}"
         label = f"{stack}/{label}" if len(counts) > 1 else label
-        layers.append(Layer(label, memory, n_heads, n_types))
+        for name, memory in _memories(module).items():
+            n_heads = getattr(memory, "n_heads", 1)
+            layers.append(Layer(f"{label}_{name}" if name else label, memory, n_heads, n_types))
         counts[stack] += 1
     return layers
+
+
+def _memories(module: nn.Module) -> dict[str, Any]:
+    """Return a mixer's memories by name; its first has none."""
+    named = getattr(module, "memories", None) or {"": getattr(module, "memory", None)}
+    return {
+        name: memory
+        for name, memory in (named.items() if isinstance(named, dict) else ())
+        if isinstance(memory, FastWeights | KeyValues)
+    }
 
 
 def watch_forward(

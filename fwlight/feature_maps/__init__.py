@@ -10,6 +10,7 @@ from fwlight.feature_maps.elementwise import (
     TanhFeatureMap,
 )
 from fwlight.feature_maps.favor import FAVORFeatureMap
+from fwlight.feature_maps.softmax import SoftmaxFeatureMap
 
 __all__ = [
     "DPFPFeatureMap",
@@ -19,5 +20,6 @@ __all__ = [
     "IdentityFeatureMap",
     "ReLUFeatureMap",
     "SiLUFeatureMap",
+    "SoftmaxFeatureMap",
     "TanhFeatureMap",
 ]

@@ -15,6 +15,9 @@ class Mixer(nn.Module):
     allow_native = True
     """Whether dropout around it may run compiled code: not where a back end's name keeps it out."""
 
+    bare = False
+    """Whether a block around it adds nothing: no residual sum, norm or feed-forward layer."""
+
     @property
     def state_size(self) -> int | None:
         """How many numbers are carried for one sequence; None where they grow with its length."""

@@ -133,7 +133,7 @@ class FastWeights(Features):
             raise ValueError("read_norm='full' needs a rule that removes: delta or fwm")
         d_value = d_head if d_value is None else d_value
         self.update_rule, self.writes = update_rule, writes
-        self.d_head, self.d_value = d_head, d_value
+        self.d_head, self.d_value, self.n_heads = d_head, d_value, n_heads
         self.d_dot = self.feature_map.d_dot(d_head)
         self.read_norm, self.read_eps = read_norm, read_eps
         self.output_scale = d_head**-0.5 if output_scale is None else output_scale

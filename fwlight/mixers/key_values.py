@@ -26,7 +26,7 @@ class KeyValues(nn.Module):
     Args:
         d_head: Size of queries and keys.
         d_value: Size of values; None is `d_head`.
-        n_heads: Not used.
+        n_heads: Number of heads.
         dropout: Probability of dropping an attention weight in training.
     """
 
@@ -43,7 +43,8 @@ class KeyValues(nn.Module):
     ) -> None:
         super().__init__()
         self.gates = GateList()
-        self.d_head, self.d_value = d_head, d_head if d_value is None else d_value
+        self.d_head, self.n_heads = d_head, n_heads
+        self.d_value = d_head if d_value is None else d_value
         self.dropout = dropout
 
     def forward(

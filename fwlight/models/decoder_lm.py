@@ -32,10 +32,14 @@ class DecoderLM(nn.Module):
     """The paper's language model: tied embeddings, N blocks, a linear read-out.
 
     Embeddings are scaled by sqrt(d_model); dropout follows embedding + position and the last
-    block (Schlag et al. 2021b, app. F, and its reference code).
+    block (Schlag et al. 2021b, app. F, and its reference code). With `n_outputs`,
+    `scale_embedding=False` and `final_norm=False` it is the model of the algorithmic tasks of Irie
+    et al. 2021 (arXiv 2106.06295), which has no dropout at either place.
 
     Args:
         vocab_size: Number of token ids.
+        n_outputs: Number of ids that are answered, the first of them, by a read-out of their own;
+            None: all, tied to the embedding.
         d_model: Width.
         n_layers: Number of blocks.
         n_heads: Heads per block.
@@ -53,7 +57,10 @@ class DecoderLM(nn.Module):
             a time, see `fwlight.models.chunked`) or "adaptive" (`AdaptiveSoftmax`), all tied to the
             embedding.
         cutoffs: Of the adaptive softmax: the first word of every cluster, rising.
-        init_std: Standard deviation of every weight matrix, and of LayerNorm gains around 1.
+        scale_embedding: Whether embeddings are scaled.
+        final_norm: Whether a LayerNorm follows the last block of a "pre" network.
+        init_std: Standard deviation of every weight matrix, and of LayerNorm gains around 1; None:
+            everything starts as torch starts it.
 
     Raises:
         ValueError: If a size is below 1 or an option unknown.
@@ -63,6 +70,7 @@ class DecoderLM(nn.Module):
         self,
         *,
         vocab_size: int,
+        n_outputs: int | None = None,
         d_model: int,
         n_layers: int,
         n_heads: int,
@@ -77,12 +85,19 @@ class DecoderLM(nn.Module):
         feed_forward: str = "relu",
         output: str = "dense",
         cutoffs: Sequence[int] = (),
-        init_std: float = 0.02,
+        scale_embedding: bool = True,
+        final_norm: bool = True,
+        init_std: float | None = 0.02,
     ) -> None:
         super().__init__()
         check_sizes(vocab_size=vocab_size, n_layers=n_layers, d_ff=d_ff)
         check_choice("output", output, OUTPUTS)
+        if n_outputs is not None and (output != "dense" or not 1 <= n_outputs <= vocab_size):
+            raise ValueError(
+                f"n_outputs={n_outputs} must be at most vocab_size={vocab_size}, with output=dense"
+            )
         self.d_model = d_model
+        self._scale = math.sqrt(d_model) if scale_embedding else 1.0
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.positions = make_positions(positions, d_model)
         self.dropout = Dropout(dropout)
@@ -98,7 +113,9 @@ class DecoderLM(nn.Module):
         )
         mixers = pattern(attention, alternate, alternate_every, n_layers=n_layers)
         self.blocks = Stack(block, mixers, n_layers=n_layers)
-        self.final_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
+        bare = all(block.bare for block in self.blocks.blocks())
+        normed = norm == "pre" and final_norm and not bare
+        self.final_norm = nn.LayerNorm(d_model) if normed else nn.Identity()
         self.chunked = output == "chunked"
         if output == "adaptive":
             table = cast(nn.Parameter, self.embedding.weight)
@@ -106,11 +123,13 @@ class DecoderLM(nn.Module):
         else:
             if output == "chunked":
                 check_chunked()
-            linear = nn.Linear(d_model, vocab_size)
-            linear.weight = self.embedding.weight
+            linear = nn.Linear(d_model, n_outputs or vocab_size)
+            if n_outputs is None:
+                linear.weight = self.embedding.weight
             self.output = linear
         follow_mixers(self)
-        self.apply(lambda module: initialise(module, init_std))
+        if init_std is not None:
+            self.apply(lambda module: initialise(module, init_std))
 
     @property
     def state_size(self) -> int | None:
@@ -156,7 +175,7 @@ class DecoderLM(nn.Module):
         start = 0 if initial_state is None else initial_state.position
         if starts is not None:
             self.blocks.check_takes("starts")
-        h = self.embedding(tokens) * math.sqrt(self.d_model)
+        h = self.embedding(tokens) * self._scale
         if self.positions is not None:
             if starts is not None and start:
                 raise ValueError(

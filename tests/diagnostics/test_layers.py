@@ -6,6 +6,7 @@ import jaxtyping
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from cli.building import build
 from cli.composition import compose_config
@@ -42,7 +43,9 @@ def watch(network, *inputs):
     return layers, watch_forward(network, layers, lambda: network(*inputs))
 
 
-FAST_WEIGHTS = [m for m in groups()["model"] if m != "softmax"]
+RECURRENT = ("delta_rnn", "delta_lstm", "delta_mlp", "delta_delta", "recurrent_delta")
+BESIDES = ("softmax", "lstm", "srwm", *RECURRENT)
+FAST_WEIGHTS = [m for m in groups()["model"] if m not in BESIDES]
 FULL = ("delta_dpfp", "delta_linear", "delta_performer", "deltanet", "fwm", "deltaproduct")
 
 
@@ -77,6 +80,29 @@ def test_writes_and_reads_make_the_layers_output(model, extra):
             expected = expected + layer.memory.skip[:, None] * writes.v[:, :, -1]
         torch.testing.assert_close(expected, o[:, :, -1], rtol=1e-4, atol=1e-5)
         assert layer.memory.observer is None
+
+
+@pytest.mark.parametrize("model", RECURRENT)
+def test_every_fast_matrix_of_a_recurrent_core_is_shown(model):
+    """What is shown written, and read with, gives what the state after it says."""
+    network = make_network(f"model={model}")
+    layers, watchers = watch(network, make_tokens())
+    beside = {"delta_delta": ["outer"], "delta_mlp": ["fast1"], "recurrent_delta": []}
+    names = [
+        f"layer{i}{x}"
+        for i in range(2)
+        for x in ("", *(f"_{name}" for name in beside.get(model, ["recurrent"])))
+    ]
+    assert [layer.name for layer in layers] == names
+    with torch.no_grad():
+        _, state = network.eval().features(make_tokens())
+    after = [x for x in tree_leaves(state) if isinstance(x, torch.Tensor) and x.ndim == 4]
+    for layer in layers:
+        (writes,), ((q, _),) = watchers[layer.name].writes, watchers[layer.name].reads[0]
+        assert q.shape[2] == writes.k.shape[2] == 9
+        _, found = layer.memory.update_rule(None, writes.k, writes.v, writes.beta)
+        near = [x for x in after if x.shape == found.shape and torch.allclose(x, found, atol=1e-5)]
+        assert near, layer.name
 
 
 def test_looking_leaves_no_trace():

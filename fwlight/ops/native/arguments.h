@@ -8,6 +8,17 @@
 inline int omp_get_thread_num() { return 0; }
 #endif
 
+// Returns whether memory ran out.
+template <class F>
+inline int guarded(F f) noexcept {
+  try {
+    f();
+    return 0;
+  } catch (...) {
+    return 1;
+  }
+}
+
 enum Rule : Index { SUM, DELTA, FWM };  // as in kernels.py
 
 class Arguments {

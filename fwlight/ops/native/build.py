@@ -24,6 +24,7 @@ FUNCTIONS = {
         "fwlight_dropout",
     ),
     "gated_rules": ("fwlight_gated_forward", "fwlight_gated_backward"),
+    "scans": ("fwlight_scan",),
     "channel_rules": ("fwlight_channel_forward", "fwlight_channel_backward"),
 }
 """What each source file exports; each is a library of its own, compiled when it is first needed."""

@@ -221,17 +221,6 @@ struct Backward {
   }
 };
 
-// Returns whether memory ran out.
-template <class F>
-int guarded(F f) noexcept {
-  try {
-    f();
-    return 0;
-  } catch (...) {
-    return 1;
-  }
-}
-
 template <class Pass>
 int call(const Index* arguments) noexcept {
   return guarded([&] {
