@@ -102,8 +102,9 @@ class DeltaDelta(RecurrentMixer):
             m.empty_state(like, n_heads=self.n_heads) for m in (self.outer, self.memory)
         )
         if self.base is not None:
+            # A copy: decoding writes over states.
             base = self.base.to(outer.weights).expand_as(outer.weights)
-            outer = outer._replace(weights=base.contiguous())
+            outer = outer._replace(weights=base.clone(memory_format=torch.contiguous_format))
         return outer, inner
 
     @property

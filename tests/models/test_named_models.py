@@ -94,6 +94,15 @@ def test_every_parameter_learns(model: list[str]) -> None:
         assert parameter.grad.abs().max() > 0, name
 
 
+def test_generation_leaves_learnt_first_states_alone():
+    """Decoding writes over states, also those of one sequence that starts from a parameter."""
+    made = network("model=delta_delta", "model.slow_base_weights=true").eval()
+    before = made.blocks[0].attention.base.clone()
+    first, second = (generate(made, tokens(3)[:1], max_new_tokens=5, temperature=0.0) for _ in "ab")
+    assert torch.equal(before, made.blocks[0].attention.base)
+    assert torch.equal(first, second)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
