@@ -42,8 +42,10 @@ from benchmarks.measuring import (
     quantiles,
     write_csv,
 )
+from benchmarks.scans import CORES, scan_contenders
 from fwlight.ops import delta_rule, sum_rule
 
+RULES = ("delta", "sum", *CORES)
 FLA_CHUNK = 32  # its default
 
 
@@ -80,6 +82,8 @@ SHAPES = {
     "medium": Shape(2, 8, 1024, 128, 64),
     "long": Shape(2, 8, 4096, 128, 64),
     "longest": Shape(1, 8, 16384, 128, 64),
+    "scan16": Shape(16, 8, 256, 16, 16),
+    "scan32": Shape(16, 8, 256, 32, 32),
 }
 
 
@@ -220,14 +224,16 @@ def _fast_transformers(product: Any, q: Tensor, k: Tensor, v: Tensor, d_o: Tenso
     return call
 
 
-def report(title: str, times: dict[str, list[float]], operations: int) -> list[list[object]]:
+def report(title: str, times: dict[str, list[float]], operations: int | None) -> list[list[object]]:
     """Print one table; return its numbers."""
     rate = matrix_operations() / quantiles(times.pop("matrix product")).median
     best = quantiles(times["native"]).median
     rows, lines = [], []
     for name, found in times.items():
         low, middle, high = quantiles(found)
-        share = operations / middle / rate if name in ("native", "chunk") else None
+        share = None
+        if operations is not None and name in ("native", "chunk"):
+            share = operations / middle / rate
         rows.append([title, name, low, middle, high, len(found), middle / best, share, rate])
         numbers = [f"{x * 1e3:.3g}" for x in (middle, low, high)]
         shown = "" if share is None else f"{share:.0%}"
@@ -260,7 +266,7 @@ def draw(rows: list[list[object]], path: Path) -> None:
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ops", description=__doc__)
-    parser.add_argument("--rules", nargs="+", default=["delta", "sum"], choices=["delta", "sum"])
+    parser.add_argument("--rules", nargs="+", default=["delta", "sum"], choices=RULES)
     parser.add_argument("--shapes", nargs="+", default=["small", "medium", "long"], choices=SHAPES)
     parser.add_argument("--names", nargs="+", help="time these and native alone")
     parser.add_argument("--fast-transformers", type=Path, help="its causal_product_cpu.cpp")
@@ -280,12 +286,17 @@ def main() -> None:
     for name in options.shapes:
         shape = SHAPES[name]
         for rule in options.rules:
-            functions = contenders(rule, shape, product)
+            if rule in CORES:
+                sizes = shape.batch, shape.heads, shape.tokens, shape.keys
+                functions = scan_contenders(rule, *sizes)
+            else:
+                functions = contenders(rule, shape, product)
             names = {"native", *(options.names or functions)}
             functions = {name: work for name, work in functions.items() if name in names}
             functions["matrix product"] = matrix_product()
             times = measure(functions, options.seconds, clock=clock)
-            rows += report(f"{rule} {shape}", times, shape.operations(rule == "delta"))
+            counted = None if rule in CORES else shape.operations(rule == "delta")
+            rows += report(f"{rule} {shape}", times, counted)
     if options.csv is not None:
         header = ["table", "name", "q1", "median", "q3", "n", "ratio", "share", "matrix_rate"]
         write_csv(options.csv, header, rows)

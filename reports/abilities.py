@@ -1,8 +1,9 @@
 """What memories can compute, from finished runs: `python -m reports.abilities FOLDER`.
 
 Reads config.yaml and summary.json of every run right below FOLDER, as `train.py -m
-experiment=abilities run_dir=FOLDER` or `experiment=mad` leave them, and writes abilities.csv,
-abilities.md and abilities.png into FOLDER: a row for each model, a column for each ability.
+experiment=abilities run_dir=FOLDER`, and the experiments mad and recurrent_mini, leave them, and
+writes abilities.csv, abilities.md and abilities.png into FOLDER: a row for each model, a column for
+each ability.
 """
 
 import csv
@@ -29,7 +30,7 @@ def report(folder: Path) -> None:
     """
     rows = read(folder)
     if not rows:
-        raise ValueError(f"{folder} holds no finished run of state_tracking, mqar or mad")
+        raise ValueError(f"{folder} holds no finished run of a task with answers")
     with (folder / "abilities.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [*COLUMNS, "minutes"])
         writer.writeheader()
@@ -126,6 +127,13 @@ def _abilities(task: str | None, config: Row) -> list[tuple[str, str]]:
         ]
     if task == "mqar":
         return [(f"MQAR, {n} pairs", f"acc_pairs_{n}") for n in config["task"]["n_pairs"]]
+    if task == "code_execution":
+        lengths = config["task"]["test_statements"]
+        if not lengths:
+            return [(f"programs of {config['task']['n_statements']}", "acc_sequence")]
+        return [(f"programs of {n}", f"acc_sequence_statements_{n}") for n in lengths]
+    if task == "listops":
+        return [(f"ListOps, depth {config['task']['depth']}", "acc")]
     return [(config["task"]["problem"], "acc")] if task == "mad" else []
 
 
@@ -137,6 +145,8 @@ def _model(settings: Row, config: Row) -> str:
         name += f" + {alternate}"
     if model.get("beta_max", 1) not in (1, None):
         name += f", beta_max={model['beta_max']:g}"
+    if settings.get("task") in ("code_execution", "listops") and model.get("short_conv"):
+        name += f", short_conv={model['short_conv']}"
     return name
 
 

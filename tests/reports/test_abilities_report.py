@@ -79,8 +79,23 @@ def test_mean_of_mad_needs_all_problems(tmp_path, capsys):
     assert line.endswith("| 0.250 |")
 
 
+def test_programs_are_abilities_by_length_and_a_convolution_is_another_row(tmp_path):
+    task = ["task=code_execution", "task.test_statements=[10,20]", "model=delta_rnn"]
+    found = {"acc_sequence_statements_10": 0.7, "acc_sequence_statements_20": 0.4}
+    leave(tmp_path, [*task, "model.short_conv=4"], found)
+    leave(tmp_path, ["task=code_execution", "model=lstm"], {"acc_sequence": 0.1})
+    leave(tmp_path, ["task=listops", "task.depth=5", "model=lstm"], {"acc": 0.3})
+    rows = {(row["model"], row["ability"]): row["score"] for row in read(tmp_path)}
+    assert rows == {
+        ("delta_rnn, short_conv=4", "programs of 10"): 0.7,
+        ("delta_rnn, short_conv=4", "programs of 20"): 0.4,
+        ("lstm", "programs of 100"): 0.1,
+        ("lstm", "ListOps, depth 5"): 0.3,
+    }
+
+
 def test_no_run_is_told(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
-        f"error: {tmp_path} holds no finished run of state_tracking, mqar or mad\n"
+        f"error: {tmp_path} holds no finished run of a task with answers\n"
     )
