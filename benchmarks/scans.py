@@ -38,27 +38,18 @@ def scan_contenders(core: str, batch: int, heads: int, tokens: int, d: int) -> d
         return normal(d, n=n).softmax(-1)
 
     scan: Callable[..., Any]
+    n = 3 * heads if core == "delta_lstm" else heads
+    leaves = [normal(d, n=n), keys(n), normal(d, n=n), normal(n=n).sigmoid(), state(d, d, n=n)]
     if core == "delta_rnn":
-        leaves = [normal(d), keys(), normal(d), normal().sigmoid(), state(d, d), state(d)]
-        scan = delta_rnn_scan
+        scan, leaves = delta_rnn_scan, [*leaves, state(d)]
     elif core == "delta_lstm":
-        n = 3 * heads
-        leaves = [normal(d, n=n), keys(n), normal(d, n=n), normal(n=n).sigmoid()]
-        leaves += [state(d, d, n=n), state(d), state(d)]
-        scan = delta_lstm_scan
+        scan, leaves = delta_lstm_scan, [*leaves, state(d), state(d)]
     elif core == "recurrent_delta":
-        leaves = [normal(d), normal(d), normal(d), normal(), state(d, d), state(d)]
-        leaves += [*state(d, d)[:3], state(d)[0]]  # shared by all sequences
-
-        def scan(*x: Tensor, backend: str) -> Any:
-            return recurrent_delta_scan(*x[:6], SlowRecurrence(*x[6:]), backend=backend)
-
+        shared = [*state(d, d)[:3], state(d)[0]]  # by all sequences
+        scan, leaves = _recurrent_delta, [*leaves, state(d), *shared]
     else:
-        leaves = [normal(d).softmax(-1), *(state(d, d) for _ in range(3)), state(d, 4)]
-
-        def scan(*x: Tensor, backend: str) -> Any:
-            return self_referential_scan(x[0], SelfReference(*x[1:]), backend=backend)
-
+        matrices = [*(state(d, d) for _ in range(3)), state(d, 4)]
+        scan, leaves = _self_reference, [keys(), *matrices]
     inputs = [x.requires_grad_() for x in leaves]
     d_o = normal(d)
 
@@ -72,6 +63,19 @@ def scan_contenders(core: str, batch: int, heads: int, tokens: int, d: int) -> d
     of_rule = [x.requires_grad_() for x in rule]
 
     def delta() -> object:
-        return torch.autograd.grad(delta_rule(*of_rule)[0], of_rule, d_o)
+        o, _ = delta_rule(*of_rule)
+        assert o is not None  # there are queries
+        return torch.autograd.grad(o, of_rule, d_o)
 
     return {"native": ours("native"), "token loop": ours("recurrent"), "delta": delta}
+
+
+def _recurrent_delta(*x: Tensor, backend: str) -> Any:
+    q, k, v, b, S, y, R_q, R_k, R_v, r_b = x
+    slow = SlowRecurrence(R_q, R_k, R_v, r_b)
+    return recurrent_delta_scan(q, k, v, b, S, y, slow, backend=backend)
+
+
+def _self_reference(*x: Tensor, backend: str) -> Any:
+    given, y, q, k, b = x
+    return self_referential_scan(given, SelfReference(y, q, k, b), backend=backend)

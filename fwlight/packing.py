@@ -7,7 +7,7 @@ and taking away: however large the neighbours are, nothing of them is left.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 _BEFORE = -(2**31)
@@ -49,13 +49,13 @@ class Pieces:
         self.padding_mask = torch.ones(self._shape, dtype=torch.bool, device=starts.device)
         self.padding_mask[self.place] = False
 
-    def lay_out(self, x: Float[Tensor, "b h t *d"]) -> Float[Tensor, "n h l *d"]:
+    def lay_out(self, x: Shaped[Tensor, "b h t *d"]) -> Shaped[Tensor, "n h l *d"]:
         """Return every sequence in its row, zeros after its end."""
         x = x.movedim(2, 1)
         laid_out = x.new_zeros(*self._shape, *x.shape[2:])
         return laid_out.index_put(self.place, x).movedim(2, 1)
 
-    def back(self, x: Float[Tensor, "n h l *d"]) -> Float[Tensor, "b h t *d"]:
+    def back(self, x: Shaped[Tensor, "n h l *d"]) -> Shaped[Tensor, "b h t *d"]:
         """Return what stands for every token of the rows."""
         return x.movedim(2, 1)[self.place].movedim(2, 1)
 

@@ -275,8 +275,11 @@ class FastWeights(Features):
             k, offset = self.keys(k, offset, padding_mask, starts)
             q = None if q is None else self.queries(q)
             v_written = v if gates.write is None else v * gates.write
-            options, z = gates.options(k, padding_mask, starts), None
-            if starts is not None and not takes(self.update_rule, "decay"):
+            decays = takes(self.update_rule, "decay")
+            options, z = gates.options(k, padding_mask, starts if decays else None), None
+            if starts is not None and takes(self.update_rule, "empties"):
+                options["empties"] = starts[:, None].expand(k.shape[:3])
+            elif starts is not None and not decays:
                 raise ValueError(
                     f"{rule_name(self.update_rule)} takes no decay, by which a memory is emptied "
                     "where another sequence begins"

@@ -32,11 +32,13 @@ class Writes(NamedTuple):
     """Logarithm of the factor on the memory before every write; None is no decay."""
     erase_key: Float[Tensor, "b h t k"] | None = None
     """Keys with which is erased; None are `k`."""
+    empties: Bool[Tensor, "b h t"] | None = None
+    """True where a rule that does not decay empties the memory before the write."""
 
     @property
     def gates(self) -> dict[str, Tensor]:
         """What the rule takes beside beta, by keyword."""
-        gates = {"decay": self.decay, "erase_key": self.erase_key}
+        gates = {"decay": self.decay, "erase_key": self.erase_key, "empties": self.empties}
         return {name: x for name, x in gates.items() if x is not None}
 
     def rows(self, part: slice) -> "Writes":

@@ -1,7 +1,7 @@
 """The rule of the fast weight memory: a delta write, then a projection onto the unit ball."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fwlight.ops import native
@@ -17,7 +17,7 @@ def fwm_rule(
     v: Float[Tensor, "b h t v"],
     beta: Float[Tensor, "b h t"],
     *,
-    decay: Float[Tensor, "b h t"] | Float[Tensor, "b h t k"] | None = None,
+    empties: Bool[Tensor, "b h t"] | None = None,
     initial_state: Float[Tensor, "b h k v"] | None = None,
     backend: str = "auto",
 ) -> tuple[Float[Tensor, "b h r v"] | None, Float[Tensor, "b h k v"]]:
@@ -43,8 +43,9 @@ def fwm_rule(
         k: Keys, features already.
         v: Values.
         beta: Write strengths.
-        decay: Logs of factors on the memory before every write, at most 0, which is not checked;
-            -inf empties it. None is 0; "native" takes no others, and with others "recurrent" runs.
+        empties: True where the memory is emptied before the write; None is nowhere. (A decay that
+            leaves something would change what a format's smallest number is, and with it which
+            write is the first.)
         initial_state: Fast weights S_0 to continue from; None is zero.
         backend: "recurrent" (token by token), "native" (chunkwise in C++ on a CPU, compiled at
             first use, differentiable once) or "auto", which is "native" on a CPU. Where "native"
@@ -56,6 +57,9 @@ def fwm_rule(
     Raises:
         ValueError: If shapes disagree, numbers are integers or the back end is unknown.
     """
+    decay = None
+    if empties is not None:
+        decay = k.new_zeros(k.shape[:3]).masked_fill(empties, -torch.inf)
     return run_rule(BACKENDS, backend, q, k, v, beta, initial_state, decay)
 
 
@@ -110,7 +114,7 @@ def _native_between_resets(
     decay: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor]:
     """Run the kernel on what stands between tokens that empty the memory, side by side."""
-    if decay is None:
+    if decay is None or 0 in k.shape:
         return native_fwm_rule(q, k, v, beta, S)
     (b, h), rows = k.shape[:2], k.shape[0] * k.shape[1]
     starts = decay.flatten(0, 1) == -torch.inf  # every head is a row of its own
@@ -135,8 +139,7 @@ def _native_between_resets(
 def _obstacle(
     k: Tensor, v: Tensor, dtype: torch.dtype, *, decay: Tensor | None = None
 ) -> str | None:
-    if decay is not None and (decay.ndim == 4 or not ((decay == 0) | decay.isinf()).all()):
-        return "its kernel has no decay"
+    del decay  # which empties the memory or leaves it
     return native.obstacle(k, v, dtype)
 
 

@@ -108,7 +108,7 @@ def test_generation_leaves_learnt_first_states_alone():
     [
         (["model=linear", "model/decay=scalar"], "read_norm='output' beside a decay"),
         (["model=linear", "model/erase=sigmoid"], "sum_rule takes no erase"),
-        (["model=fwm", "model/erase=sigmoid"], "fwm_rule takes no erase"),
+        (["model=fwm", "model/decay=scalar"], "fwm_rule takes no decay"),
         (["model=mamba2", "model.writes=2"], "need a beta each"),
         (["model=kda", "model.expand_v=0.3"], "not a whole number"),
         ([*HYBRID[:1], "model.alternate_every=9"], "alternate_every=9 with n_layers=2"),

@@ -47,7 +47,7 @@ def gates_of(rule: str) -> list[tuple[tuple[str, str], ...]]:
             if hasattr(form, "dim_str")
         ]
         for x in parameters
-        if x.kind is x.KEYWORD_ONLY and x.name not in ("initial_state", "backend")
+        if x.kind is x.KEYWORD_ONLY and x.name not in ("initial_state", "empties", "backend")
     ]
     choices = itertools.product(*([None, *forms] for forms in gates))
     return [x for x in (tuple(filter(None, choice)) for choice in choices) if x]
