@@ -50,6 +50,9 @@ class AnswersDataModule(lightning.LightningDataModule, ABC):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.eval_sequences, self.seed, self.num_workers = eval_sequences, seed, num_workers
 
+    words: tuple[str, ...] = ()
+    """What tokens are called in prompts, in the order of their ids; none: by their numbers."""
+
     @property
     @abstractmethod
     def network_sizes(self) -> dict[str, int]:
@@ -95,20 +98,26 @@ class AnswersDataModule(lightning.LightningDataModule, ABC):
     # Prompts
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a prompt, which is written in numbers: "4 290 7".
+        """Ids of a prompt, which is written in numbers, "4 290 7", or in `words`.
 
         Raises:
-            DataError: A word is not the number of a token.
+            DataError: A word is not a token, or the number of one.
         """
         words, size = text.split(), self.network_sizes["vocab_size"]
+        if self.words:
+            ids = {word: i for i, word in enumerate(self.words)}
+            for word in words:
+                if word not in ids:
+                    raise DataError(f"{word!r} in the prompt is no word of this task")
+            return [ids[word] for word in words]
         for word in words:
             if not word.isdecimal() or int(word) >= size:
                 raise DataError(f"{word!r} in the prompt is not a number from 0 to {size - 1}")
         return [int(word) for word in words]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids as numbers with spaces between."""
-        return " ".join(map(str, ids))
+        """Ids as words, or numbers, with spaces between."""
+        return " ".join(self.words[i] if self.words else str(i) for i in ids)
 
     # Parts
 

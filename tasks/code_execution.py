@@ -1,7 +1,7 @@
 """Code execution: what a program prints, told at every print."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -51,6 +51,8 @@ class CodeExecutionDataModule(AnswersDataModule):
         DataError: A number is out of range, or the published programs are others.
     """
 
+    words = WORDS
+
     def __init__(
         self,
         *,
@@ -92,7 +94,7 @@ class CodeExecutionDataModule(AnswersDataModule):
     def training_batch(self, step: int) -> LMBatch:
         """All ranks' programs of a training step."""
         if self.data == "published":
-            programs = self._published("train")
+            programs = self._published["train"]
             chosen = self.next_of(len(programs), step).tolist()
             return _batch([programs[i] for i in chosen])
         draw = python_draws("train", self.seed, step)
@@ -101,24 +103,9 @@ class CodeExecutionDataModule(AnswersDataModule):
     def evaluation_sets(self, split: str) -> list[LMBatch]:
         """One set for the validation, one of every length for the test."""
         if self.data == "published":
-            return [_batch(self._published(split))]
+            return [_batch(self._published[split])]
         lengths = self.test_statements if split == "test" else (self.language.n_statements,)
         return [self._drawn(split, length) for length in lengths]
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a program: "x = 3 ; print x ;".
-
-        Raises:
-            DataError: A word is none of the language.
-        """
-        for word in (words := text.split()):
-            if word not in WORDS[1:]:
-                raise DataError(f"{word!r} in the prompt is no word of a program")
-        return [WORDS.index(word) for word in words]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Ids as words with spaces between."""
-        return " ".join(WORDS[i] for i in ids)
 
     # Parts
 
@@ -129,11 +116,8 @@ class CodeExecutionDataModule(AnswersDataModule):
         draw = python_draws(split, repr(language))
         return _batch([program(language, draw) for _ in range(self.eval_sequences)])
 
-    def _published(self, split: str) -> Programs:
-        return self._files[split]
-
     @cached_property
-    def _files(self) -> dict[str, Programs]:
+    def _published(self) -> dict[str, Programs]:
         variables = self.language.n_variables
         folder = cached_folder("programs", key=f"{variables}-1", build=self._write)
         return {split: _read(folder, split) for split in PROGRAMS}

@@ -1,7 +1,7 @@
 """ListOps: the value of nested list operations, told at their end."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fwlight.types import IGNORE_INDEX, DataError, LMBatch
+from fwlight.types import IGNORE_INDEX, LMBatch
 from tasks.answers import AnswersDataModule
 from tasks.expressions import DIGITS, PUBLISHED, WORDS, Grammar, check_published, expression
 from tasks.io.cache import cached_folder
@@ -43,6 +43,8 @@ class ListOpsDataModule(AnswersDataModule):
     Raises:
         DataError: A number is out of range or an operator unknown.
     """
+
+    words = WORDS
 
     def __init__(
         self,
@@ -89,21 +91,6 @@ class ListOpsDataModule(AnswersDataModule):
             return [_batch(self._published[split])]
         draw = python_draws(split, repr(self.grammar))
         return [_batch([expression(self.grammar, draw) for _ in range(self.eval_sequences)])]
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of an expression: "[MAX 3 [MIN 8 4 ] ]".
-
-        Raises:
-            DataError: A word is none of the language.
-        """
-        for word in (words := text.split()):
-            if word not in WORDS[1:]:
-                raise DataError(f"{word!r} in the prompt is no word of an expression")
-        return [WORDS.index(word) for word in words]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Ids as words with spaces between."""
-        return " ".join(WORDS[i] for i in ids)
 
     # Parts
 

@@ -3,15 +3,14 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fwlight.feature_maps import FeatureMap, SoftmaxFeatureMap
 from fwlight.mixers.fast_weights import FastWeights, MemoryState
-from fwlight.mixers.gates import Gates, UpdateRule
+from fwlight.mixers.gates import Gates, UpdateRule, rule_options
 from fwlight.mixers.observation import Writes
-from fwlight.mixers.recurrent import Mask, RecurrentMixer
+from fwlight.mixers.recurrent import Mask, RecurrentMixer, outputs_before
 from fwlight.ops import delta_rule
 from fwlight.ops.recurrent_scans import delta_rnn_scan
 
@@ -117,14 +116,15 @@ class DeltaRNN(RecurrentMixer):
         z, memory = self.memory(
             q, k, v, self.memory.gates(of_memory), initial_state=state.memory, **masks
         )
-        rk, beta = self._written(rk, rv, self.recurrent.gates(of_recurrent), state, padding_mask)
+        gates = self.recurrent.gates(of_recurrent)
+        rk, beta = self._written(rk, rv, gates, state, **masks)
         backend = "auto" if self.allow_native else "recurrent"
         options = {"version": self.version, "eps": self.recurrent_eps, "backend": backend}
         o, after = self._scan(
             *(z, rk, rv, beta), memory, state, starts=starts, holds=padding_mask, **options
         )
         if self.recurrent.observer is not None:
-            before = torch.cat([state.h[:, :, None], o[:, :, :-1]], dim=2)
+            before = outputs_before(o, state.h, starts)
             asked = before if self.version == 1 else before.softmax(-1)
             self.recurrent.observer.read(asked.repeat(1, self.gates, 1, 1), padding_mask)
         return o, after
@@ -153,14 +153,22 @@ class DeltaRNN(RecurrentMixer):
         return x.unflatten(-1, (self.gates, -1)).permute(0, 3, 1, 2, 4).flatten(1, 2)
 
     def _written(
-        self, rk: Tensor, rv: Tensor, gates: Gates, state: RecurrentState, padding_mask: Mask
+        self,
+        rk: Tensor,
+        rv: Tensor,
+        gates: Gates,
+        state: RecurrentState,
+        *,
+        starts: Mask,
+        padding_mask: Mask,
     ) -> tuple[Tensor, Tensor]:
         """Return what the recurrent weights are written with, and show it to who watches."""
         k, _ = self.recurrent.keys(rk, None, padding_mask)
         beta = gates.beta
         assert beta is not None  # the delta rule needs one
         if self.recurrent.observer is not None:
-            shown = Writes(rk, k, rv, beta, None, state.R, padding_mask)
+            options = rule_options(delta_rule, gates, k, padding_mask, starts)
+            shown = Writes(rk, k, rv, beta, None, state.R, padding_mask, **options)
             self.recurrent.observer.write(shown)
         return k, beta
 

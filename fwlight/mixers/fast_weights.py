@@ -22,8 +22,7 @@ from fwlight.mixers.gates import (
     WriteStrength,
     check_gates,
     needs_beta,
-    rule_name,
-    takes,
+    rule_options,
 )
 from fwlight.mixers.normalisation import (
     OUT_NORMS,
@@ -129,8 +128,6 @@ class FastWeights(Features):
         )
         check_choice("read_norm", read_norm, READ_NORMS)
         check_choice("out_norm", out_norm, OUT_NORMS)
-        if read_norm == "full" and not needs_beta(update_rule):
-            raise ValueError("read_norm='full' needs a rule that removes: delta or fwm")
         d_value = d_head if d_value is None else d_value
         self.update_rule, self.writes = update_rule, writes
         self.d_head, self.d_value, self.n_heads = d_head, d_value, n_heads
@@ -146,7 +143,7 @@ class FastWeights(Features):
             gates.insert(0, WriteStrength(**sizes, maximum=beta_max))
         self.gates = GateList(gates, writes=writes)
         self.has_beta = needs_beta(update_rule) or "beta" in self.gates.emits
-        check_gates(update_rule, self.gates)
+        check_gates(update_rule, self.gates, read_norm=read_norm)
         if read_norm != "none":
             self.warn_of_signs()
         elif not needs_beta(update_rule) and out_norm == "none" and not decay:
@@ -155,11 +152,6 @@ class FastWeights(Features):
                 "out_norm=none and no decay; the models of the paper have read_norm=output",
                 RuntimeWarning,
                 stacklevel=2,
-            )
-        if "decay" in self.gates.emits and read_norm != "none":
-            raise ValueError(
-                f"read_norm={read_norm!r} beside a decay: the sum of the keys would have to decay "
-                "too; use read_norm='none'"
             )
 
     def forward(
@@ -265,7 +257,7 @@ class FastWeights(Features):
         if state is None:
             self.feature_map.start_sequence()
         projected, asked = k, padding_mask
-        if padding_mask is not None:
+        if padding_mask is not None and self.writes > 1:
             padding_mask = padding_mask.repeat_interleave(self.writes, dim=1)
         if starts is not None:  # before the first write of a token
             starts = F.pad(starts[..., None], (0, self.writes - 1)).flatten(1)
@@ -275,21 +267,12 @@ class FastWeights(Features):
             k, offset = self.keys(k, offset, padding_mask, starts)
             q = None if q is None else self.queries(q)
             v_written = v if gates.write is None else v * gates.write
-            decays = takes(self.update_rule, "decay")
-            options, z = gates.options(k, padding_mask, starts if decays else None), None
-            if starts is not None and takes(self.update_rule, "empties"):
-                options["empties"] = starts[:, None].expand(k.shape[:3])
-            elif starts is not None and not decays:
-                raise ValueError(
-                    f"{rule_name(self.update_rule)} takes no decay, by which a memory is emptied "
-                    "where another sequence begins"
-                )
+            options, z = rule_options(self.update_rule, gates, k, padding_mask, starts), None
             written_k, beta = k, gates.beta
             if beta is None and needs_beta(self.update_rule):
                 beta = k.new_ones(k.shape[:3])
             if self.read_norm != "none":
-                carried = None if state is None else state.key_sum
-                before, z = running_key_sum(k, carried, starts)
+                before, z = running_key_sum(k, None if state is None else state.key_sum, starts)
                 if self.read_norm == "full" and beta is not None:
                     written_k, beta = normalised_write(k, beta, before, self.read_eps)
             weights = None if state is None else state.weights

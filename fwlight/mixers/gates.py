@@ -27,33 +27,6 @@ class Gates(NamedTuple):
     write: Float[Tensor, "b h t v"] | None = None
     """Factor on the value that is written."""
 
-    def options(
-        self,
-        k: Float[Tensor, "b h t k"],
-        padding_mask: Bool[Tensor, "b t"] | None = None,
-        starts: Bool[Tensor, "b t"] | None = None,
-    ) -> dict[str, Tensor]:
-        """Return what a rule takes beside beta: only what there is, as not every rule has all.
-
-        Args:
-            k: The keys that are written.
-            padding_mask: True where nothing is written, which decays nothing either.
-            starts: True where the memory is emptied before the write.
-        """
-        options: dict[str, Tensor] = {}
-        decay = self.decay
-        if decay is None and starts is not None:
-            decay = k.new_zeros(k.shape[:3])
-        if decay is not None:
-            for rows, factor in ((padding_mask, 0.0), (starts, -torch.inf)):
-                if rows is not None:
-                    rows = rows[:, None] if decay.ndim == 3 else rows[:, None, :, None]
-                    decay = decay.masked_fill(rows, factor)
-            options["decay"] = decay
-        if self.erase is not None:
-            options["erase_key"] = self.erase * k
-        return options
-
 
 NO_GATES = Gates()
 
@@ -196,23 +169,75 @@ def needs_beta(update_rule: UpdateRule) -> bool:
     return inspect.signature(update_rule).parameters["beta"].default is inspect.Parameter.empty
 
 
+def rule_options(
+    update_rule: UpdateRule,
+    gates: Gates,
+    k: Float[Tensor, "b h t k"],
+    padding_mask: Bool[Tensor, "b t"] | None = None,
+    starts: Bool[Tensor, "b t"] | None = None,
+) -> dict[str, Tensor]:
+    """Return what a rule takes beside beta: only what there is, as not every rule has all.
+
+    Args:
+        update_rule: The rule.
+        gates: Of every write.
+        k: The keys that are written.
+        padding_mask: True where nothing is written, which decays nothing either.
+        starts: True where the memory is emptied before the write: by a decay of -inf, or by
+            `empties` where a rule has that instead.
+
+    Raises:
+        ValueError: If there are starts, and the rule has neither.
+    """
+    options: dict[str, Tensor] = {}
+    decay = gates.decay
+    if decay is not None and padding_mask is not None:
+        decay = _filled(decay, padding_mask, 0.0)
+    if starts is not None:
+        if takes(update_rule, "decay"):
+            decay = k.new_zeros(k.shape[:3]) if decay is None else decay
+            decay = _filled(decay, starts, -torch.inf)
+        elif takes(update_rule, "empties"):
+            options["empties"] = starts[:, None].expand(k.shape[:3])
+        else:
+            raise ValueError(
+                f"{_name(update_rule)} takes no decay, by which a memory is emptied where another "
+                "sequence begins"
+            )
+    if decay is not None:
+        options["decay"] = decay
+    if gates.erase is not None:
+        options["erase_key"] = gates.erase * k
+    return options
+
+
+def _filled(decay: Tensor, rows: Tensor, value: float) -> Tensor:
+    return decay.masked_fill(rows[:, None] if decay.ndim == 3 else rows[:, None, :, None], value)
+
+
 def takes(update_rule: UpdateRule, keyword: str) -> bool:
     """Whether an update rule has an argument of that name."""
     return keyword in inspect.signature(update_rule).parameters
 
 
-def rule_name(update_rule: UpdateRule) -> str:
-    """Return the name of a rule, options bound, for those who read an error."""
+def _name(update_rule: UpdateRule) -> str:
     return getattr(update_rule, "func", update_rule).__name__
 
 
-def check_gates(update_rule: UpdateRule, gates: GateList) -> None:
-    """Raise ValueError if a rule does not take what the gates emit."""
+def check_gates(update_rule: UpdateRule, gates: GateList, *, read_norm: str) -> None:
+    """Raise ValueError if a rule does not take what the gates emit, or a read's norm does not."""
+    if read_norm == "full" and not needs_beta(update_rule):
+        raise ValueError("read_norm='full' needs a rule that removes: delta or fwm")
+    if read_norm != "none" and "decay" in gates.emits:
+        raise ValueError(
+            f"read_norm={read_norm!r} beside a decay: the sum of the keys would have to decay too; "
+            "use read_norm='none'"
+        )
     keywords = {"beta": "beta", "decay": "decay", "erase": "erase_key", "write": "v"}
     for name in gates.emits:
         if not takes(update_rule, keywords[name]):
             raise ValueError(
-                f"{rule_name(update_rule)} takes no {name}, which a gate of this memory emits"
+                f"{_name(update_rule)} takes no {name}, which a gate of this memory emits"
             )
 
 

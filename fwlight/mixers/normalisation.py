@@ -58,8 +58,8 @@ def running_key_sum(
         carried: z_0; None is zero.
         starts: True where z begins again.
     """
-    start = k.new_zeros(*k.shape[:2], 1, k.shape[3])
-    start = start if carried is None else carried.to(k.dtype)[:, :, None]
+    b, h, _, d_dot = k.shape
+    start = k.new_zeros(b, h, 1, d_dot) if carried is None else carried.to(k.dtype)[:, :, None]
     if starts is None:
         z = torch.cat([start, k], dim=2).cumsum(2)
         return z[:, :, :-1], z[:, :, 1:]

@@ -156,3 +156,11 @@ class RecurrentMixer(Mixer):
     def extra_repr(self) -> str:
         """Show what no submodule shows."""
         return f"n_heads={self.n_heads}, d_head={self.d_head}"
+
+
+def outputs_before(
+    o: Float[Tensor, "b h t d"], first: Float[Tensor, "b h d"], starts: Mask
+) -> Float[Tensor, "b h t d"]:
+    """Return what a core said last before every token: `first`, or where one begins nothing."""
+    before = torch.cat([first[:, :, None], o[:, :, :-1]], dim=2)
+    return before if starts is None else before.masked_fill(starts[:, None, :, None], 0.0)

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from fwlight.feature_maps import SoftmaxFeatureMap
 from fwlight.mixers.fast_weights import FastWeights
+from fwlight.mixers.gates import NO_GATES, rule_options
 from fwlight.mixers.observation import Writes
-from fwlight.mixers.recurrent import Mask, RecurrentMixer
+from fwlight.mixers.recurrent import Mask, RecurrentMixer, outputs_before
 from fwlight.ops import delta_rule
 from fwlight.ops.recurrent_scans import SlowRecurrence, recurrent_delta_scan, recurrent_keys
 
@@ -89,9 +90,10 @@ class RecurrentDelta(RecurrentMixer):
         options = {"starts": starts, "holds": padding_mask, "backend": self.backend}
         o, S, y = recurrent_delta_scan(*parts, state.S, state.y, slow, **options)
         if self.memory.observer is not None:
-            before = torch.cat([state.y[:, :, None], o[:, :, :-1]], dim=2)
+            before = outputs_before(o, state.y, starts)
             q, k, v, beta = recurrent_keys(*parts, before, slow)
-            shown = Writes(given["k"], k, v, beta, None, state.S, padding_mask)
+            options = rule_options(delta_rule, NO_GATES, k, padding_mask, starts)
+            shown = Writes(given["k"], k, v, beta, None, state.S, padding_mask, **options)
             self.memory.observer.write(shown)
             self.memory.observer.read(q, padding_mask)
         return o, RecurrentDeltaState(S, y)

@@ -9,53 +9,17 @@ Shapes are [B, H, T, d] for sequences and [B, H, d, d] for fast weights, S^T q b
 masks; "recurrent" keeps to the specification, and "native" says why where it cannot run.
 """
 
-import warnings
-
 # pyright: reportConstantRedefinition=false
 # (letters of matrices, as in the papers)
-from collections.abc import Iterator, Sequence
+
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from fwlight.ops.native import scans
-
-BACKENDS = ("auto", "native", "recurrent")
-Mask = Bool[Tensor, "b t"] | None
-
-
-def softmax(x: Float[Tensor, "*n d"], eps: float = 0.0) -> Float[Tensor, "*n d"]:
-    """exp(x - max) / (sum + eps): the kernels of the paper's code have eps = 1e-6."""
-    if eps == 0.0:
-        return x.softmax(-1)
-    e = (x - x.amax(-1, keepdim=True).detach()).exp()
-    return e / (e.sum(-1, keepdim=True) + eps)
-
-
-def _compiled(backend: str, x: Tensor, *masks: Tensor | None) -> bool:
-    """Say whether a compiled scan is to run; warn where it was asked for and cannot."""
-    if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r} is none of {', '.join(BACKENDS)}")
-    if backend == "recurrent":
-        return False
-    masked = any(mask is not None for mask in masks)
-    obstacle = "there are masks" if masked else scans.scan_obstacle(x)
-    if backend == "native" and obstacle is not None:
-        message = f"backend='native' cannot run here ({obstacle}); using backend='recurrent'"
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
-    return obstacle is None
-
-
-def read(S: Float[Tensor, "b h k v"], q: Float[Tensor, "b h k"]) -> Float[Tensor, "b h v"]:
-    """S^T q."""
-    return (q[..., None, :] @ S).squeeze(-2)
-
-
-def write(S: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
-    """S + k (x) beta (v - S^T k)."""
-    return S + k[..., :, None] * (beta[..., None] * (v - read(S, k)))[..., None, :]
+from fwlight.ops.scan_steps import Mask, begun, compiled, held, read, softmax, tokens, write
 
 
 def delta_rnn_scan(
@@ -94,19 +58,20 @@ def delta_rnn_scan(
     Returns:
         h_1 ... h_T, R_T and h_T.
     """
-    if _compiled(backend, z, starts, holds):
-        return scans.native_delta_recurrence(z, k, v, beta, R, h, None, version=version, eps=eps)[
-            :3
-        ]
+    if compiled(backend, z, starts, holds):
+        o, R, h, _ = scans.native_delta_recurrence(
+            z, k, v, beta, R, h, None, version=version, eps=eps
+        )
+        return o, R, h
     outputs: list[Tensor] = []
-    for t, (z_t, k_t, v_t, b_t) in enumerate(_tokens(z, k, v, beta)):
-        R, h = _begun(starts, t, R, h)
+    for t, (z_t, k_t, v_t, b_t) in enumerate(tokens(z, k, v, beta)):
+        R, h = begun(starts, t, R, h)
         new_R = write(R, k_t, v_t, b_t)
         if version == 2:
             new_h = z_t + read(new_R, softmax(h, eps))
         else:
             new_h = softmax(z_t + read(new_R, h))
-        R, h = _held(holds, t, (new_R, new_h), (R, h))
+        R, h = held(holds, t, (new_R, new_h), (R, h))
         outputs.append(h)
     return torch.stack(outputs, dim=2), R, h
 
@@ -153,15 +118,15 @@ def delta_lstm_scan(
     Returns:
         h_1 ... h_T, R_T, h_T and c_T.
     """
-    if _compiled(backend, z, starts, holds):
+    if compiled(backend, z, starts, holds):
         o, R, h, last = scans.native_delta_recurrence(
             z, k, v, beta, R, h, c, version=version, eps=eps
         )
         assert last is not None  # as c is not
         return o, R, h, last
     outputs: list[Tensor] = []
-    for t, (z_t, k_t, v_t, b_t) in enumerate(_tokens(z, k, v, beta)):
-        R, h, c = _begun(starts, t, R, h, c)
+    for t, (z_t, k_t, v_t, b_t) in enumerate(tokens(z, k, v, beta)):
+        R, h, c = begun(starts, t, R, h, c)
         new_R = write(R, k_t, v_t, b_t)
         s = h if version == 1 else softmax(h, eps)
         i, u, o = (z_t + read(new_R, s.repeat(1, 3, 1))).chunk(3, dim=1)
@@ -173,7 +138,7 @@ def delta_lstm_scan(
             new_h = softmax(new_h)
         elif version == 3:
             new_h = new_h + z_t.chunk(3, dim=1)[1]
-        R, h, c = _held(holds, t, (new_R, new_h, new_c), (R, h, c))
+        R, h, c = held(holds, t, (new_R, new_h, new_c), (R, h, c))
         outputs.append(h)
     return torch.stack(outputs, dim=2), R, h, c
 
@@ -251,16 +216,16 @@ def recurrent_delta_scan(
     Returns:
         y_1 ... y_T, S_T and y_T.
     """
-    if _compiled(backend, q, starts, holds):
+    if compiled(backend, q, starts, holds):
         return scans.native_recurrent_delta(q, k, v, b, S, y, *slow)
     outputs: list[Tensor] = []
     for t in range(q.shape[2]):
-        S, y = _begun(starts, t, S, y)
+        S, y = begun(starts, t, S, y)
         q_t, k_t, v_t, b_t = (x[:, :, t : t + 1] for x in (q, k, v, b))
         made = recurrent_keys(q_t, k_t, v_t, b_t, y[:, :, None], slow)
         q_t, k_t, v_t, b_t = (x.squeeze(2) for x in made)
         new_S = write(S, k_t, v_t, b_t)
-        S, y = _held(holds, t, (new_S, read(new_S, q_t)), (S, y))
+        S, y = held(holds, t, (new_S, read(new_S, q_t)), (S, y))
         outputs.append(y)
     return torch.stack(outputs, dim=2), S, y
 
@@ -299,7 +264,7 @@ def self_referential_scan(
     Returns:
         y_1 ... y_T, and the matrices after the last token.
     """
-    if _compiled(backend, x, starts, holds):
+    if compiled(backend, x, starts, holds):
         y, last = scans.native_self_reference(x, torch.cat(W, dim=-1))
         d = x.shape[-1]
         return y, SelfReference(*last.tensor_split([d, 2 * d, 3 * d], dim=-1))
@@ -315,30 +280,6 @@ def self_referential_scan(
             + k_t[..., :, None] * (b_t[..., i, None] * (read(w, q_t) - read(w, k_t)))[..., None, :]
             for i, w in enumerate(W)
         ]
-        W = SelfReference(*_held(holds, t, new, W))
+        W = SelfReference(*held(holds, t, new, W))
         outputs.append(y_t)
     return torch.stack(outputs, dim=2), W
-
-
-def _tokens(*sequences: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(x.unbind(2) for x in sequences), strict=True)
-
-
-def _begun(starts: Tensor | None, t: int, *states: Tensor) -> list[Tensor]:
-    """Return states, zero where a sequence begins."""
-    if starts is None:
-        return list(states)
-    return [x.masked_fill(_over(starts[:, t], x), 0.0) for x in states]
-
-
-def _held(
-    holds: Tensor | None, t: int, new: Sequence[Tensor], old: Sequence[Tensor]
-) -> list[Tensor]:
-    """Return new states, old ones where a position is padding."""
-    if holds is None:
-        return list(new)
-    return [b.where(_over(holds[:, t], b), a) for a, b in zip(new, old, strict=True)]
-
-
-def _over(mask: Tensor, x: Tensor) -> Tensor:
-    return mask.view(-1, *(1 for _ in x.shape[1:]))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fwlight.ops import delta_rule
+from fwlight.ops import delta_rule, sum_rule
 from fwlight.ops.recurrent_scans import (
     SelfReference,
     SlowRecurrence,
@@ -45,6 +45,9 @@ def stacked(golden: dict[str, Tensor], name: str) -> Tensor:
 def run(kind: str, golden: dict[str, Tensor], **how: str) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the outputs and the states after, by the names of the file."""
     x = golden
+    if kind == "sum":
+        o, S = sum_rule(x["q"], x["k"], x["v"], initial_state=x["S0"], **how)
+        return o, {"final/S": S}
     if kind == "delta":
         o, S = delta_rule(x["q"], x["k"], x["v"], x["beta"], initial_state=x["S0"], **how)
         return o, {"final/S": S}
@@ -67,6 +70,7 @@ each_backend = pytest.mark.parametrize(
     "backend", ["recurrent", pytest.param("native", marks=needs_compiler)]
 )
 KINDS = (
+    "sum",
     "delta",
     "delta_rnn_v1",
     "delta_rnn_v2",
@@ -93,7 +97,7 @@ def test_core_equals_the_authors(kind, case, backend, shared_dir):
     for name, x in inputs.items():
         assert x.grad is not None, name
         close(x.grad, golden[f"grad/{name}"])
-    assert len(inputs) >= 5
+    assert len(inputs) >= 4
 
 
 def sequences(*widths: int, b: int = 2, h: int = 2, t: int = 9, seed: int = 0) -> list[Tensor]:

@@ -7,6 +7,7 @@ from random import Random
 import pytest
 import torch
 
+from cli.composition import compose_config
 from fwlight.types import IGNORE_INDEX, DataError
 from tasks.code_execution import PROGRAMS, CodeExecutionDataModule
 from tasks.programs import WORDS, Language, program
@@ -109,10 +110,15 @@ def test_batches_follow_from_seed_and_step_and_tests_may_be_longer():
     ids = [WORDS.index(word) for word in ("x", "=", "3", ";", "print", "x", ";")]
     assert data.encode("x = 3 ; print x ;") == ids
     assert data.decode(data.encode("x = 3 ;")) == "x = 3 ;"
-    with pytest.raises(DataError, match="'q' in the prompt is no word of a program"):
+    with pytest.raises(DataError, match="'q' in the prompt is no word of this task"):
         data.encode("q = 3 ;")
     with pytest.raises(DataError, match="conditional_assign"):
         data.load_state_dict({**data.state_dict(), "conditional_assign": "always"})
+
+
+def test_the_preset_names_the_ids_of_the_language():
+    module = compose_config(["task=code_execution"]).config["module"]
+    assert (WORDS[module["blank"]], WORDS[module["end"]]) == ("_", ";")
 
 
 @pytest.mark.parametrize(

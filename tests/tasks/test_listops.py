@@ -69,7 +69,7 @@ def test_the_value_is_asked_at_the_last_bracket():
         assert WORDS[targets[place]] == str(evaluate(tokens)[0])
         assert targets[place] < data.network_sizes["n_outputs"]
     assert data.decode(data.encode("[MAX 3 [MIN 8 4 ] ]")) == "[MAX 3 [MIN 8 4 ] ]"
-    with pytest.raises(DataError, match="no word of an expression"):
+    with pytest.raises(DataError, match="no word of this task"):
         data.encode("[SUM 1 2 ]")
 
 
