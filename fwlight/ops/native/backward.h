@@ -209,7 +209,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
       Prefetch<T> prefetch(s);  // keys and what was written are there, but for a group's last chunk
       if (Prefetch<T>::pays(s) && n > 0) {
         const Index before = t - C;
-        prefetch.add(a.products + (n - 1) * a.products_step, 0, 1, a.products_step);
+        prefetch.add(a.products + (n - 1) * a.products_step, 0, 1, BLOCK);
         if (reads) {
           next.move(before, C);
           prefetch.add(a.q + next.token * a.q_ld, a.q_ld, next.count, s.keys);
@@ -217,6 +217,7 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
         }
       }
       const T* products = a.products + n * a.products_step;
+      const bool exact = DELTA && !CHANNELS && turns_signs(b);
       const T* P = lowerP;  // without what stands above the diagonal, and in other writes' rows
       for (Index i = 0; reads && i < C; ++i) {
         const Index at = asked.at[i];
@@ -244,7 +245,9 @@ void backward_head(const Shape& s, const BackwardHead<T>& a, T* scratch) {
         });
         transpose_block(dUt, R + v * C);
         if constexpr (DELTA) {
-          solve_upper<T, ROUNDS<T> && !CHANNELS>(products, b, R + v * C, dV + v * C);
+          T *Rv = R + v * C, *dVv = dV + v * C;
+          exact ? solve_upper<T, true>(products, b, Rv, dVv)
+                : solve_upper<T, false>(products, b, Rv, dVv);
         } else {
           scale_panel(b, R + v * C, dV + v * C);
           if (a.dbeta) {

@@ -14,7 +14,7 @@ struct ForwardHead {
   Index o_ld;
   T* states;  // null, or this slice's rows of St [state_rows, keys_pad], of every `every`-th chunk
   T* errors;  // null, or Xt [values_pad, CHUNK] of every chunk (delta rule)
-  T* products;  // null, or P [CHUNK, CHUNK] of every chunk, above its diagonal b_j G (delta rule)
+  T* products;  // null, or P [CHUNK, CHUNK] of every chunk, above its diagonal A, and its rest (delta rule)
   Index states_step, state_rows, errors_step, products_step, every;
   const T *decay, *erase;  // either may be null
   Index decay_ld, erase_ld;
@@ -153,6 +153,7 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
     if (reads) to_panels(a.q + asked.token * a.q_ld, a.q_ld, asked.count, s.keys, Q, C);
     const T* L = SCALED ? decays.pairs : nullptr;
     T* kept = offset(a.products, n * a.products_step);
+    const bool exact = DELTA && !CHANNELS && turns_signs(b);
     if constexpr (CHANNELS) {
       (reads ? channel_products<T, DELTA, true> : channel_products<T, DELTA, false>)(
           factors, E, Q, KT, Kp, asked, couplings.A, P);
@@ -164,8 +165,12 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
         passed(by, whole + j);
       }
     } else if constexpr (DELTA) {
-      if (E != K) transpose_panels(E, ET, C, Kp);
-      couple(E == K ? KT : ET, KT, L, Kp, doubles, couplings, kept);
+      if (exact) {
+        if (E != K) transpose_panels(E, ET, C, Kp);
+        couple_exactly(E == K ? KT : ET, KT, L, Kp, doubles, couplings, kept);
+      } else {
+        couple(E, KT, L, Kp, couplings.A, kept);
+      }
     }
     if (reads && !CHANNELS) read_products(Q, KT, Kp, P, kept, DELTA, L, asked);
     const Rows<T> O = {a.o, a.o_ld, asked.token, asked.count, s.values};
@@ -192,7 +197,9 @@ void forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
           });
         }
         for (Index v = 0; v < columns; v += PAD) {
-          solve_lower<T, ROUNDS<T> && !CHANNELS>(couplings, b, Xj + v * C, Uj + v * C);
+          T *Xv = Xj + v * C, *Uv = Uj + v * C;
+          exact ? solve_lower<T, true>(couplings, b, Xv, Uv)
+                : solve_lower<T, false>(couplings, b, Xv, Uv);
         }
         if (a.errors) {
           transpose_panels(Xj, a.errors + n * a.errors_step + j * C, C, columns);
