@@ -62,6 +62,8 @@ def library(dtype: torch.dtype, source: str = "rules") -> ctypes.CDLL:
 @functools.cache
 def build_obstacle(dtype: torch.dtype, source: str) -> str | None:
     """Return why a source file cannot be compiled or loaded for `dtype`, or None if it was."""
+    if dtype not in REALS:
+        return f"the numbers are {str(dtype).removeprefix('torch.')}, not float32 or float64"
     try:
         library(dtype, source)
     except BuildError as error:

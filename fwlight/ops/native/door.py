@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fwlight.errors import ConfigError
-from fwlight.ops.native.build import REALS, build_obstacle
+from fwlight.ops.native.build import build_obstacle
 
 SWITCH = "FWLIGHT_NATIVE"
 OFF = f"{SWITCH}=0 switches compiled code off"
@@ -43,8 +43,6 @@ def absence(dtype: torch.dtype, source: str = "rules") -> str | None:
     """Return why there is no compiled code for numbers of `dtype`, or None if there is."""
     if _off.get():
         return OFF
-    if dtype not in REALS:
-        return f"the numbers are {str(dtype).removeprefix('torch.')}, not float32 or float64"
     return build_obstacle(dtype, source)
 
 

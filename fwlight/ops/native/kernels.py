@@ -90,17 +90,18 @@ def _numbers_kept(shape: tuple[Any, ...], values: Any, itemsize: int, rule: str)
 # drive its code and data out of the caches: what depends on sizes alone is computed once.
 @functools.lru_cache(maxsize=4096)
 def _sizes(
-    k: torch.Size, v: torch.Size, dtype: torch.dtype, rule: str
-) -> tuple[tuple[int, ...], Tensor, Tensor]:
-    """Return the numbers that every kernel is told first, and shapes of S_T and of what is kept.
+    q: torch.Size, k: torch.Size, v: torch.Size, dtype: torch.dtype, rule: str
+) -> tuple[tuple[int, ...], int, Tensor, Tensor]:
+    """Return the numbers that every kernel is told first, and writes a token.
 
-    As tensors that hold one number each, for `torch.empty_like`: it allocates most of the results
-    too, and the code of another function would have to be fetched.
+    And the shapes of S_T and of what is kept, as tensors that hold one number each, for
+    `torch.empty_like`: it allocates most of the results too, and the code of another function would
+    have to be fetched.
     """
     itemsize, number = dtype.itemsize, _ONE[dtype]
     numbers = *k, v[3], _chunks_per_state(k[3], v[3], itemsize), RULES[rule]
     kept = number.expand(_numbers_kept(k, v[3], itemsize, rule))
-    return numbers, number.expand(k[0], k[1], k[3], v[3]), kept
+    return numbers, k[2] // max(q[2], 1), number.expand(k[0], k[1], k[3], v[3]), kept
 
 
 def _forward(
@@ -121,8 +122,11 @@ def _forward(
     if state is not None:
         state = state.contiguous()
     k, v = dense(k), dense(v)
-    numbers, like_state, like_kept = _sizes(k.shape, v.shape, k.dtype, rule)
-    o = None if q is None else _outputs(q, v)
+    shape = k.shape
+    numbers, writes, like_state, like_kept = _sizes(
+        shape if q is None else q.shape, shape, v.shape, k.dtype, rule
+    )
+    o = None if q is None else empty_like(v) if writes == 1 else _outputs(q, v)
     if last is None:
         last = torch.empty_like(like_state, memory_format=_CONTIGUOUS)
     kept = torch.empty_like(like_kept, memory_format=_CONTIGUOUS) if keep else None
@@ -137,7 +141,7 @@ def _forward(
         k.dtype,
         *numbers,
         torch.get_num_threads(),
-        1 if q is None else _writes(q, k),
+        writes,
         *(_NOTHING if q is None else (q.data_ptr(), *q.stride())),
         k.data_ptr(),
         *k.stride(),
@@ -177,7 +181,10 @@ def _backward(
     if d_state is not None:
         d_state = d_state.contiguous()
     k, v = dense(k), dense(v)
-    numbers, like_state, _ = _sizes(k.shape, v.shape, k.dtype, rule)
+    shape = k.shape
+    numbers, writes, like_state, _ = _sizes(
+        shape if q is None else q.shape, shape, v.shape, k.dtype, rule
+    )
     dk, dv = empty_like(k), empty_like(v)
     dbeta = None if beta is None else empty_like(beta)
     d_initial = torch.empty_like(like_state, memory_format=_CONTIGUOUS) if started else None
@@ -197,7 +204,7 @@ def _backward(
         k.dtype,
         *numbers,
         torch.get_num_threads(),
-        1 if q is None else _writes(q, k),
+        writes,
         *(_NOTHING if q is None else (q.data_ptr(), *q.stride())),
         k.data_ptr(),
         *k.stride(),
@@ -223,11 +230,6 @@ def _backward(
 
 def _vectors(x: Tensor | None) -> tuple[int, ...]:
     return _NOTHING if x is None else (x.data_ptr(), *x.stride())
-
-
-def _writes(q: Tensor, k: Tensor) -> int:
-    tokens = q.shape[2]
-    return k.shape[2] // tokens if tokens else 1
 
 
 def _outputs(q: Tensor, v: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 // A few tokens of one head, one by one, as in decoding.
 #pragma once
 #include <cmath>
+#include <optional>
 
 #include "forward.h"
 
@@ -43,8 +44,9 @@ void step_head(const Shape& s, const ForwardHead<T>& a) {
   constexpr bool GATED = GATES != UNGATED, CHANNELS = GATES == BY_CHANNEL;
   constexpr int W = Simd<T>::width;
   T one = 1;
-  const Scratch<T> factors(CHANNELS ? s.keys : 1);
-  T* left = CHANNELS ? factors.get() : &one;
+  std::optional<Scratch<T>> factors;  // a new one takes as long as a small step
+  if (CHANNELS) factors.emplace(s.keys);
+  T* left = CHANNELS ? factors->get() : &one;
   if (!a.initial) {
     for (Index i = 0; i < s.keys; ++i) {
       std::memset(a.last + i * a.state_ld, 0, s.values * sizeof(T));
