@@ -187,7 +187,8 @@ def look(
 def shown(layer: Layer, observer: Observer, *, of: Sequences | None = None) -> list[Any]:
     """Return what was seen of a layer, in parts small enough to measure.
 
-    Of fast weights they are `Written`, with zeros at padding; of softmax attention `Attended`.
+    Of fast weights they are `Written`, with zeros at padding; of softmax attention `Attended`. What
+    shows nothing, as some memories do in rows of several sequences, is `nothing`.
 
     Args:
         layer: The layer.
@@ -197,6 +198,8 @@ def shown(layer: Layer, observer: Observer, *, of: Sequences | None = None) -> l
     if layer.is_softmax:
         asked = None if of is None else of.query_mask
         return [x._replace(query_mask=asked) for x in observer.attended]
+    if not observer.writes:
+        return nothing(layer)
     tokens = None if of is None else of.tokens.repeat_interleave(layer.memory.writes, dim=1)
     parts = []
     for writes, reads in zip(observer.writes, observer.reads, strict=True):

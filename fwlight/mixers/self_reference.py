@@ -1,11 +1,22 @@
 """A weight matrix that writes itself."""
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fwlight.feature_maps import SoftmaxFeatureMap
+from fwlight.mixers.fast_weights import FastWeights
+from fwlight.mixers.observation import Writes
 from fwlight.mixers.recurrent import Mask, RecurrentMixer
-from fwlight.ops.recurrent_scans import SelfReference, self_referential_scan
+from fwlight.ops import delta_rule
+from fwlight.ops.recurrent_scans import (
+    SelfReference,
+    self_referential_scan,
+    self_referential_writes,
+)
 
 _STRENGTHS = 4
 """One for each of the matrices."""
@@ -61,6 +72,17 @@ class SelfReferentialWeights(RecurrentMixer):
         self.W_b = nn.Parameter(
             torch.empty(n_heads, d_head, _STRENGTHS).normal_(strength_mean, std)
         )
+        # They write nothing themselves: they are where the core shows what each matrix is written.
+        self.shown = nn.ModuleList(
+            FastWeights(
+                d_head,
+                d_value=size,
+                n_heads=n_heads,
+                feature_map=SoftmaxFeatureMap,
+                update_rule=delta_rule,
+            )
+            for size in (d_head, d_head, d_head, _STRENGTHS)
+        )
 
     def core(
         self,
@@ -74,6 +96,8 @@ class SelfReferentialWeights(RecurrentMixer):
         """See `RecurrentMixer`."""
         del logits
         x = given["x"].softmax(-1) if self.softmax_input else given["x"]
+        if starts is None and any(m.observer is not None for m in self.memories.values()):
+            self._show(x, state, padding_mask)
         options = {"starts": starts, "holds": padding_mask, "backend": self.backend}
         return self_referential_scan(x, state, base=self._base(x), **options)
 
@@ -85,9 +109,33 @@ class SelfReferentialWeights(RecurrentMixer):
         )
 
     @property
+    def memories(self) -> dict[str, FastWeights]:
+        """The matrix that outputs are read from, and those of queries, keys and strengths.
+
+        They show what they are written with. Rows of several sequences show nothing: a sequence
+        begins with the learnt matrices there, not with empty ones.
+        """
+        names = "", "queries", "keys", "strengths"
+        return dict(zip(names, cast(Iterable[FastWeights], self.shown), strict=True))
+
+    @property
     def core_size(self) -> int:
         """See `RecurrentMixer`."""
         return self.n_heads * self.d_head * (3 * self.d_head + _STRENGTHS)
+
+    def _show(self, x: Tensor, state: SelfReference, padding_mask: Mask) -> None:
+        W, found = state, []
+        for t, x_t in enumerate(x.unbind(2)):
+            _, k, values, b = self_referential_writes(x_t, W)
+            found.append((k, *values, b))
+            held = None if padding_mask is None else padding_mask[:, t : t + 1]
+            _, W = self_referential_scan(x_t[:, :, None], W, holds=held, backend="recurrent")
+        k, *values, b = (torch.stack(parts, dim=2) for parts in zip(*found, strict=True))
+        for i, (memory, v) in enumerate(zip(self.memories.values(), values, strict=True)):
+            if memory.observer is not None:
+                shown = Writes(k, k, v, b[..., i], None, state[i], padding_mask)
+                memory.observer.write(shown)
+                memory.observer.read(x, padding_mask)
 
     def _base(self, like: Tensor) -> SelfReference:
         dtype = torch.promote_types(like.dtype, torch.float32)

@@ -273,13 +273,20 @@ def self_referential_scan(
         if starts is not None and base is not None:
             begins = starts[:, t, None, None, None]
             W = SelfReference(*(b.where(begins, w) for w, b in zip(W, base, strict=True)))
-        y_t, q_t, k_t, b_t = (read(w, x_t) for w in W)
-        q_t, k_t, b_t = q_t.softmax(-1), k_t.softmax(-1), b_t.sigmoid()
+        y_t, k_t, values, b_t = self_referential_writes(x_t, W)
         new = [
-            w
-            + k_t[..., :, None] * (b_t[..., i, None] * (read(w, q_t) - read(w, k_t)))[..., None, :]
-            for i, w in enumerate(W)
+            write(w, k_t, v_t, b_t[..., i])
+            for i, (w, v_t) in enumerate(zip(W, values, strict=True))
         ]
         W = SelfReference(*held(holds, t, new, W))
         outputs.append(y_t)
     return torch.stack(outputs, dim=2), W
+
+
+def self_referential_writes(
+    x: Float[Tensor, "b h d"], W: SelfReference
+) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
+    """Return y, the key, the value q M that each matrix is written with, and the 4 strengths."""
+    y, q, k, b = (read(w, x) for w in W)
+    q = q.softmax(-1)
+    return y, k.softmax(-1), [read(w, q) for w in W], b.sigmoid()

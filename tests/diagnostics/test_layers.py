@@ -43,8 +43,8 @@ def watch(network, *inputs):
     return layers, watch_forward(network, layers, lambda: network(*inputs))
 
 
-RECURRENT = ("delta_rnn", "delta_lstm", "delta_mlp", "delta_delta", "recurrent_delta")
-BESIDES = ("softmax", "lstm", "srwm", *RECURRENT)
+RECURRENT = ("delta_rnn", "delta_lstm", "delta_mlp", "delta_delta", "recurrent_delta", "srwm")
+BESIDES = ("softmax", "lstm", *RECURRENT)
 FAST_WEIGHTS = [m for m in groups()["model"] if m not in BESIDES]
 FULL = ("delta_dpfp", "delta_linear", "delta_performer", "deltanet", "fwm", "deltaproduct")
 
@@ -88,6 +88,7 @@ def test_every_fast_matrix_of_a_recurrent_core_is_shown(model):
     network = make_network(f"model={model}")
     layers, watchers = watch(network, make_tokens())
     beside = {"delta_delta": ["outer"], "delta_mlp": ["fast1"], "recurrent_delta": []}
+    beside["srwm"] = ["queries", "keys", "strengths"]
     names = [
         f"layer{i}{x}"
         for i in range(2)
@@ -100,7 +101,10 @@ def test_every_fast_matrix_of_a_recurrent_core_is_shown(model):
     for layer in layers:
         (writes,), ((q, _),) = watchers[layer.name].writes, watchers[layer.name].reads[0]
         assert q.shape[2] == writes.k.shape[2] == 9
-        _, found = layer.memory.update_rule(None, writes.k, writes.v, writes.beta)
+        before = writes.initial_state
+        _, found = layer.memory.update_rule(
+            None, writes.k, writes.v, writes.beta, initial_state=before
+        )
         near = [x for x in after if x.shape == found.shape and torch.allclose(x, found, atol=1e-5)]
         assert near, layer.name
 
