@@ -51,7 +51,8 @@ def measure(
     """
     times: dict[str, list[float]] = {}
     for name, function in functions.items():
-        if _timed(function, clock) < TOO_SLOW:
+        # Again where the first call had to wait for something else.
+        if any(_timed(function, clock) < TOO_SLOW for _ in range(2)):
             times[name] = []
     end, rounds, draw = time.perf_counter() + seconds, 0, random.Random(0)
     while rounds < 3 or time.perf_counter() < end:

@@ -78,7 +78,8 @@ def main() -> int:
         for name in old.keys() & new.keys():
             if options.only in name:
                 found.setdefault(name, []).append(new[name] / old[name])
-        print(f"pair {pair + 1} of {options.pairs}", file=sys.stderr, flush=True)
+        ratios = ", ".join(f"{name} {x[-1]:.3f}" for name, x in sorted(found.items()))
+        print(f"pair {pair + 1} of {options.pairs}: {ratios}", file=sys.stderr, flush=True)
     lines, slower = [], False
     for name, ratios in sorted(found.items()):
         middle, low, high = interval(ratios)
