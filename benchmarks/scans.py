@@ -1,12 +1,22 @@
-"""The recurrent cores for `benchmarks.ops`: compiled scan, token loop, and the delta rule."""
+"""The recurrent cores for `benchmarks.ops`: compiled scan, token loop, and the delta rule.
 
+    python -m benchmarks.scans
+
+prints the peak memory of forward and backward above that of the arguments, and as a multiple of
+arguments, outputs and the gradients of both. Each is taken in a process of its own, which returns
+freed memory at once.
+"""
+
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import Work
+from benchmarks.measuring import Work, forget_peak, markdown, resident
 from fwlight.ops import delta_rule
 from fwlight.ops.recurrent_scans import (
     SelfReference,
@@ -18,14 +28,14 @@ from fwlight.ops.recurrent_scans import (
 )
 
 CORES = ("delta_rnn", "recurrent_delta", "delta_lstm", "srwm")
+SIZES = 16, 8, 256
+"""Sequences, heads and tokens of the shapes scan16 and scan32 of `benchmarks.ops`."""
 
 
-def scan_contenders(core: str, batch: int, heads: int, tokens: int, d: int) -> dict[str, Work]:
-    """What to time of a core, by name: forward and backward to all that comes in.
-
-    `delta` is the native delta rule on keys and values of the same size, forward and backward to
-    q, k, v and beta.
-    """
+def _arguments(
+    core: str, batch: int, heads: int, tokens: int, d: int
+) -> tuple[Callable[..., Any], list[Tensor], Tensor]:
+    """Return a core, what it is given, and a gradient of what it returns."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*last: int, n: int = heads) -> Tensor:
@@ -50,8 +60,16 @@ def scan_contenders(core: str, batch: int, heads: int, tokens: int, d: int) -> d
     else:
         matrices = [*(state(d, d) for _ in range(3)), state(d, 4)]
         scan, leaves = _self_reference, [keys(), *matrices]
-    inputs = [x.requires_grad_() for x in leaves]
-    d_o = normal(d)
+    return scan, [x.requires_grad_() for x in leaves], normal(d)
+
+
+def scan_contenders(core: str, batch: int, heads: int, tokens: int, d: int) -> dict[str, Work]:
+    """What to time of a core, by name: forward and backward to all that comes in.
+
+    `delta` is the native delta rule on keys and values of the same size, forward and backward to
+    q, k, v and beta.
+    """
+    scan, inputs, d_o = _arguments(core, batch, heads, tokens, d)
 
     def ours(backend: str) -> Work:
         def call() -> object:
@@ -59,8 +77,8 @@ def scan_contenders(core: str, batch: int, heads: int, tokens: int, d: int) -> d
 
         return call
 
-    rule = [normal(d), keys(), normal(d), normal().sigmoid()]
-    of_rule = [x.requires_grad_() for x in rule]
+    q, k, v = (torch.randn_like(d_o) for _ in range(3))
+    of_rule = [x.requires_grad_() for x in (q, k.softmax(-1), v, q[..., 0].detach().sigmoid())]
 
     def delta() -> object:
         o, _ = delta_rule(*of_rule)
@@ -79,3 +97,37 @@ def _recurrent_delta(*x: Tensor, backend: str) -> Any:
 def _self_reference(*x: Tensor, backend: str) -> Any:
     given, y, q, k, b = x
     return self_referential_scan(given, SelfReference(y, q, k, b), backend=backend)
+
+
+def peak(core: str, d: int) -> tuple[int, int]:
+    """Return the bytes at peak above those there before, and those of all that must be there."""
+    _, inputs, d_o = _arguments(core, *SIZES, d)
+    scan_contenders(core, 1, 1, 16, d)["native"]()  # builds and warms up
+    work = scan_contenders(core, *SIZES, d)["native"]
+    forget_peak()
+    before = resident("VmRSS")
+    kept = work()
+    assert kept is not None
+    return resident("VmHWM") - before, 2 * sum(x.nbytes for x in (*inputs, d_o))
+
+
+def main() -> None:
+    """Measure every core, or the one of the command line."""
+    if len(sys.argv) > 1:
+        return print(*peak(sys.argv[1], int(sys.argv[2])))
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
+    rows = []
+    for core in CORES:
+        for d in (16, 32):
+            command = [sys.executable, "-m", "benchmarks.scans", core, str(d)]
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=True
+            )
+            found, needed = map(int, done.stdout.split())
+            rows.append([core, d, f"{found / 1e6:.1f}", f"{found / needed:.2f}"])
+    header = ["", "d", "peak MB", "x of arguments, outputs and gradients"]
+    print(markdown(header, rows))
+
+
+if __name__ == "__main__":
+    main()
