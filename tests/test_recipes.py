@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+RULE = "fwlight/ops/mine_rule.py"
 COPIED = ("fwlight", "tests", "conf", "cli", "tasks", "callbacks", "reports", "benchmarks")
 
 
@@ -28,21 +29,20 @@ def steps(section: str) -> dict[str, str]:
     return found
 
 
-@pytest.fixture
-def copy(tmp_path) -> Path:
+def copy(to: Path) -> Path:
     for name in COPIED:
         ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+        shutil.copytree(ROOT / name, to / name, ignore=ignored)
     for name in ("pyproject.toml", "train.py"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    return tmp_path
+        shutil.copy(ROOT / name, to / name)
+    return to
 
 
-def run_tests(folder: Path, *arguments: str) -> int:
-    """Run tests of the copy, and return how many passed; all that ran must have."""
-    done = run(folder, "-m", "pytest", "-p", "no:cacheprovider", "-v", *arguments)
+def run_tests(folder: Path, *arguments: str) -> list[str]:
+    """Run tests of the copy, and return the names of those that passed; all that ran must have."""
+    done = run(folder, "-m", "pytest", "-p", "no:cacheprovider", "-vv", *arguments)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    return int(re.findall(r"(\d+) passed", done.stdout)[-1])
+    return re.findall(r"^(tests/\S+::.+) PASSED", done.stdout, re.MULTILINE)
 
 
 SMALL = ["size=tiny", "logger=none", "trainer.log_every_n_steps=1", "diagnostics.every_n_steps=1"]
@@ -81,6 +81,7 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 def assert_lives(folder: Path, *arguments: str, text: bool = True, wrong: dict[str, str]) -> None:
     """Train two steps, go on for two, test, diagnose; and be refused in one line for each wrong."""
+    shutil.rmtree(folder / "run", ignore_errors=True)
     (folder / "text.txt").write_text("a few words to learn from , again\n" * 60)
     every = [*SMALL, *(TEXT if text else []), *arguments]
     lived = run(folder, "-c", LIFE, *every)
@@ -97,84 +98,87 @@ def assert_lives(folder: Path, *arguments: str, text: bool = True, wrong: dict[s
         assert not (folder / "other").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backends", [True, False], ids=["back ends", "without BACKENDS"])
-def test_a_rule_of_two_files_is_found_by_the_suite_and_lives(copy, backends):
-    rule = "fwlight/ops/mine_rule.py"
-    assert add(copy, "An update rule") == ["conf/model/update_rule/mine.yaml", rule]
-    if not backends:
-        text = (copy / rule).read_text(encoding="utf-8")
-        (copy / rule).write_text(text.replace("BACKENDS", "FORMS"), encoding="utf-8")
-    assert (
-        run_tests(copy, "tests/ops/test_rules.py", "tests/ops/test_backends.py", "-k", "mine") > 50
-    )
-    if backends:
-        assert run_tests(copy, "tests/test_config.py", "-k", "mine") >= 8
-        assert run_tests(copy, "tests/models/test_named_models.py", "-k", "mine") == 4
-        wrong = {"model.update_rule.backend=chunk": "'chunk' is none of auto, recurrent"}
-        assert_lives(copy, "model/update_rule=mine", wrong=wrong)
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory) -> Path:
+    """Return a copy with all that the recipes add, and nothing else edited."""
+    folder = copy(tmp_path_factory.mktemp("extended"))
+    assert add(folder, "An update rule") == ["conf/model/update_rule/mine.yaml", RULE]
+    assert add(folder, "A named model") == ["conf/model/mine_model.yaml"]
+    assert add(folder, "A task") == ["conf/task/mine.yaml", "tasks/mine.py"]
+    assert add(folder, "An action") == ["conf/action/count.yaml", "fwlight/run/actions/counting.py"]
+    for section in ("A feature map", "A gate", "A recurrent mixer"):
+        assert len(add(folder, section)) == 2
+    return folder
 
 
 @pytest.mark.slow
-def test_an_action_of_two_files_runs_and_is_explained(copy):
-    files = ["conf/action/count.yaml", "fwlight/run/actions/counting.py"]
-    assert add(copy, "An action") == files
-    assert run_tests(copy, "tests/test_config.py", "-k", "action and count") == 1
-    told = run(copy, "train.py", "--help").stdout
+def test_what_two_files_add_is_found_by_the_suite(extended):
+    """The shared tests, which find parts by themselves, hold for every part of the recipes."""
+    found = {
+        ("tests/ops/test_rules.py", "tests/ops/test_backends.py"): 51,
+        ("tests/feature_maps/test_feature_maps.py",): 6,
+        ("tests/test_config.py", "tests/test_imports.py"): 18,
+        ("tests/models/test_named_models.py",): 26,
+    }
+    every = [path for paths in found for path in paths]
+    passed = run_tests(extended, *every, "-k", "mine or (test_config and action and count)")
+    for paths, least in found.items():
+        assert sum(path in name for name in passed for path in paths) >= least, paths
+    assert any("count" in name for name in passed)
+
+
+@pytest.mark.full
+def test_a_rule_without_back_ends_is_found_by_the_suite(tmp_path):
+    add(copy(tmp_path), "An update rule")
+    text = (tmp_path / RULE).read_text(encoding="utf-8")
+    (tmp_path / RULE).write_text(text.replace("BACKENDS", "FORMS"), encoding="utf-8")
+    names = "tests/ops/test_rules.py", "tests/ops/test_backends.py"
+    assert len(run_tests(tmp_path, *names, "-k", "mine")) > 50
+
+
+LIVES = {
+    "rule": (
+        ["model/update_rule=mine"],
+        {"model.update_rule.backend=chunk": "'chunk' is none of auto, recurrent"},
+    ),
+    "map": (["model/feature_map=mine"], {"model.feature_map.nu=2": "is not a key"}),
+    "gate": (
+        ["model=gated_deltanet", "model/decay=mine"],
+        {
+            "model.decay.divisor=0.5": "divisor=0.5 must be at least 1",
+            "model/decay=mien": "did you mean mine?",
+        },
+    ),
+    "recurrent mixer": (
+        ["model=mine_net"],
+        {"model.gain=0": "gain=0 must be positive", "model.gains=2": "is not a key"},
+    ),
+    "named model": (["model=mine_model"], {"model.key_norm=l3": "is not one of none, sum"}),
+    "task": (["task=mine"], {"task.seq_len=7": "has no half"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", LIVES)
+def test_what_two_files_add_lives(extended, part):
+    arguments, wrong = LIVES[part]
+    assert_lives(extended, *arguments, text=part != "task", wrong=wrong)
+
+
+@pytest.mark.slow
+def test_an_action_of_two_files_runs_and_is_explained(extended):
+    told = run(extended, "train.py", "--help").stdout
     assert "  action=count     ckpt=PATH [output=FILE] count.unit\n" in told
     ckpt = "ckpt=tests/compatibility/0.1/retrieval_dpfp.ckpt"
-    counted = run(copy, "train.py", "action=count", ckpt, "count.unit=2")
+    counted = run(extended, "train.py", "action=count", ckpt, "count.unit=2")
     numbers, unit = counted.stdout.split(" x ")
     assert (counted.returncode, unit, counted.stderr) == (0, "2\n", "")
-    written = run(copy, "train.py", "action=count", ckpt, "output=counted")
+    written = run(extended, "train.py", "action=count", ckpt, "output=counted")
     assert (written.returncode, written.stdout) == (0, "")
-    assert (copy / "counted").read_text() == f"{2 * float(numbers):g} x 1\n"
+    assert (extended / "counted").read_text() == f"{2 * float(numbers):g} x 1\n"
     for wrong, part in (("count.unit=0", "at least 1"), ("count.units=3", "count.unit?")):
-        refused = run(copy, "train.py", "action=count", ckpt, wrong)
+        refused = run(extended, "train.py", "action=count", ckpt, wrong)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert refused.stderr.startswith("error: ")
         assert refused.stderr.count("\n") == 1
         assert part in refused.stderr
-
-
-@pytest.mark.slow
-def test_a_map_of_two_files_is_found_by_the_suite_and_lives(copy):
-    assert len(add(copy, "A feature map")) == 2
-    assert run_tests(copy, "tests/feature_maps/test_feature_maps.py", "-k", "mine") >= 6
-    assert run_tests(copy, "tests/test_config.py", "-k", "mine") >= 4
-    assert run_tests(copy, "tests/models/test_named_models.py", "-k", "mine") == 4
-    assert_lives(copy, "model/feature_map=mine", wrong={"model.feature_map.nu=2": "is not a key"})
-
-
-@pytest.mark.slow
-def test_a_gate_of_two_files_is_found_by_the_suite_and_lives(copy):
-    assert len(add(copy, "A gate")) == 2
-    assert run_tests(copy, "tests/test_config.py", "-k", "mine") >= 1
-    assert run_tests(copy, "tests/models/test_named_models.py", "-k", "mine") == 4
-    gated = ["model=gated_deltanet", "model/decay=mine"]
-    wrong = {"model.decay.divisor=0.5": "divisor=0.5 must be at least 1"}
-    assert_lives(copy, *gated, wrong=wrong | {"model/decay=mien": "did you mean mine?"})
-
-
-@pytest.mark.slow
-def test_a_recurrent_mixer_of_two_files_is_found_by_the_suite_and_lives(copy):
-    assert len(add(copy, "A recurrent mixer")) == 2
-    assert run_tests(copy, "tests/test_config.py", "-k", "mine") >= 1
-    assert run_tests(copy, "tests/models/test_named_models.py", "-k", "mine") == 7
-    wrong = {"model.gain=0": "gain=0 must be positive", "model.gains=2": "is not a key"}
-    assert_lives(copy, "model=mine_net", wrong=wrong)
-
-
-@pytest.mark.slow
-def test_a_named_model_of_one_file_is_found_by_the_suite_and_lives(copy):
-    assert add(copy, "A named model") == ["conf/model/mine_model.yaml"]
-    assert run_tests(copy, "tests/test_config.py", "-k", "mine") >= 1
-    assert run_tests(copy, "tests/models/test_named_models.py", "-k", "mine") == 7
-    assert_lives(copy, "model=mine_model", wrong={"model.key_norm=l3": "is not one of none, sum"})
-
-
-@pytest.mark.slow
-def test_a_task_of_two_files_is_found_by_the_suite_and_lives(copy):
-    assert add(copy, "A task") == ["conf/task/mine.yaml", "tasks/mine.py"]
-    assert run_tests(copy, "tests/test_config.py", "tests/test_imports.py", "-k", "mine") >= 2
-    assert_lives(copy, "task=mine", text=False, wrong={"task.seq_len=7": "has no half"})

@@ -13,7 +13,9 @@ def best_loss(folder, model: str, n_keys: int, seed: int) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "n_keys"), [("linear", 40), ("sum_dpfp", 80)])
+@pytest.mark.parametrize(
+    ("model", "n_keys"), [pytest.param("linear", 40, marks=pytest.mark.full), ("sum_dpfp", 80)]
+)
 def test_retrieval_below_capacity_is_solved(model, n_keys, tmp_path):
     # Of the linear model at S = 40 one run in three ends with two keys confused, at 0.0125.
     assert any(best_loss(tmp_path, model, n_keys, seed) <= 1e-3 for seed in (1, 2, 3))

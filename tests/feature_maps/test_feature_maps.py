@@ -295,9 +295,9 @@ assert int(phi.draws) == (0 if redraw == "never" else 3)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.skipif(not native.can_run(torch.ones(1)), reason="there is no C++ compiler")
-@pytest.mark.parametrize("redraw", [pytest.param("never", marks=pytest.mark.full), "training"])
+@pytest.mark.parametrize("redraw", ["never", "training"])
 def test_favor_can_be_compiled(redraw: str) -> None:
     # In a process of its own: the checks of annotations under pytest cannot be compiled.
     command = [sys.executable, "-c", COMPILE, redraw]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from fwlight.ops.native import build
 from tests.ops.discovery import needs_compiler
@@ -74,7 +75,9 @@ def test_processes_that_build_at_once_both_succeed_and_a_later_one_finds_it(tmp_
 
 
 @needs_compiler
-@pytest.mark.parametrize("kind", ["file", "read-only", "no home"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("file", marks=pytest.mark.full), "read-only", "no home"]
+)
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, kind):
     place = tmp_path / "cache"
     environment = {"CXX": quick_compiler(tmp_path), "FWLIGHT_CACHE": str(place)}
@@ -174,7 +177,17 @@ for rule, gates in [*((rule, ()) for rule in RULES), *cases]:
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names instruction sets of x86")
 @pytest.mark.parametrize(
-    "without", ["-mno-avx512f", pytest.param("-mno-avx", marks=pytest.mark.full)]
+    "without",
+    [
+        pytest.param(
+            "-mno-avx512f",
+            marks=pytest.mark.skipif(
+                "AVX512" not in torch.backends.cpu.get_cpu_capability(),
+                reason="what is built anyway",
+            ),
+        ),
+        pytest.param("-mno-avx", marks=pytest.mark.full),
+    ],
 )
 def test_narrower_vectors_give_the_same_numbers(tmp_path, without):
     compiler, _ = build._compiler()
