@@ -1,9 +1,11 @@
-"""The bar of counting: n-gram perplexities on the same words, splits and targets as a model's.
+"""The bar of counting: n-gram perplexities on the same tokens, splits and targets as a model's.
 
-    python -m benchmarks.ngram [task.data=stdlib|wikitext|text] [task.path=...] [task.min_count=...]
+    python -m benchmarks.ngram [task.data=stdlib|wikitext|text] [task.path=...]
+      [task.tokenizer=words|chars|bytes|bpe|PATH] [task.min_count=...]
     python -m benchmarks.ngram beside=RUN_DIR
 
-The second form takes the data of a finished run and prints the run's own perplexity beside.
+The second form takes the data of a finished run and prints the run's own perplexity beside. Bits
+per byte compare figures of different tokens; see docs/language_modelling.md.
 
 Two ways of interpolating the orders, both proper distributions over the whole vocabulary:
 
@@ -37,7 +39,8 @@ Probabilities = NDArray[np.float64]
 
 _EM_STEPS = 100
 _BUCKETS = 64
-_KEYS = ("data", "path", "train", "valid", "test", "min_count", "max_vocab_size")
+_NUMBERS = ("min_count", "max_vocab_size", "vocab_size")
+_KEYS = ("data", "path", "train", "valid", "test", "tokenizer", *_NUMBERS)
 
 
 class JelinekMercer:
@@ -151,10 +154,10 @@ def ngram_perplexities(
     the uniform distribution too, were fitted on `valid`.
 
     Args:
-        train_ids: Word ids of the training split `[N]`.
+        train_ids: Token ids of the training split `[N]`.
         valid_ids: Likewise of the validation split.
         test_ids: Likewise of the test split.
-        vocab_size: Number of words.
+        vocab_size: Number of tokens.
     """
     train, valid, test = (np.asarray(x, dtype=np.int64) for x in (train_ids, valid_ids, test_ids))
     figures = {}
@@ -194,17 +197,19 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     streams = {split: stream.numpy() for split, stream in data.streams.items()}
-    figures = ngram_perplexities(
-        streams["train"], streams["valid"], streams["test"], len(data.vocabulary)
-    )
+    size = len(data.tokens)
+    figures = ngram_perplexities(streams["train"], streams["valid"], streams["test"], size)
     tokens = ", ".join(f"{split} {len(stream):,}" for split, stream in streams.items())
-    print(f"{data.data}: {tokens} tokens, {len(data.vocabulary):,} words")
+    print(f"{data.data}: {tokens} tokens, {size:,} {data.tokens.kind}")
     print(f"fingerprint {data.fingerprint}")
-    print(f"{'perplexity':<24}{'valid':>10}{'test':>10}")
-    for name, figure in figures.items():
-        print(f"{name:<24}{figure['valid']:>10.2f}{figure['test']:>10.2f}")
+    print(f"{'perplexity, bits per byte':<26}{'valid':>10}{'test':>10}{'valid':>9}{'test':>9}")
+    per_target = [data.bytes_per_target(split) for split in ("val", "test")]
     if own is not None:
-        print(f"{run:<24}{own['val/best_ppl']:>10.2f}{own['test/ppl']:>10.2f}")
+        figures[str(run)] = {"valid": own["val/best_ppl"], "test": own["test/ppl"]}
+    for name, figure in figures.items():
+        both = (figure["valid"], figure["test"])
+        bits = [np.log2(value) / n for value, n in zip(both, per_target, strict=True)]
+        print(f"{name:<26}{both[0]:>10.2f}{both[1]:>10.2f}{bits[0]:>9.3f}{bits[1]:>9.3f}")
     if data.data == "stdlib":
         print(
             f"The text is that of Python {platform.python_version()}'s own library: figures of "
@@ -238,7 +243,7 @@ def _task_arguments(argv: Sequence[str]) -> dict[str, Any]:
         if not equals or name == key or name not in _KEYS:
             choices = ", ".join(f"task.{key}" for key in _KEYS)
             raise DataError(f"{argument} is not KEY=VALUE with a key of {choices}")
-        if name in ("min_count", "max_vocab_size"):
+        if name in _NUMBERS:
             if not value.isdecimal():
                 raise DataError(f"{argument} is not a whole number")
             arguments[name] = int(value)

@@ -45,6 +45,7 @@ class Task(OpenSection):
     max_length: Count | None
     max_ratio: Annotated[float, Range(low=1)] | None
     seq_len: Count | None
+    tokenizer: Annotated[str, Kind.FREE]  # a file may have moved; the vocabulary is compared
     n_pairs: list[Count]
     power: Annotated[float, Range(above=0, high=100)]
     eval_sequences: Count

@@ -23,6 +23,7 @@ Often used keys (all of them: --cfg):
   model.{{key_norm,read_norm,out_norm,output_scale,beta_max,short_conv,positions,norm,output}}
   model.feature_map.{{nu,num_features}}
   task.data=stdlib|wikitext103|wikitext2|ptb|wikitext|text  task.{{path,train,valid,test}}=PATH
+  task.tokenizer=words|chars|bytes|bpe|PATH  task.{{vocab_size,min_count,max_vocab_size}}
   task.{{batch_size,seq_len}}  task.context=segment|carried  task.reset=never|document
   task.eval=segment|sliding|carried  task.eval_stride
   task.setting=capacity|update  task.n_keys  task.problem=parity|recall|...

@@ -1,7 +1,6 @@
-"""Word-level language modelling: text to batches of contiguous lanes."""
+"""Language modelling: text to batches of contiguous lanes."""
 
 from collections.abc import Iterable
-from itertools import chain
 from pathlib import Path
 from platform import python_version
 from typing import Any
@@ -12,15 +11,16 @@ from torch import Tensor
 from fwlight.types import DataError
 from tasks.contexts import CarriedLanes, SlidingWindows
 from tasks.lanes import EvalLanes, TrainLanes
-from tasks.position import SCORES, refuse_other_data, whose
+from tasks.position import SCORES, refuse_other_data, refuse_other_text, whose
 from tasks.ranks import epoch_limit, ranks
 from tasks.text.corpora import SPLITS, open_corpus
-from tasks.text.documents import WITH_DOCUMENTS, document_starts, line_beginnings
+from tasks.text.documents import check_documents, document_starts, line_beginnings
 from tasks.text.encoding import encode, encode_split, stream_hash
-from tasks.text.tokenizer import EOS, detokenize, split_tokens, tokenize
+from tasks.text.learning import Choice, restored
+from tasks.text.public_texts import PATTERNS
+from tasks.text.tokens import Tokens, Words
 from tasks.text.vocabulary import Vocabulary
 
-_DEFAULT_MIN_COUNT = {"stdlib": 3, "text": 3}  # the files of others hold <unk> already
 _STDLIB_REMEDY = "the text comes with Python: use the Python version of the old run"
 _FILES_REMEDY = "use the files and vocabulary size of the old run"
 
@@ -30,12 +30,13 @@ EvalLoader = EvalLanes | SlidingWindows | CarriedLanes
 
 
 class LanguageModelingDataModule(lightning.LightningDataModule):
-    """Text as contiguous batch lanes of word ids; the vocabulary is the training split's.
+    """Text as contiguous batch lanes of token ids; the vocabulary is the training split's.
 
-    A checkpoint keeps the vocabulary and a fingerprint of the encoded text; to go on training one
-    that was written on other data is refused. The vocabulary of a checkpoint alone is enough to
-    encode a prompt and decode an answer, without `setup`, and to test it on any text: the file of
-    `test_split` may then be another, whatever the source, and the others need not be there.
+    A checkpoint keeps the vocabulary, whatever the tokens are, and a fingerprint of the encoded
+    text; to go on training one that was written on other data is refused. The vocabulary of a
+    checkpoint alone is enough to encode a prompt and decode an answer, without `setup`, and to test
+    it on any text: the file of `test_split` may then be another, whatever the source, and the
+    others need not be there.
 
     Args:
         data: `stdlib`, `wikitext103`, `wikitext2`, `ptb`, `wikitext` or `text`; see
@@ -47,9 +48,12 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         batch_size: Sequences of a training batch, over all ranks.
         eval_batch_size: Sequences of an evaluation batch, over all ranks; changes no result.
         seq_len: Tokens of a segment.
-        min_count: Words with fewer occurrences in the training split become `<unk>`; None for the
-            source's own: 3 for `stdlib` and `text`, 1 for token files, which hold `<unk>` already.
-        max_vocab_size: Most entries of the vocabulary, `<unk>` and `<eos>` included.
+        tokenizer: What the tokens are: `words`, `chars`, `bytes`, `bpe` (byte pairs, learnt on the
+            training split) or a tokenizer.json, whose path this is.
+        vocab_size: Most entries of a vocabulary of byte pairs.
+        min_count: Words or characters with fewer occurrences in the training split become `<unk>`;
+            None: words of prose 3; 1 in token files, which hold `<unk>` already, and of characters.
+        max_vocab_size: Most entries of such a vocabulary, `<unk>` and `<eos>` included.
         context: What a training segment starts from: `segment`, an empty memory, or `carried`, what
             the memory held at the end of the lane's segment before it.
         packing: Whether rows hold several documents of which none sees another (WikiText): the
@@ -80,6 +84,8 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         batch_size: int = 16,
         eval_batch_size: int = 16,
         seq_len: int = 128,
+        tokenizer: str = "words",
+        vocab_size: int = 4000,
         min_count: int | None = None,
         max_vocab_size: int | None = None,
         context: str = "segment",
@@ -99,6 +105,7 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
             "seq_len": (seq_len, 1),
             "min_count": (min_count, 1),
             "max_vocab_size": (max_vocab_size, 3),
+            "vocab_size": (vocab_size if tokenizer == "bpe" else None, 256),  # of every byte one
             "eval_stride": (eval_stride, 1),
             "eval_seq_len": (eval_seq_len, 1),
         }
@@ -113,21 +120,20 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         ):
             if value not in choices:
                 raise DataError(f"task.{name}={value} is none of {', '.join(choices)}")
-        if (packing or reset == "document") and data not in WITH_DOCUMENTS:
+        if packing or reset == "document":
             asked = "task.packing=true" if packing else "task.reset=document"
-            raise DataError(
-                f"{asked} needs to know where documents begin, which task.data={data} "
-                f"does not say; choose one of {', '.join(WITH_DOCUMENTS)}"
-            )
+            check_documents(asked, data=data, tokenizer=tokenizer)
         self._paths: dict[str, Any] = {"path": path, "train": train, "valid": valid, "test": test}
         self.data = data
         self.batch_size, self.eval_batch_size, self.seq_len = batch_size, eval_batch_size, seq_len
-        self._min_count = _DEFAULT_MIN_COUNT.get(data, 1) if min_count is None else min_count
-        self._max_vocab_size = max_vocab_size
+        # Token files hold <unk> already.
+        rare = 3 if tokenizer == "words" and data not in PATTERNS else 1
+        self._choice = Choice(tokenizer, min_count or rare, max_vocab_size, vocab_size)
         self.context, self.packing, self.reset = context, packing, reset
         self.eval, self.eval_stride, self.test_split = eval, eval_stride, test_split
         self.eval_seq_len = eval_seq_len or seq_len
-        self._vocabulary: Vocabulary | None = None
+        self._tokens: Tokens | None = None
+        self._n_bytes: dict[str, int] = {}
         self._fingerprint: str | None = None
         self._split_hashes: dict[str, str] = {}
         self.streams: dict[str, Tensor] = {}
@@ -145,15 +151,13 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         Raises:
             DataError: the text cannot be used, or is not what the loaded checkpoint saw.
         """
-        if stage in SCORES and self._vocabulary is not None:
+        if stage in SCORES and self._tokens is not None:
             if self.test_split not in self.streams:
-                self._read_tested(self._vocabulary)
+                self._read_tested()
         elif len(self.streams) < len(SPLITS):
-            corpus = open_corpus(self.data, **self._paths)
-            limits = {"min_count": self._min_count, "max_vocab_size": self._max_vocab_size}
-            encoded = encode(corpus, **limits)
-            self._adopt(encoded.vocabulary, encoded.fingerprint, stored=False)
-            self.streams = encoded.streams
+            encoded = encode(open_corpus(self.data, **self._paths), self._choice)
+            self._adopt(encoded.tokens, encoded.fingerprint, stored=False)
+            self.streams, self._n_bytes = encoded.streams, dict(encoded.n_bytes)
             self._split_hashes = {s: stream_hash(self.streams[s]) for s in SPLITS[1:]}
 
     def train_dataloader(self) -> TrainLanes:
@@ -181,8 +185,9 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         """What a checkpoint keeps of the data."""
         return {
             "data": self.data,
-            "vocabulary": list(self.vocabulary.words),
-            "vocab_hash": self.vocabulary.hash,
+            "tokens": self.tokens.kind,
+            **self.tokens.state_dict(),
+            "vocab_hash": self.tokens.hash,
             "fingerprint": self.fingerprint,
             "split_hashes": dict(self._split_hashes),
         }
@@ -193,19 +198,27 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         Raises:
             DataError: the source, the vocabulary or the text is another.
         """
-        refuse_other_data(state_dict, {"data": self.data})
-        self._adopt(Vocabulary(state_dict["vocabulary"]), state_dict["fingerprint"], stored=True)
+        stored = {"data": state_dict["data"], "tokenizer": state_dict.get("tokens", "words")}
+        refuse_other_data(stored, {"data": self.data, "tokenizer": self._choice.kind})
+        tokens = restored(state_dict, spaced=self.data in PATTERNS)
+        self._adopt(tokens, state_dict["fingerprint"], stored=True)
         if not self._split_hashes:  # checkpoints of earlier versions have none
             self._split_hashes = dict(state_dict.get("split_hashes", {}))
 
     # What the rest of a run asks of the data
 
     @property
-    def vocabulary(self) -> Vocabulary:
-        """The words, once `setup` or `load_state_dict` has run."""
-        if self._vocabulary is None:
+    def tokens(self) -> Tokens:
+        """What ids mean, once `setup` or `load_state_dict` has run."""
+        if self._tokens is None:
             raise RuntimeError("call setup() or load_state_dict() first")
-        return self._vocabulary
+        return self._tokens
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The words, where words are the tokens."""
+        assert isinstance(self.tokens, Words)
+        return self.tokens.vocabulary
 
     @property
     def fingerprint(self) -> str:
@@ -217,71 +230,60 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
     @property
     def network_sizes(self) -> dict[str, int]:
         """What a network is built with, once `setup` or `load_state_dict` has run."""
-        return {"vocab_size": len(self.vocabulary)}
+        return {"vocab_size": len(self.tokens)}
+
+    def bytes_per_target(self, split: str) -> float:
+        """Bytes of the UTF-8 text of `val` or `test` over its targets, all tokens but the first.
+
+        A line's end is one byte. The text is that of the files, whatever the tokens keep of it.
+        """
+        name = "valid" if split == "val" else self.test_split
+        return self._n_bytes[name] / (len(self.streams[name]) - 1)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a prompt, cut into words as the source's own; a line break becomes `<eos>`.
-
-        Words of token files are separated by spaces; where a prompt is not written that way, its
-        unknown words are cut as prose.
-        """
-        first, *rest = map(self._words, text.split("\n"))
-        return self.vocabulary.encode([*first, *chain.from_iterable([EOS, *line] for line in rest)])
+        """Ids of a prompt, cut as the source's own text."""
+        return self.tokens.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Readable text of ids; `<eos>` becomes a line break."""
-        return detokenize(self.vocabulary.decode(ids))
+        """Readable text of ids."""
+        return self.tokens.decode(ids)
 
     def prompts(self, n: int, *, n_words: int = 3) -> list[list[int]]:
         """Ids of the beginnings of `n` lines of the validation split, spread over it."""
-        return line_beginnings(self.streams["valid"], self.vocabulary, n=n, n_words=n_words)
+        return line_beginnings(self.streams["valid"], self.tokens, n=n, n_words=n_words)
 
     # Parts
 
-    def _read_tested(self, vocabulary: Vocabulary) -> None:
-        """Read the split that is tested, in the checkpoint's vocabulary."""
-        split = self.test_split
+    def _read_tested(self) -> None:
+        """Read the split that is tested, in the checkpoint's tokens."""
+        split, tokens = self.test_split, self.tokens
         try:
             corpus = open_corpus(self.data, **self._paths, only=split)
         except DataError as error:
             raise DataError(f"{error}; task.{split}=FILE gives another text to run on") from error
-        self.streams[split] = stream = encode_split(corpus.splits[split], vocabulary)
+        stream, self._n_bytes[split] = encode_split(corpus.splits[split], tokens)
+        self.streams[split] = stream
         name = ", ".join(map(str, corpus.files)) or f"the library of Python {python_version()}"
-        unknown = (stream == vocabulary.unk_id).double().mean()
+        unknown = 0.0 if tokens.unk_id is None else (stream == tokens.unk_id).double().mean()
         self.tested_text = (
             f"{name}, {split} split, {len(stream):,} tokens, {unknown:.2%} of them <unk>; "
             f"{whose(self._split_hashes.get(split), stream_hash(stream))}"
         )
 
-    def _words(self, line: str) -> list[str]:
-        """Words of a line of a prompt."""
-        if self.data in ("stdlib", "text"):
-            return tokenize(line)
-        known = self.vocabulary.ids
-        words = [[word] if word in known else tokenize(word) for word in split_tokens(line)]
-        return list(chain.from_iterable(words))
-
-    def _adopt(self, vocabulary: Vocabulary, fingerprint: str, *, stored: bool) -> None:
+    def _adopt(self, tokens: Tokens, fingerprint: str, *, stored: bool) -> None:
         """Take over vocabulary and fingerprint; if the other side is there already, compare.
 
         Args:
-            vocabulary: Of the checkpoint or of the text at hand.
+            tokens: Of the checkpoint or of the text at hand.
             fingerprint: Likewise.
             stored: Whether they are the checkpoint's.
         """
-        if self._vocabulary is not None and self._fingerprint is not None:
-            known = (self._vocabulary.hash, self._fingerprint)
-            given = (vocabulary.hash, fingerprint)
+        if self._tokens is not None and self._fingerprint is not None:
+            known, given = (self._tokens.hash, self._fingerprint), (tokens.hash, fingerprint)
+            then, now = (given, known) if stored else (known, given)
             remedy = _STDLIB_REMEDY if self.data == "stdlib" else _FILES_REMEDY
-            for what, *hashes in zip(("vocabulary", "text"), known, given, strict=True):
-                if hashes[0] != hashes[1]:
-                    now, then = hashes if stored else reversed(hashes)
-                    raise DataError(
-                        f"the checkpoint's {what} is another: {then[:12]} in the checkpoint, "
-                        f"{now[:12]} now; {remedy}, or start anew "
-                        "in another run_dir"
-                    )
-        self._vocabulary, self._fingerprint = vocabulary, fingerprint
+            refuse_other_text(then, now, remedy=remedy)
+        self._tokens, self._fingerprint = tokens, fingerprint
 
     def _eval_loader(self, split: str) -> EvalLoader:
         stream, batch_size = self.streams[split], self.eval_batch_size

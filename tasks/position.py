@@ -40,6 +40,20 @@ def refuse_other_data(
             )
 
 
+def refuse_other_text(then: tuple[str, str], now: tuple[str, str], *, remedy: str) -> None:
+    """Compare the hashes of a checkpoint's vocabulary and text with those at hand.
+
+    Raises:
+        DataError: One differs; the remedy says what else to give.
+    """
+    for what, *hashes in zip(("vocabulary", "text"), then, now, strict=True):
+        if hashes[0] != hashes[1]:
+            raise DataError(
+                f"the checkpoint's {what} is another: {hashes[0][:12]} in the checkpoint, "
+                f"{hashes[1][:12]} now; {remedy}, or start anew in another run_dir"
+            )
+
+
 def whose(stored: str | None, now: str) -> str:
     """Say whether a text that is scored is the checkpoint's, by the hashes of both."""
     if stored is None:

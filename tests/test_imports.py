@@ -74,7 +74,15 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "tasks.io.cache": ({"fwlight.cache", "fwlight.errors", "tasks.io"}, {"numpy", "torch"}),
     "tasks.io.transfers": ({"fwlight.errors"}, {"tqdm"}),
     "tasks.text": ({"fwlight.errors", "fwlight.types", "tasks.io", "tasks.required"}, set()),
-    "tasks.text.documents": ({"tasks.text"}, {"torch"}),
+    "tasks.text.documents": ({"fwlight.types", "tasks.text"}, {"torch"}),
+    **dict.fromkeys(
+        [f"tasks.text.{x}" for x in ("tokens", "learning")],
+        ({"fwlight.types", "tasks.io", "tasks.text"}, {"numpy"}),
+    ),
+    "tasks.text.byte_pairs": (
+        {"fwlight.types", "tasks.io", "tasks.text"},
+        {"numpy", "tokenizers"},
+    ),
     "tasks.text.encoding": ({"fwlight.errors", "tasks.io", "tasks.text"}, {"numpy", "torch"}),
     "tasks.text.bpe": ({"fwlight.types"}, {"tokenizers"}),
     "tasks.text.cldr": ({"fwlight.types"}, {"babel"}),

@@ -16,6 +16,8 @@ from fwlight.lightning_internals import (
 from fwlight.run.restoring import check_loops
 from fwlight.training.module import TrainingModule
 
+_LOWEST = ("val/loss", "val/bpb")
+
 
 class RunCheckpoint(Callback):
     """Writes `last.ckpt`, kept copies and `best.ckpt`.
@@ -29,8 +31,8 @@ class RunCheckpoint(Callback):
         keep_every_n_train_steps: Updates between two copies named `step-000100.ckpt`, or None.
         save_best: Whether `best.ckpt` is written.
         identity: Stored in every checkpoint as `fwlight`.
-        monitor: The metric whose best value makes `best.ckpt`: of `val/loss` the smallest, of
-            others the largest.
+        monitor: The metric whose best value makes `best.ckpt`: of `val/loss` and `val/bpb` the
+            smallest, of others the largest.
         keep_best: How many of the best evaluations' states are kept: above 1, each of them is a
             copy named `best-000100.ckpt` beside `best.ckpt`.
         average_last: Average the weights of so many kept copies at the end into `averaged.ckpt`.
@@ -107,7 +109,7 @@ class RunCheckpoint(Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         value = cast(TrainingModule, pl_module).latest.get(self.monitor)
-        sign = 1 if self.monitor == "val/loss" else -1
+        sign = 1 if self.monitor in _LOWEST else -1
         if value is not None and sign * value < sign * self.best.get("value", sign * float("inf")):
             self.best = {"value": value, "step": trainer.global_step}
             if self.save_best:

@@ -1,5 +1,6 @@
 """Training of language models."""
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +30,8 @@ class LanguageModelingModule(SupervisedModule):
 
     Also logs `{split}/ppl` and the number of targets that it counts, `{split}/tokens`; a test logs
     `test/loss_position_<n>` too, where sequences start from an empty memory: see `PositionLoss`.
+    Where the data module has `bytes_per_target(split)`, of its text, an evaluation logs
+    `{split}/bpb`: bits per byte, the loss in bits over those bytes.
 
     The network has `features(tokens) -> (hidden, state)`, by keyword also the state to go on from
     and the `starts` of documents where batches have those, and `nll(hidden, targets)`, as
@@ -40,6 +43,7 @@ class LanguageModelingModule(SupervisedModule):
     state of all lanes.
     """
 
+    monitored = ("val/loss", "val/bpb")
     _training_state: Any = None
     _evaluation_state: Any = None
 
@@ -178,8 +182,13 @@ class LanguageModelingModule(SupervisedModule):
         return hidden
 
     def _report(self, split: str) -> None:
-        tokens = self.evaluation.compute()["tokens"].item()
-        self.record({f"{split}/tokens": tokens}, self.trainer.global_step)
+        evaluated = self.evaluation.compute()
+        measured = {f"{split}/tokens": evaluated["tokens"].item()}
+        data: Any = getattr(self.trainer, "datamodule", None)  # loaders may be given without
+        if hasattr(data, "bytes_per_target"):
+            bits = evaluated["loss"].item() / math.log(2)
+            measured[f"{split}/bpb"] = bits / data.bytes_per_target(split)
+        self.record(measured, self.trainer.global_step)
         if split == "test" and self.by_position.update_called:
             found = {f"test/{k}": v.item() for k, v in self.by_position.compute().items()}
             self.record(found, self.trainer.global_step)

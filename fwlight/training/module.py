@@ -38,7 +38,7 @@ class TrainingModule(LightningModule):
         ValueError: If a cosine schedule has no horizon, or a warm-up longer than it.
     """
 
-    monitored = ("val/loss",)
+    monitored: tuple[str, ...] = ("val/loss",)
     """What `callbacks.checkpoint.monitor` may be, of the metrics of an evaluation."""
 
     def __init__(self, network: nn.Module, *, optimizer: OptimizerConfig, max_steps: int) -> None:

@@ -20,8 +20,15 @@ class Piece(NamedTuple):
 
     text: str
     ends_line: bool
-    line_start: int
+    line_start: int = 0
     """Offset in bytes of the line's first byte in the file, of a .gz file unpacked."""
+    has_end: bool = True
+    """Whether the line that it ends has an end in the file, which the last one may lack."""
+
+    @property
+    def whole(self) -> str:
+        """The text, with a line feed for the line's end."""
+        return f"{self.text}\n" if self.ends_line and self.has_end else self.text
 
 
 def existing_file(path: str | Path) -> Path:
@@ -126,7 +133,7 @@ def _pieces(path: Path, lines: Iterator[tuple[bytes, bool]]) -> Iterator[Piece]:
         if not unfinished:
             line, line_start = line + 1, offset
     if unfinished:
-        yield Piece(_decoded(path, line, carried), True, line_start)
+        yield Piece(_decoded(path, line, carried), True, line_start, False)
 
 
 def _decoded(path: Path, line: int, raw: bytes) -> str:

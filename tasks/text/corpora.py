@@ -1,4 +1,4 @@
-"""The sources of language-model text: each split as lines of words, read anew at every pass."""
+"""The sources of language-model text: each split as lines, read anew at every pass."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from fwlight.types import DataError
-from tasks.io.textfiles import existing_file, read_pieces, text_size
+from tasks.io.textfiles import Piece, existing_file, read_pieces, text_size
 from tasks.required import require
 from tasks.text.public_texts import PATTERNS, files_of
 from tasks.text.stdlib_prose import prose_splits
-from tasks.text.tokenizer import EOS, split_tokens, tokenize
+from tasks.text.tokens import TOKENIZERS
 
 SPLITS = ("train", "valid", "test")
 DOWNLOADED = ("wikitext103", "wikitext2", "ptb")
 SOURCES = ("stdlib", *DOWNLOADED, "wikitext", "text")
 
-Words = Callable[[], Iterator[list[str]]]
-"""One call is one pass over a split, in runs of words; `<eos>` ends a line."""
+Pieces = Callable[[], Iterator[Piece]]
+"""One call is one pass over a split."""
 
 _TRAIN_SHARE, _VALID_SHARE = 0.90, 0.05
 
@@ -29,9 +29,11 @@ class Corpus:
 
     name: str
     """`task.data`, and what else decides how files are read."""
-    splits: dict[str, Words]
+    splits: dict[str, Pieces]
     files: tuple[Path, ...] = ()
     """What the splits are read from; their content decides what they hold."""
+    spaced: bool = False
+    """Whether words stand between spaces; else they are cut as prose."""
 
 
 def open_corpus(
@@ -68,8 +70,7 @@ def open_corpus(
         raise DataError(f"task.data={data} is unknown; choose one of {', '.join(SOURCES)}")
     if only is not None and (name := given[only]):
         file = existing_file(name)
-        cut = split_tokens if data in PATTERNS else tokenize
-        return Corpus(data, {only: partial(_file, file, cut)}, (file,))
+        return Corpus(data, {only: partial(_file, file)}, (file,), data in PATTERNS)
     if data == "stdlib":
         if path or any(given.values()):
             raise DataError("task.data=stdlib reads no files; give task.data=text or wikitext too")
@@ -79,10 +80,8 @@ def open_corpus(
             files = files_of(data)
         else:
             files = {split: _token_file(data, split, path, given[split]) for split in wanted}
-        splits: dict[str, Words] = {
-            split: partial(_file, files[split], split_tokens) for split in wanted
-        }
-        return Corpus("tokens", splits, tuple(files[split] for split in wanted))
+        splits: dict[str, Pieces] = {split: partial(_file, files[split]) for split in wanted}
+        return Corpus("tokens", splits, tuple(files[split] for split in wanted), spaced=True)
     return _text(path, given)
 
 
@@ -94,10 +93,16 @@ def needs_network(data: str, paths: Mapping[str, Any]) -> bool:
 def check_task(task: Mapping[str, Any], *, most_bytes: int = 1 << 24) -> None:
     """Look at the beginning of every file that a configuration names, before torch is imported.
 
+    Of a tokenizer.json all is looked at.
+
     Raises:
         DataError: As `open_corpus` and its splits; also without the length of a segment.
     """
-    require(task, "seq_len")
+    require(task, "seq_len", "vocab_size")
+    if task.get("tokenizer", "words") not in TOKENIZERS:
+        from tasks.text.byte_pairs import read_tokenizer  # only a file needs the library
+
+        read_tokenizer(task["tokenizer"])
     paths = {name: task[name] for name in ("path", *SPLITS)}
     if needs_network(task["data"], paths):
         return
@@ -108,8 +113,8 @@ def check_task(task: Mapping[str, Any], *, most_bytes: int = 1 << 24) -> None:
             left -= len(piece.text)
             if left < 0:
                 return
-    for words in corpus.splits.values() if corpus.files else ():
-        next((run for run in words() if run != [EOS]), None)  # without words it says so
+    for pieces in corpus.splits.values() if corpus.files else ():
+        next((piece for piece in pieces() if piece.text.strip()), None)  # without words it says so
 
 
 def _token_file(
@@ -133,8 +138,8 @@ def _text(path: str | Path | None, given: dict[str, str | Path | None]) -> Corpu
         file = existing_file(path)
         size = text_size(file)
         edges = (0, int(size * _TRAIN_SHARE), int(size * (_TRAIN_SHARE + _VALID_SHARE)), size)
-        parts: dict[str, Words] = {
-            split: partial(_file, file, tokenize, first=edges[i], end=edges[i + 1])
+        parts: dict[str, Pieces] = {
+            split: partial(_file, file, first=edges[i], end=edges[i + 1])
             for i, split in enumerate(SPLITS)
         }
         return Corpus("text", parts, (file,))
@@ -142,7 +147,7 @@ def _text(path: str | Path | None, given: dict[str, str | Path | None]) -> Corpu
         three = {split: existing_file(files[split]) for split in SPLITS}
         return Corpus(
             "text",
-            {split: partial(_file, three[split], tokenize) for split in SPLITS},
+            {split: partial(_file, three[split]) for split in SPLITS},
             tuple(three.values()),
         )
     raise DataError(
@@ -151,27 +156,20 @@ def _text(path: str | Path | None, given: dict[str, str | Path | None]) -> Corpu
     )
 
 
-def _stdlib(split: str) -> Iterator[list[str]]:
+def _stdlib(split: str) -> Iterator[Piece]:
     for paragraph in prose_splits()[split]:
-        yield [*paragraph, EOS]
+        yield Piece(paragraph, True)
 
 
-def _file(
-    path: Path,
-    cut_words: Callable[[str], list[str]],
-    *,
-    first: int = 0,
-    end: int | None = None,
-) -> Iterator[list[str]]:
-    """Words of the lines that start at byte `first` or later and before byte `end`."""
+def _file(path: Path, *, first: int = 0, end: int | None = None) -> Iterator[Piece]:
+    """Yield the lines that start at byte `first` or later and before byte `end`."""
     empty, lines, begun = True, 0, 0
     for piece in read_pieces(path):
         lines += piece.ends_line
         if piece.line_start >= first and (end is None or piece.line_start < end):
-            words = cut_words(piece.text)
-            empty = empty and not words
+            empty = empty and not piece.text.strip()
             begun += piece.ends_line
-            yield [*words, EOS] if piece.ends_line else words
+            yield piece
     if empty:
         where = "" if end is None else f" in bytes {first} to {end}, the part for one of the splits"
         reason = "; give more text"

@@ -3,10 +3,32 @@
 import torch
 from torch import Tensor
 
+from fwlight.types import DataError
+from tasks.text.tokens import Tokens
 from tasks.text.vocabulary import Vocabulary
 
 WITH_DOCUMENTS = ("wikitext103", "wikitext2", "wikitext")
 """Sources whose files say where a document begins."""
+
+
+def check_documents(asked: str, *, data: str, tokenizer: str) -> None:
+    """Check that it is known where the documents of a text begin.
+
+    Args:
+        asked: The key that asks for it, and its value.
+        data: The source, as `task.data`.
+        tokenizer: As `task.tokenizer`.
+
+    Raises:
+        DataError: it is not.
+    """
+    if data not in WITH_DOCUMENTS:
+        raise DataError(
+            f"{asked} needs to know where documents begin, which task.data={data} "
+            f"does not say; choose one of {', '.join(WITH_DOCUMENTS)}"
+        )
+    if tokenizer != "words":
+        raise DataError(f"{asked} finds the titles among words: it needs task.tokenizer=words")
 
 
 def document_starts(stream: Tensor, vocabulary: Vocabulary) -> Tensor:
@@ -33,21 +55,19 @@ def document_starts(stream: Tensor, vocabulary: Vocabulary) -> Tensor:
     return starts
 
 
-def line_beginnings(
-    stream: Tensor, vocabulary: Vocabulary, *, n: int, n_words: int
-) -> list[list[int]]:
+def line_beginnings(stream: Tensor, tokens: Tokens, *, n: int, n_words: int) -> list[list[int]]:
     """Return the first ids of `n` lines, spread over the text; of lines with known words, if any.
 
     Args:
-        stream: Token ids `[n]`, `<eos>` ending every line.
-        vocabulary: Of the stream.
+        stream: Token ids `[n]`.
+        tokens: Of the stream.
         n: How many; where the text has fewer lines some come twice.
-        n_words: Ids of each.
+        n_words: Words of each, of tokens that are smaller about so many.
     """
-    ids = stream.tolist()
-    starts = [0, *(place + 1 for place, id in enumerate(ids) if id == vocabulary.eos_id)]
-    lines = [ids[start : start + n_words] for start in starts]
-    special = {vocabulary.eos_id, vocabulary.unk_id}
-    whole = [line for line in lines if len(line) == n_words and special.isdisjoint(line)]
-    whole = whole or [ids[:n_words]]
+    ids, length, special = stream.tolist(), n_words * tokens.of_a_word, tokens.line_ends()
+    starts = [0, *(place + 1 for place, id in enumerate(ids) if id in special)]
+    lines = [ids[start : start + length] for start in starts]
+    special |= {tokens.unk_id}
+    whole = [line for line in lines if len(line) == length and special.isdisjoint(line)]
+    whole = whole or [ids[:length]]
     return [whole[len(whole) * number // n] for number in range(n)]

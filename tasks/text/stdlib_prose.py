@@ -40,8 +40,8 @@ _MIN_DOCUMENTS = 100
 
 
 @functools.cache
-def prose_splits() -> dict[str, tuple[tuple[str, ...], ...]]:
-    """Paragraphs of the splits `train`, `valid` and `test`, each a tuple of words.
+def prose_splits() -> dict[str, tuple[str, ...]]:
+    """Paragraphs of the splits `train`, `valid` and `test`, each a line with single spaces.
 
     A document belongs to one split only, drawn by the SHA-256 of its name: about 90, 5 and 5 % of
     the documents. The same hash orders the documents, so that the parts of a package, which repeat
@@ -57,14 +57,14 @@ def prose_splits() -> dict[str, tuple[tuple[str, ...], ...]]:
             f"{sysconfig.get_path('stdlib')}: this Python lacks its library's sources; "
             "use task.data=text with files of your own"
         )
-    splits: dict[str, list[tuple[str, ...]]] = {"train": [], "valid": [], "test": []}
+    splits: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
     seen: set[tuple[str, ...]] = set()
     for digest, name in sorted((_digest(name), name) for name in documents):
         split = splits[_split_of(digest)]
         for paragraph in documents[name]:
             words = tuple(tokenize(paragraph))
             if words not in seen and _is_prose(words):
-                split.append(words)
+                split.append(" ".join(paragraph.split()))
                 seen.add(words)
     return {name: tuple(paragraphs) for name, paragraphs in splits.items()}
 

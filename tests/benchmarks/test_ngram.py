@@ -18,6 +18,7 @@ from benchmarks.ngram import (
     perplexity,
     strongest,
 )
+from tasks.lm import LanguageModelingDataModule
 
 V = 6
 streams = st.lists(st.integers(0, V - 2), min_size=4, max_size=60).map(np.array)
@@ -168,6 +169,22 @@ def test_command_prints_the_table(tmp_path, capsys):
     printed = capsys.readouterr().out
     for name in ("fingerprint", "unigram", "bigram jelinek-mercer", "trigram kneser-ney"):
         assert name in printed
+
+
+@pytest.mark.parametrize("tokenizer", ["chars", "bytes", "bpe"])
+def test_command_counts_bits_per_byte_of_other_tokens(tmp_path, capsys, tokenizer):
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"na\u00efve line {i * i % 91} .\n" for i in range(500)), newline="")
+    arguments = [f"task.path={path}", f"task.tokenizer={tokenizer}", "task.vocab_size=270"]
+    assert main(["task.data=text", *arguments]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (unigram,) = ([*map(float, row[1:])] for row in rows if row[0] == "unigram")
+    data = LanguageModelingDataModule(data="text", path=path, tokenizer=tokenizer, vocab_size=270)
+    data.setup()
+    for split, ppl, bits in zip(("valid", "test"), unigram[:2], unigram[2:], strict=True):
+        stream = data.streams[split].tolist()
+        n_bytes = len(data.decode(stream).encode())
+        assert bits == pytest.approx(np.log2(ppl) * (len(stream) - 1) / n_bytes, abs=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from tasks.io.textfiles import read_pieces
 from tasks.text import encoding
 from tasks.text.bpe import SPECIAL, UNK_ID, encode_all, load_bpe, train_bpe
 from tasks.text.corpora import check_task, open_corpus
+from tasks.text.learning import Choice
 from tasks.text.pair_files import write_split
 from tasks.text.sentence_pairs import line_pairs
 from tasks.text.tokenizer import EOS, UNK, detokenize, split_tokens, tokenize
@@ -56,8 +57,8 @@ def test_corpora_are_read_or_refused(request, file, data):
         names = ("path",) if data == "text" else ("train", "valid", "test")
         task = dict.fromkeys(("path", "train", "valid", "test")) | dict.fromkeys(names, str(file))
         check_task({"data": data, **task})
-        for words in open_corpus(data, **task).splits.values():
-            assert all(word for run in words() for word in run)
+        for pieces in open_corpus(data, **task).splits.values():
+            assert "\0" not in "".join(piece.whole for piece in pieces())
 
     fuzz(read, TEXT, request, short=200, full=20_000)
 
@@ -97,10 +98,10 @@ def members(content: bytes, cuts: list[int]) -> bytes:
 PACKED = st.builds(members, TEXT, st.lists(st.integers(0, 120), max_size=2))
 
 
-def outcome(file, **limits):
+def outcome(file):
     """What becomes of a text in one file: its ids, or what is said of it."""
     try:
-        return encoding.encode(open_corpus("text", path=file), **limits)
+        return encoding.encode(open_corpus("text", path=file), Choice())
     except DataError as error:
         return str(error).replace(str(file), "FILE")
 
@@ -120,17 +121,15 @@ def test_packed_and_piped_texts_are_the_plain_one(request, tmp_path, monkeypatch
         packed.write_bytes(members(content, cuts))
         os.mkfifo(pipe)
         threading.Thread(target=pipe.write_bytes, args=(content,), daemon=True).start()
-        want = outcome(plain, min_count=1, max_vocab_size=None)
+        want = outcome(plain)
         for file in (packed, pipe):
-            assert same(outcome(file, min_count=1, max_vocab_size=None), want), file
+            assert same(outcome(file), want), file
         pipe.unlink()
 
     def same(one, other):
         if isinstance(one, str) or isinstance(other, str):
             return without_names(one) == without_names(other)
-        return one.vocabulary.words == other.vocabulary.words and (
-            one.fingerprint == other.fingerprint
-        )
+        return one.tokens.hash == other.tokens.hash and one.fingerprint == other.fingerprint
 
     cuts = st.lists(st.integers(0, 120), max_size=2)
     # Nothing at all comes out of a pipe that nobody writes to, too.
@@ -172,10 +171,10 @@ def test_special_entries_in_texts_are_text_to_words(request, file):
             r"(?<!\S)<unk>(?!\S)", text
         )
         file.write_text(f"{text}\n" * 40, encoding="utf-8", newline="")
-        encoded = encoding.encode(open_corpus("text", path=file), min_count=1, max_vocab_size=None)
+        encoded = encoding.encode(open_corpus("text", path=file), Choice())
         lines = sum(piece.ends_line for piece in read_pieces(file))
         ids, (unk, eos) = np.concatenate([*encoded.streams.values()]), (0, 1)
-        assert encoded.vocabulary.decode([unk, eos]) == [UNK, EOS]
+        assert encoded.tokens.vocabulary.decode([unk, eos]) == [UNK, EOS]
         assert (ids == eos).sum() == lines
         assert unk not in encoded.streams["train"]
 

@@ -14,7 +14,7 @@ import torch
 from fwlight.errors import StorageError
 from tasks.io.downloads import Download
 from tasks.lm import LanguageModelingDataModule
-from tasks.text import encoding, public_texts
+from tasks.text import encoding, public_texts, tokens
 
 SPLITS = ("train", "valid", "test")
 
@@ -23,6 +23,7 @@ SPLITS = ("train", "valid", "test")
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FWLIGHT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(encoding, "_CHUNK", 64)
+    monkeypatch.setattr(tokens, "CHUNK", 64)
     return tmp_path / "cache"
 
 

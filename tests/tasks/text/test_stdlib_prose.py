@@ -8,6 +8,7 @@ import pytest
 from fwlight.types import DataError
 from tasks.text import stdlib_prose
 from tasks.text.stdlib_prose import prose_splits
+from tasks.text.tokenizer import tokenize
 
 _FINGERPRINT = """
 import hashlib, sys
@@ -18,8 +19,15 @@ assert not imported, imported
 """
 
 
-def test_splits_have_sensible_sizes():
-    tokens = {split: sum(map(len, lines)) for split, lines in prose_splits().items()}
+@pytest.fixture(scope="module")
+def words():
+    return {
+        split: [tuple(tokenize(line)) for line in lines] for split, lines in prose_splits().items()
+    }
+
+
+def test_splits_have_sensible_sizes(words):
+    tokens = {split: sum(map(len, lines)) for split, lines in words.items()}
     total = sum(tokens.values())
     assert total > 200_000
     assert tokens["train"] / total == pytest.approx(0.90, abs=0.05)
@@ -28,14 +36,19 @@ def test_splits_have_sensible_sizes():
     assert tokens["test"] / total == pytest.approx(0.05, abs=0.045)
 
 
-def test_paragraphs_are_unique_over_all_splits():
-    lines = [line for split in prose_splits().values() for line in split]
+def test_paragraphs_are_unique_over_all_splits(words):
+    lines = [line for split in words.values() for line in split]
     assert len(lines) == len(set(lines))
 
 
-def test_test_text_is_not_in_the_training_text():
+def test_paragraphs_are_lines_with_single_spaces():
+    for split in prose_splits().values():
+        assert all(line == " ".join(line.split()) for line in split)
+
+
+def test_test_text_is_not_in_the_training_text(words):
     def runs(split, n=8):
-        return [line[i : i + n] for line in prose_splits()[split] for i in range(len(line) - n + 1)]
+        return [line[i : i + n] for line in words[split] for i in range(len(line) - n + 1)]
 
     known = set(runs("train"))
     for split in ("valid", "test"):
@@ -43,8 +56,8 @@ def test_test_text_is_not_in_the_training_text():
         assert sum(run in known for run in found) / len(found) < 0.03
 
 
-def test_paragraphs_are_prose():
-    lines = [line for split in prose_splits().values() for line in split]
+def test_paragraphs_are_prose(words):
+    lines = [line for split in words.values() for line in split]
     assert sum(word == ">" for line in lines for word in line) < 1e-3 * sum(map(len, lines))
     assert sum("the" in line or "a" in line for line in lines) > 0.6 * len(lines)
     assert not any("::=" in " ".join(line) for line in lines)
