@@ -22,7 +22,8 @@ Often used keys (all of them: --cfg):
   size.{{d_model,n_layers,n_heads,d_head,d_ff,dropout}}
   model.{{key_norm,read_norm,out_norm,output_scale,beta_max,short_conv,positions,norm,output}}
   model.feature_map.{{nu,num_features}}
-  task.data=stdlib|wikitext103|wikitext2|ptb|wikitext|text  task.{{path,train,valid,test}}=PATH
+  task.data=stdlib|wikitext103|wikitext2|ptb|text8|enwik8|shakespeare|wikitext|text
+  task.{{path,train,valid,test}}=PATH
   task.tokenizer=words|chars|bytes|bpe|PATH  task.{{vocab_size,min_count,max_vocab_size}}
   task.{{batch_size,seq_len}}  task.context=segment|carried  task.reset=never|document
   task.eval=segment|sliding|carried  task.eval_stride

@@ -39,9 +39,8 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
     others need not be there.
 
     Args:
-        data: `stdlib`, `wikitext103`, `wikitext2`, `ptb`, `wikitext` or `text`; see
-            `tasks.text.corpora.open_corpus`.
-        path: Folder of token files, or the one file of `text`.
+        data: A source of `tasks.text.corpora.open_corpus`.
+        path: The one file of `text`, or the folder of the files of others.
         train: File of the training split.
         valid: File of the validation split.
         test: File of the test split.

@@ -64,8 +64,11 @@ def text_size(path: Path) -> int:
     return _unpacked_size(path, status.st_size, status.st_mtime_ns)
 
 
-def read_pieces(path: Path) -> Iterator[Piece]:
+def read_pieces(path: Path, *, first: int = 0, end: int | None = None) -> Iterator[Piece]:
     """The lines of a UTF-8 file without their ends; a line over 1 MiB comes in several pieces.
+
+    Of a part of a file the text from byte `first` to before byte `end` is read, as if there were no
+    other; where one of them is inside of a character, from or to that character's end.
 
     A file whose name ends in .gz is unpacked on the way.
 
@@ -77,7 +80,31 @@ def read_pieces(path: Path) -> Iterator[Piece]:
             line), or the file cannot be read.
     """
     with _opened(path) as file:
-        yield from _pieces(path, _lines(file))
+        if first == 0 and end is None:
+            yield from _pieces(path, _lines(file))
+        else:
+            stop = None if end is None else _after_character(file, end)
+            file.seek(start := _after_character(file, first))
+            where = f"{path} from byte {start}" if start else path
+            yield from _pieces(where, _lines(_Part(file, stop)))
+
+
+class _Part:
+    """What is left of a file up to some byte."""
+
+    def __init__(self, file: IO[bytes], stop: int | None) -> None:
+        self._file, self._stop = file, stop
+
+    def readline(self, most: int) -> bytes:
+        left = most if self._stop is None else self._stop - self._file.tell()
+        return self._file.readline(min(most, left))
+
+
+def _after_character(file: IO[bytes], place: int) -> int:
+    """Return the first place from a byte on at which no character of UTF-8 goes on."""
+    file.seek(place)
+    others = file.read(3)
+    return place + len(others) - len(others.lstrip(bytes(range(0x80, 0xC0))))
 
 
 @contextlib.contextmanager
@@ -97,7 +124,7 @@ def _unpacked_size(path: Path, *_state: int) -> int:
         return sum(map(len, iter(lambda: file.read(_CHUNK_BYTES), b"")))
 
 
-def _lines(file: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
+def _lines(file: IO[bytes] | _Part) -> Iterator[tuple[bytes, bool]]:
     """Yield lines with their ends, and True; of a long one parts, the last of them with True."""
     by_returns: bool | None = None
     while chunk := file.readline(_CHUNK_BYTES):
@@ -112,7 +139,7 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
             yield chunk, chunk.endswith(b"\n")
 
 
-def _pieces(path: Path, lines: Iterator[tuple[bytes, bool]]) -> Iterator[Piece]:
+def _pieces(path: Path | str, lines: Iterator[tuple[bytes, bool]]) -> Iterator[Piece]:
     offset = line_start = 0
     line, carried, unfinished = 1, b"", False
     for chunk, ended in lines:
@@ -136,7 +163,7 @@ def _pieces(path: Path, lines: Iterator[tuple[bytes, bool]]) -> Iterator[Piece]:
         yield Piece(_decoded(path, line, carried), True, line_start, False)
 
 
-def _decoded(path: Path, line: int, raw: bytes) -> str:
+def _decoded(path: Path | str, line: int, raw: bytes) -> str:
     if b"\0" in raw:
         raise DataError(f"{path}:{line}: a NUL byte; this is no UTF-8 text")
     try:

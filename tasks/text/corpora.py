@@ -9,12 +9,12 @@ from typing import Any
 from fwlight.types import DataError
 from tasks.io.textfiles import Piece, existing_file, read_pieces, text_size
 from tasks.required import require
-from tasks.text.public_texts import PATTERNS, files_of
+from tasks.text.public_texts import ONE_FILE, PATTERNS, file_of, files_of
 from tasks.text.stdlib_prose import prose_splits
 from tasks.text.tokens import TOKENIZERS
 
 SPLITS = ("train", "valid", "test")
-DOWNLOADED = ("wikitext103", "wikitext2", "ptb")
+DOWNLOADED = ("wikitext103", "wikitext2", "ptb", *ONE_FILE)
 SOURCES = ("stdlib", *DOWNLOADED, "wikitext", "text")
 
 Pieces = Callable[[], Iterator[Piece]]
@@ -51,6 +51,9 @@ def open_corpus(
     - `wikitext103`, `wikitext2`, `ptb`: downloaded, or as distributed in the folder `path`:
       `wiki.{train,valid,test}.tokens`, `ptb.{train,valid,test}.txt`; words between spaces, and
       `<eos>` on every line, blank ones too.
+    - `text8`, `enwik8`, `shakespeare`: downloaded, or the file `text8`, `enwik8` or `input.txt` in
+      the folder `path`, split at the bytes that others split it at: 90, 5 and 5 million, and 90 %
+      and the rest, which is validated and tested on.
     - `wikitext`: any token files of that kind in the folder `path`, each of them replaced by
       `train`, `valid` or `test` where given.
     - `text`: the UTF-8 files `train`, `valid` and `test`, or the one file `path`, of which the
@@ -82,6 +85,8 @@ def open_corpus(
             files = {split: _token_file(data, split, path, given[split]) for split in wanted}
         splits: dict[str, Pieces] = {split: partial(_file, files[split]) for split in wanted}
         return Corpus("tokens", splits, tuple(files[split] for split in wanted), spaced=True)
+    if data in ONE_FILE:
+        return _one_file(data, path, {split: given[split] for split in wanted})
     return _text(path, given)
 
 
@@ -127,9 +132,43 @@ def _token_file(
         raise DataError(
             f"task.data={data} needs task.path, a folder with {name}, or the file task.{split}"
         )
+    return _in_folder(data, folder, PATTERNS[data].format(split), needed=name)
+
+
+def _in_folder(data: str, folder: str | Path, name: str, *, needed: str) -> Path:
     if not Path(folder).expanduser().is_dir():
-        raise DataError(f"task.path={folder} is no folder; task.data={data} needs one with {name}")
-    return existing_file(Path(folder) / PATTERNS[data].format(split))
+        raise DataError(
+            f"task.path={folder} is no folder; task.data={data} needs one with {needed}"
+        )
+    return existing_file(Path(folder) / name)
+
+
+def _one_file(
+    data: str, folder: str | Path | None, given: Mapping[str, str | Path | None]
+) -> Corpus:
+    """Return the parts of a text that comes in one file; a file that is given is a whole split."""
+    whole: Path | None = None
+    splits: dict[str, Pieces] = {}
+    files: list[Path] = []
+    for split, name in given.items():
+        if name:
+            files.append(existing_file(name))
+            splits[split] = partial(_file, files[-1])
+        else:
+            whole = whole or _whole(data, folder)
+            files.append(whole)
+            first, end = ONE_FILE[data].splits[split]
+            splits[split] = partial(read_pieces, whole, first=first, end=end)
+    others = [split for split, name in given.items() if name]
+    return Corpus(" ".join([data, *others]), splits, tuple(files))
+
+
+def _whole(data: str, folder: str | Path | None) -> Path:
+    name, size = ONE_FILE[data].name, ONE_FILE[data].size
+    file = _in_folder(data, folder, name, needed=name) if folder else file_of(data)
+    if (found := text_size(file)) != size:
+        raise DataError(f"{file} has {found:,} bytes; the text that others split has {size:,}")
+    return file
 
 
 def _text(path: str | Path | None, given: dict[str, str | Path | None]) -> Corpus:

@@ -150,3 +150,24 @@ def test_pipe_that_nobody_writes_to_is_not_waited_for_for_ever(tmp_path, monkeyp
 def test_device_is_named():
     with pytest.raises(DataError, match="/dev/null is a device or socket"):
         existing_file("/dev/null")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_parts_of_a_file_are_the_whole_file(tmp_path, monkeypatch, packed):
+    monkeypatch.setattr(textfiles, "_CHUNK_BYTES", 16)
+    content = "a caf\u00e9 \u4e16\n\u754c\U0001f600 \u00e9\n\nend".encode()
+    path = tmp_path / ("text.gz" if packed else "text")
+    path.write_bytes(gzip.compress(content) if packed else content)
+    for cut in range(len(content) + 1):
+        parts = [
+            "".join(piece.whole for piece in read_pieces(path, **edges))
+            for edges in ({"end": cut}, {"first": cut})
+        ]
+        assert "".join(parts).encode() == content
+        assert len(parts[0].encode()) in range(cut, cut + 4)
+
+
+def test_bad_byte_of_a_part_is_told_with_where_the_part_begins(tmp_path):
+    path = _write(tmp_path, b"one\ntwo\nb\xffd\n")
+    with pytest.raises(DataError, match=r"text\.txt from byte 4:2: byte 0xff"):
+        list(read_pieces(path, first=4, end=12))

@@ -129,15 +129,32 @@ def test_failed_encoding_leaves_no_cache(wiki, monkeypatch, cache):
     assert {path.suffix for path in cache.iterdir()} == {".lock"}
 
 
+WHOLE = "one line of caf\u00e9 and nine lives " * 30
+WHOLE = f"{WHOLE}\n{WHOLE}".encode()
+EDGES = {"train": (0, 1000), "valid": (1000, 1500), "test": (1500, len(WHOLE))}
+"""Within a word, and within the line."""
+ONE_FILE = {
+    name: public_texts.OneFile(file, EDGES)
+    for name, file in (("text8", "text8"), ("enwik8", "enwik8"), ("shakespeare", "input.txt"))
+}
+
+
 @pytest.fixture
 def served(wiki, monkeypatch):
-    """WikiText-2 and the Penn Treebank on a server; the requests are recorded."""
+    """All public texts on a server, small; the requests are recorded."""
     files, asked = {}, []
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         for path in wiki.iterdir():
             file.write(path, f"wikitext-2/{path.name}")
     files["/wikitext-2-v1.zip"] = archive.getvalue()
+    for data, one in ONE_FILE.items():
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as file:
+            file.writestr(one.name, WHOLE)
+        files[f"/{data}.zip"] = archive.getvalue()
+        files[f"/{one.name}"] = WHOLE
+        monkeypatch.setitem(public_texts.ONE_FILE, data, one)
     for split in SPLITS:
         files[f"/ptb.{split}.txt"] = (wiki / f"wiki.{split}.tokens").read_bytes()
 
@@ -164,6 +181,11 @@ def served(wiki, monkeypatch):
     monkeypatch.setitem(
         public_texts.ARCHIVES, "wikitext103", Download("gone.zip", (f"{host}/gone.zip",))
     )
+    for data in ("text8", "enwik8"):
+        archived = Download(f"{data}.zip", (f"{host}/{data}.zip",))
+        monkeypatch.setitem(public_texts.ARCHIVES, data, archived)
+    plain = Download("input.txt", (f"{host}/input.txt",))
+    monkeypatch.setitem(public_texts.FILES, "shakespeare", plain)
     monkeypatch.setattr(public_texts, "_PTB", host)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -195,3 +217,46 @@ def test_without_the_file_the_manual_steps_are_told(served):
     assert "task.data=wikitext103 task.path=FOLDER" in line
     assert "wiki.train.tokens" in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize("data", ONE_FILE)
+def test_texts_of_one_file_are_split_at_their_bytes(data, served, tmp_path, monkeypatch):
+    read = _setup(data=data, tokenizer="bytes")
+    for split, (first, end) in EDGES.items():
+        assert bytes(read.streams[split].tolist()) == WHOLE[first:end]
+    (tmp_path / ONE_FILE[data].name).write_bytes(WHOLE)
+    given = _setup(data=data, tokenizer="bytes", path=tmp_path)
+    assert given.fingerprint == read.fingerprint
+    assert len(served) == 1
+    words = _setup(data=data, min_count=1, path=tmp_path)
+    first = words.vocabulary.decode(words.streams["train"].tolist()[:4])
+    assert first == ["one", "line", "of", "caf\u00e9"]
+    monkeypatch.setattr(encoding, "CACHED_FROM", 0)
+    cached = _setup(data=data, tokenizer="bytes")
+    assert cached.fingerprint == read.fingerprint
+    other = tmp_path / "other.txt"
+    other.write_text("others\n")
+    tested = _setup(data=data, tokenizer="bytes", test=other)
+    assert bytes(tested.streams["test"].tolist()) == b"others\n"
+    assert torch.equal(tested.streams["valid"], read.streams["valid"])
+    named = _setup(data=data, tokenizer="bytes", valid=other)  # of the same files, in another order
+    assert not torch.equal(named.streams["valid"], read.streams["valid"])
+
+
+def test_text_that_is_not_the_published_one_is_told(served, tmp_path):
+    (tmp_path / "text8").write_bytes(WHOLE[:-1])
+    with pytest.raises(ValueError, match=rf"text8 has {len(WHOLE) - 1:,} bytes; .* {len(WHOLE):,}"):
+        _setup(data="text8", path=tmp_path)
+    with pytest.raises(ValueError, match=r"needs one with enwik8"):
+        _setup(data="enwik8", path=tmp_path / "nowhere")
+    assert not served
+
+
+def test_published_splits():
+    sizes = {
+        data: [end - first for first, end in one.splits.values()]
+        for data, one in public_texts.ONE_FILE.items()
+    }
+    assert sizes["text8"] == sizes["enwik8"] == [90_000_000, 5_000_000, 5_000_000]
+    # As of nanoGPT: the first int(0.9 n) of n characters, and the others.
+    assert sizes["shakespeare"] == [int(0.9 * 1_115_394), 111_540, 111_540]
