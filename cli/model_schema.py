@@ -13,7 +13,7 @@ Natural = Annotated[int, Range(low=0, high=MOST)]
 Positive = Annotated[float, Range(above=0, high=1e30)]
 NonNegative = Annotated[float, Range(low=0, high=1e30)]
 Probability = Annotated[float, Range(low=0, high=1)]
-Positions = Literal["sinusoidal", "sinusoidal_reversed", "none"]
+Positions = Literal["sinusoidal", "sinusoidal_reversed", "rotary", "none"]
 
 
 @dataclass
@@ -100,6 +100,10 @@ class Model(OpenSection):
     positions: Positions
     norm: Literal["post", "pre"]
     feed_forward: Literal["relu", "gelu", "swiglu"]
+    block_norm: Literal["layernorm", "rmsnorm"]
+    qk_norm: Literal["none", "rmsnorm"]
+    scaled_residuals: Annotated[bool, Kind.TRAINING]  # of first weights alone
+    untied_output: bool
     alternate_every: Annotated[int, Range(low=2)]
     output: Literal["dense", "adaptive", "chunked"]
     cutoffs: list[Count]

@@ -1,6 +1,9 @@
 """The text of `python train.py --help`."""
 
 import itertools
+import textwrap
+
+import yaml
 
 from cli.overrides import CONF, actions, groups
 from cli.rows import rows
@@ -15,12 +18,16 @@ usage: python train.py [--cfg] [-m] key=value ...
 Groups (option of conf/<group>/<option>.yaml):
 {groups}
 
+Parameters of the blocks of softmax attention, without embeddings (size=NAME):
+{sizes}
+
 Rows of experiments (experiment=NAME row=ROW):
 {rows}
 
 Often used keys (all of them: --cfg):
   size.{{d_model,n_layers,n_heads,d_head,d_ff,dropout}}
-  model.{{key_norm,read_norm,out_norm,output_scale,beta_max,short_conv,positions,norm,output}}
+  model.{{key_norm,read_norm,out_norm,output_scale,beta_max,short_conv}}
+  model.{{positions,norm,block_norm,feed_forward,qk_norm,output,untied_output}}   or block=NAME
   model.feature_map.{{nu,num_features}}
   task.data=stdlib|wikitext103|wikitext2|ptb|text8|enwik8|shakespeare|wikitext|text
   task.{{path,train,valid,test}}=PATH
@@ -53,8 +60,25 @@ def usage() -> str:
     lines = [f"  {group}={'|'.join(options)}" for group, options in groups().items() if options]
     tables = [f"  {experiment}: {'|'.join(listed)}" for experiment, listed in rows().items()]
     told = [line for name in actions() for line in _about_action(name)]
-    texts = {"groups": lines, "rows": tables, "actions": told}
+    counted = [f"{name}={n / 1e6:.3g}M" for name, n in block_parameters().items()]
+    sizes = textwrap.wrap(", ".join(counted), 96, initial_indent="  ", subsequent_indent="  ")
+    texts = {"groups": lines, "rows": tables, "actions": told, "sizes": sizes}
     return _TEXT.format(**{name: "\n".join(text) for name, text in texts.items()})
+
+
+def block_parameters() -> dict[str, int]:
+    """Return the parameters of all blocks of a network, by size; of those with every width."""
+    found = {}
+    for name in groups()["size"]:
+        text = (CONF / "size" / f"{name}.yaml").read_text(encoding="utf-8")
+        size = yaml.safe_load(text)
+        if "d_model" not in size:
+            continue
+        width, heads, inner = size["d_model"], size["n_heads"] * size["d_head"], size["d_ff"]
+        attention, norms = 4 * width * heads, 4 * width
+        feed_forward = 2 * width * inner + inner + width
+        found[name] = size["n_layers"] * (attention + feed_forward + norms)
+    return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 def _about_action(name: str) -> list[str]:

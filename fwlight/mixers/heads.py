@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from fwlight.checks import check_choice, check_factory, check_sizes
 from fwlight.mixers.base import Mixer
 from fwlight.mixers.gates import Gates
+from fwlight.mixers.rotary import rotated
 from fwlight.mixers.short_conv import ShortConv
 from fwlight.packing import Pieces
 
 OUT_GATES = ("none", "silu", "sigmoid")
+QK_NORMS = ("none", "rmsnorm")
 
 
 class ConvState(NamedTuple):
@@ -45,6 +47,10 @@ class MultiHeadAttention(Mixer):
         expand_v: Size of a head's values over `d_head`.
         value_heads_per_key: Value heads, each with a memory and gates of its own, that share one
             head of q and k; all of them together are n_heads times this many.
+        positions: "rotary" turns q and k of self-attention by their positions; anything else does
+            nothing, nor does the attention to another sequence (`write`, `read`).
+        qk_norm: "rmsnorm" normalises every head's q and k, with a gain of each that all heads share
+            (Henry et al. 2020; Dehghani et al. 2023), before they are turned; or "none".
         short_conv: Width of the convolution on q, k and v, at least 2; 0 is none.
         out_gate: "silu" or "sigmoid" multiplies what the memory returns, after its `out_norm`, by
             that of a further projection (Gated DeltaNet, KDA); "none" does not.
@@ -52,8 +58,9 @@ class MultiHeadAttention(Mixer):
         out_gate_bias: Whether its second map has a bias.
 
     Raises:
-        ValueError: If a size is below 1, `short_conv` negative or 1, an option unknown, or
-            expand_v d_head is not a whole number.
+        ValueError: If a size is below 1, `short_conv` negative or 1, an option unknown, expand_v
+            d_head is not a whole number, or positions are rotary and d_head is odd or the memory
+            one that does not know how many tokens it holds.
     """
 
     memory: Any  # with the interface of `FastWeights`
@@ -67,6 +74,8 @@ class MultiHeadAttention(Mixer):
         memory: Callable[..., nn.Module],
         expand_v: int | float = 1,
         value_heads_per_key: int = 1,
+        positions: str = "none",
+        qk_norm: str = "none",
         short_conv: int = 0,
         out_gate: str = "none",
         out_gate_rank: int = 0,
@@ -76,6 +85,7 @@ class MultiHeadAttention(Mixer):
         sizes = {"d_model": d_model, "n_heads": n_heads, "d_head": d_head}
         check_sizes(**sizes, value_heads_per_key=value_heads_per_key)
         check_choice("out_gate", out_gate, OUT_GATES)
+        check_choice("qk_norm", qk_norm, QK_NORMS)
         check_factory(memory=memory)
         d_value = round(expand_v * d_head)
         if d_value < 1 or abs(expand_v * d_head - d_value) > 1e-6:
@@ -84,6 +94,15 @@ class MultiHeadAttention(Mixer):
         self.d_head, self.d_value = d_head, d_value
         self.memory = memory(d_head, d_value=d_value, n_heads=self.n_heads)
         self.allow_native = self.memory.allow_native
+        self.rotary = positions == "rotary"
+        if self.rotary and (self.memory.state_size is not None or d_head % 2):
+            raise ValueError(
+                f"positions=rotary is for softmax attention with an even d_head, not {d_head}"
+            )
+        normed = qk_norm == "rmsnorm"
+        self.q_norm, self.k_norm = (
+            nn.RMSNorm(d_head, eps=1e-5) if normed else nn.Identity() for _ in range(2)
+        )
         width, self.out_gate = self.n_heads * d_value, out_gate
         gated = out_gate != "none"
         keys, values = n_heads * d_head * self.memory.writes, width * self.memory.writes
@@ -119,6 +138,10 @@ class MultiHeadAttention(Mixer):
         (q, k, v, gates), out, tail = self._project(
             x, padding_mask=padding_mask, starts=starts, tail=tail
         )
+        if self.rotary:
+            assert q is not None  # they were asked for
+            first = 0 if memory_state is None else memory_state.k.shape[2]
+            q, k = rotated(q, first=first), rotated(k, first=first)
         options = {"initial_state": memory_state, "padding_mask": padding_mask}
         if causal:
             o, memory_state = self.memory(q, k, v, gates, starts=starts, **options)
@@ -169,7 +192,7 @@ class MultiHeadAttention(Mixer):
         width, out = self.rows["q"], self.rows["out"]
         q = F.linear(x, self.in_proj.weight[:width])
         gate = F.linear(x, self.in_proj.weight[len(self.in_proj.weight) - out :]) if out else None
-        q, memory_state = self._key_heads(q, 1), self._unpack(state)[0]
+        q, memory_state = self.q_norm(self._key_heads(q, 1)), self._unpack(state)[0]
         if starts is None:
             return self._merge(self.memory.read(q, memory_state), gate)
         return self._merge(self._read_apart(q, memory_state, starts), gate)
@@ -218,7 +241,10 @@ class MultiHeadAttention(Mixer):
         if self.short_conv is not None:
             v = F.silu(v)
         writes = self.memory.writes
-        heads = self._key_heads(q, 1) if queries else None, self._key_heads(k, writes)
+        heads = (
+            self.q_norm(self._key_heads(q, 1)) if queries else None,
+            self.k_norm(self._key_heads(k, writes)),
+        )
         gates = self.memory.gates(logits)
         return (*heads, _heads(v, writes, self.n_heads), gates), out if rows["out"] else None, tail
 

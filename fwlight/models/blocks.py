@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from fwlight.checks import check_choice, check_factory
 from fwlight.models.dropout import Dropout
 
 NORMS = ("post", "pre")
+BLOCK_NORMS = ("layernorm", "rmsnorm")
 FEED_FORWARDS = ("relu", "gelu", "swiglu")
 
 
@@ -45,6 +47,12 @@ class SwiGLU(nn.Module):
         return F.silu(gate) * value
 
 
+def make_norm(kind: str, d_model: int) -> nn.Module:
+    """Return one of `BLOCK_NORMS` (Ba et al. 2016; Zhang and Sennrich 2019); ValueError else."""
+    check_choice("block_norm", kind, BLOCK_NORMS)
+    return nn.LayerNorm(d_model) if kind == "layernorm" else nn.RMSNorm(d_model, eps=1e-5)
+
+
 class Block(nn.Module):
     """Self-attention and feed-forward layer, each with a residual connection; see subclasses.
 
@@ -60,9 +68,10 @@ class Block(nn.Module):
         norm: "post" normalises after each residual sum, as in the paper; "pre" before each
             sublayer.
         feed_forward: The kind of `FeedForward`.
+        block_norm: What normalises, "layernorm" or "rmsnorm".
 
     Raises:
-        ValueError: If `norm` or `feed_forward` is unknown.
+        ValueError: If `norm`, `feed_forward` or `block_norm` is unknown.
     """
 
     attention: Any  # as `fwlight.mixers.MultiHeadAttention`
@@ -78,6 +87,7 @@ class Block(nn.Module):
         attention: Callable[..., nn.Module],
         norm: str = "post",
         feed_forward: str = "relu",
+        block_norm: str = "layernorm",
     ) -> None:
         super().__init__()
         check_choice("norm", norm, NORMS)
@@ -88,9 +98,9 @@ class Block(nn.Module):
         self.bare = getattr(self.attention, "bare", False)
         if self.bare:
             return
-        self.attention_norm = nn.LayerNorm(d_model)
+        self.attention_norm = make_norm(block_norm, d_model)
         self.feed_forward = FeedForward(d_model, d_ff, dropout, kind=feed_forward)
-        self.feed_forward_norm = nn.LayerNorm(d_model)
+        self.feed_forward_norm = make_norm(block_norm, d_model)
 
     def attend(self, h: Tensor, **options: Any) -> tuple[Tensor, Any]:
         """Add the self-attention's output; return also its state."""
@@ -105,6 +115,15 @@ class Block(nn.Module):
             return h
         y = self.feed_forward(self.before(h, self.feed_forward_norm))
         return self.after(h, y, self.feed_forward_norm)
+
+    def scale_residuals(self, factor: float) -> None:
+        """Multiply the weights of what is added to the residual stream."""
+        if self.bare:
+            return
+        for module in (getattr(self.attention, "out_proj", None), self.feed_forward[3]):
+            if isinstance(module, nn.Linear):
+                with torch.no_grad():
+                    module.weight.mul_(factor)
 
     def before(self, h: Tensor, layer_norm: nn.Module) -> Tensor:
         """Return what a sublayer reads."""
@@ -168,6 +187,7 @@ class CrossDecoderBlock(Block):
         cross: Callable[..., nn.Module],
         norm: str = "post",
         feed_forward: str = "relu",
+        block_norm: str = "layernorm",
     ) -> None:
         super().__init__(
             d_model=d_model,
@@ -178,10 +198,11 @@ class CrossDecoderBlock(Block):
             attention=attention,
             norm=norm,
             feed_forward=feed_forward,
+            block_norm=block_norm,
         )
         check_factory(cross=cross)
         self.cross = cross(d_model=d_model, n_heads=n_heads, d_head=d_head)
-        self.cross_norm = nn.LayerNorm(d_model)
+        self.cross_norm = make_norm(block_norm, d_model)
 
     def forward(
         self,

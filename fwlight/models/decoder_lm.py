@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fwlight.checks import check_choice, check_sizes
 from fwlight.models.adaptive import AdaptiveSoftmax, token_nll
-from fwlight.models.blocks import DecoderBlock
+from fwlight.models.blocks import DecoderBlock, make_norm
 from fwlight.models.chunked import check_chunked, chunked_nll
 from fwlight.models.dropout import Dropout, follow_mixers
 from fwlight.models.positions import make_positions
@@ -50,15 +50,19 @@ class DecoderLM(nn.Module):
         alternate: Makes that of every `alternate_every`-th layer instead, for hybrids.
         alternate_every: See `fwlight.models.stack.pattern`.
         positions: "sinusoidal" (counting up), "sinusoidal_reversed" (down to 0 at the end of a
-            segment, the reference code's) or "none".
+            segment, the reference code's), or "rotary" or "none", which add none.
         norm: "post" (the paper) or "pre".
         feed_forward: "relu", "gelu" or "swiglu".
+        block_norm: "layernorm" or "rmsnorm".
+        scaled_residuals: Divide the first weights of what blocks add to the residual stream by
+            sqrt(2 n_layers) (Radford et al. 2019, sec. 2.3).
         output: "dense" (one softmax), "chunked" (the same, its loss computed for some positions at
-            a time, see `fwlight.models.chunked`) or "adaptive" (`AdaptiveSoftmax`), all tied to the
-            embedding.
+            a time, see `fwlight.models.chunked`) or "adaptive" (`AdaptiveSoftmax`).
+        untied_output: Whether the output has a table of its own, which the adaptive one cannot;
+            else it is tied to the embedding.
         cutoffs: Of the adaptive softmax: the first word of every cluster, rising.
         scale_embedding: Whether embeddings are scaled.
-        final_norm: Whether a LayerNorm follows the last block of a "pre" network.
+        final_norm: Whether a norm follows the last block of a "pre" network.
         init_std: Standard deviation of every weight matrix, and of LayerNorm gains around 1; None:
             everything starts as torch starts it.
 
@@ -83,8 +87,11 @@ class DecoderLM(nn.Module):
         positions: str = "sinusoidal",
         norm: str = "post",
         feed_forward: str = "relu",
+        block_norm: str = "layernorm",
+        scaled_residuals: bool = False,
         output: str = "dense",
         cutoffs: Sequence[int] = (),
+        untied_output: bool = False,
         scale_embedding: bool = True,
         final_norm: bool = True,
         init_std: float | None = 0.02,
@@ -96,6 +103,8 @@ class DecoderLM(nn.Module):
             raise ValueError(
                 f"n_outputs={n_outputs} must be at most vocab_size={vocab_size}, with output=dense"
             )
+        if untied_output and output == "adaptive":
+            raise ValueError("untied_output needs output=dense or chunked: adaptive is tied")
         self.d_model = d_model
         self._scale = math.sqrt(d_model) if scale_embedding else 1.0
         self.embedding = nn.Embedding(vocab_size, d_model)
@@ -110,12 +119,13 @@ class DecoderLM(nn.Module):
             dropout=dropout,
             norm=norm,
             feed_forward=feed_forward,
+            block_norm=block_norm,
         )
         mixers = pattern(attention, alternate, alternate_every, n_layers=n_layers)
         self.blocks = Stack(block, mixers, n_layers=n_layers)
         bare = all(block.bare for block in self.blocks.blocks())
         normed = norm == "pre" and final_norm and not bare
-        self.final_norm = nn.LayerNorm(d_model) if normed else nn.Identity()
+        self.final_norm = make_norm(block_norm, d_model) if normed else nn.Identity()
         self.chunked = output == "chunked"
         if output == "adaptive":
             table = cast(nn.Parameter, self.embedding.weight)
@@ -124,12 +134,14 @@ class DecoderLM(nn.Module):
             if output == "chunked":
                 check_chunked()
             linear = nn.Linear(d_model, n_outputs or vocab_size)
-            if n_outputs is None:
+            if n_outputs is None and not untied_output:
                 linear.weight = self.embedding.weight
             self.output = linear
         follow_mixers(self)
         if init_std is not None:
             self.apply(lambda module: initialise(module, init_std))
+        for block in self.blocks.blocks() if scaled_residuals else ():
+            block.scale_residuals((2 * n_layers) ** -0.5)
 
     @property
     def state_size(self) -> int | None:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fwlight.checks import check_sizes
-from fwlight.models.blocks import Block, CrossDecoderBlock, EncoderBlock
+from fwlight.models.blocks import Block, CrossDecoderBlock, EncoderBlock, make_norm
 from fwlight.models.dropout import Dropout, follow_mixers
 from fwlight.models.positions import make_positions
 from fwlight.models.stack import MixerFactory, Stack, pattern, total_size
@@ -54,9 +54,10 @@ class EncoderDecoder(nn.Module):
         alternate: Makes the self-attention of every `alternate_every`-th layer of both stacks
             instead, for hybrids.
         alternate_every: See `fwlight.models.stack.pattern`.
-        positions: "sinusoidal" (counting up) or "none".
+        positions: "sinusoidal" (counting up), or "rotary" or "none", which add none.
         norm: "post" (the paper) or "pre".
         feed_forward: "relu", "gelu" or "swiglu".
+        block_norm: "layernorm" or "rmsnorm".
 
     Raises:
         ValueError: If a size is below 1 or an option unknown; also for positions that count down
@@ -82,6 +83,7 @@ class EncoderDecoder(nn.Module):
         positions: str = "sinusoidal",
         norm: str = "post",
         feed_forward: str = "relu",
+        block_norm: str = "layernorm",
     ) -> None:
         super().__init__()
         check_sizes(vocab_size=vocab_size, n_layers=n_layers, d_ff=d_ff)
@@ -97,7 +99,7 @@ class EncoderDecoder(nn.Module):
 
         sizes: dict[str, Any] = {"d_model": d_model, "n_heads": n_heads, "d_head": d_head}
         sizes |= {"d_ff": d_ff, "dropout": dropout, "norm": norm}
-        sizes["feed_forward"] = feed_forward
+        sizes |= {"feed_forward": feed_forward, "block_norm": block_norm}
 
         def stack(block: Callable[..., Block], mixer: MixerFactory) -> Stack:
             mixers = pattern(mixer, alternate, alternate_every, n_layers=n_layers)
@@ -107,8 +109,9 @@ class EncoderDecoder(nn.Module):
         self.decoder = stack(partial(CrossDecoderBlock, cross=cross), decoder)
         _check_writes("encoder", (block.attention for block in self.encoder.blocks()))
         _check_writes("cross", (block.cross for block in self.decoder.blocks()))
-        self.encoder_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
-        self.decoder_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
+        pre = norm == "pre"
+        self.encoder_norm = make_norm(block_norm, d_model) if pre else nn.Identity()
+        self.decoder_norm = make_norm(block_norm, d_model) if pre else nn.Identity()
         follow_mixers(self)
         self.apply(_initialise)
 

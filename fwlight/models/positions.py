@@ -1,4 +1,4 @@
-"""Fixed sinusoidal positions."""
+"""Fixed sinusoidal positions, added to embeddings."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from fwlight.checks import check_choice
 from fwlight.packing import ends_of
 
-POSITIONS = ("sinusoidal", "sinusoidal_reversed", "none")
+POSITIONS = ("sinusoidal", "sinusoidal_reversed", "rotary", "none")
 
 
 class SinusoidalPositions(nn.Module):
@@ -65,8 +65,12 @@ class SinusoidalPositions(nn.Module):
 
 
 def make_positions(positions: str, d_model: int) -> SinusoidalPositions | None:
-    """Return the module for a `positions` choice; ValueError for an unknown one."""
+    """Return the module for a `positions` choice; ValueError for an unknown one.
+
+    None adds nothing to embeddings: of "rotary" positions attention knows, see
+    `fwlight.mixers.MultiHeadAttention`.
+    """
     check_choice("positions", positions, POSITIONS)
-    if positions == "none":
+    if positions in ("rotary", "none"):
         return None
     return SinusoidalPositions(d_model, reverse=positions == "sinusoidal_reversed")
