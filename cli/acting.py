@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from cli.composition import Composition
@@ -107,25 +108,39 @@ def train(composition: Composition, verified: Verified | None) -> dict[str, Any]
             strategy=run.strategy(config["trainer"], timeout=config["rank_timeout"]),
         )
         run.check_goes_on(trainer, folder, changes)
-        _keep(composition, folder)
+        _keep(composition, folder, fingerprint=getattr(data, "fingerprint", None))
         fit = bound(config["fit"])
         return fit(trainer, module, data, folder=folder, settings=settings(composition))
 
 
-def _keep(composition: Composition, folder: Any) -> None:
-    """Write the configuration, of which a summary in the folder must be."""
+def _keep(composition: Composition, folder: Any, *, fingerprint: str | None) -> None:
+    """Write the configuration, of which a summary in the folder must be, and what tells runs apart.
+
+    Args:
+        composition: Of the run.
+        folder: Of the run.
+        fingerprint: That of its text, if it has one.
+    """
     from fwlight import run
 
     if not first_process():
         return
     try:
         drop_other_summary(folder.path, composition)
-        text = composition.yaml().encode()
-        run.write_atomically(folder.config_yaml, lambda file: file.write(text))
+        told = {"settings": settings(composition), "fingerprint": fingerprint}
+        for path, text in (
+            (folder.run_json, run.as_json(told) + "\n"),
+            (folder.config_yaml, composition.yaml()),
+        ):
+            run.write_atomically(path, partial(_put, text.encode()))
     except OSError as error:
         raise StorageError(
             f"{folder.config_yaml} cannot be written: {error.strerror or error}"
         ) from error
+
+
+def _put(content: bytes, file: Any) -> None:
+    file.write(content)
 
 
 def _warn(messages: Sequence[str]) -> None:

@@ -63,7 +63,7 @@ def _obey(arguments: list[str]) -> int:
     except BaseException as error:
         if os.environ.get("FWLIGHT_DEBUG") == "1":
             print(printable(traceback.format_exc()), end="", file=sys.stderr)
-        return _conclude(*exit_code_and_line(error))
+        return _conclude(*exit_code_and_line(error), error)
     return _conclude(0, None)
 
 
@@ -91,12 +91,14 @@ def _write(path: str | Path, text: str) -> None:
         raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _conclude(code: int, line: str | None) -> int:
+def _conclude(code: int, line: str | None, error: BaseException | None = None) -> int:
     """End this process: tell what went wrong, once for all the processes of a run."""
     if "fwlight.run" in sys.modules:
         from fwlight import run
 
         code, line = run.conclude(code, line)
+        if error is not None and line is not None:
+            run.note_failure(error, code, line)
     if line is not None and first_to_tell(line):
         print(line, file=sys.stderr)
     return code

@@ -62,12 +62,18 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         LIBRARY | {"lightning", "torchmetrics", "sacrebleu"},
     ),
     "fwlight.lightning_internals": ({"fwlight.errors"}, {"lightning"}),
+    "fwlight.durations": (set(), set()),
+    "fwlight.runs": (
+        {"fwlight.durations", "fwlight.errors"},
+        {"yaml"},
+    ),  # reads files, and needs no torch
     "fwlight.run": (
         {"fwlight.errors", "fwlight.types", "fwlight.models", "fwlight.training"}
         | {"fwlight.evaluation", "fwlight.integrity", "fwlight.diagnostics"}
         | {"fwlight.lightning_internals", "fwlight.pipes"},
         {"torch", "lightning", "tensorboard", "tqdm"},
     ),
+    "fwlight.run.tensorboard": ({"fwlight.run"}, {"torch", "lightning", "matplotlib"}),
     "tasks": ({"fwlight.types"}, {"torch", "lightning"}),
     "tasks.translation": ({"fwlight.types", "tasks"}, {"lightning", "tokenizers", "torch"}),
     "tasks.io": ({"fwlight.cache", "fwlight.types", "fwlight.errors", "fwlight.pipes"}, set()),
@@ -92,7 +98,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     ),
     "callbacks": (
         {"fwlight.diagnostics", "fwlight.models", "fwlight.training"}
-        | {"fwlight.lightning_internals"},
+        | {"fwlight.durations", "fwlight.lightning_internals"},
         {"torch", "lightning", "matplotlib", "tqdm"},
     ),
     "cli": ({"fwlight.errors", "fwlight.integrity"}, {"hydra", "omegaconf", "yaml"}),
@@ -100,14 +106,19 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"cli.launch", "cli.room", "fwlight.compiling", "fwlight.errors", "fwlight.integrity"},
         {"hydra", "lightning"},
     ),
-    "reports": (set(), {"torch", "yaml", "matplotlib"}),
+    "cli.sweep": (
+        {"cli", "fwlight.errors", "fwlight.runs", "reports.one_key"},
+        set(),
+    ),
+    "cli.sweep_progress": ({"fwlight.durations", "fwlight.runs"}, set()),
+    "reports": ({"fwlight.runs"}, {"torch", "yaml", "matplotlib"}),
     "cli.room": ({"fwlight.errors", "cli.kinds", "cli.schema", "cli.stored"}, {"torch"}),
     "cli.acting": (
         {"cli", "fwlight", "fwlight.ops.native", "fwlight.run"}
         | {"fwlight.errors", "fwlight.integrity"},
         set(),
     ),
-    "cli.main": ({"cli", "fwlight.errors", "fwlight.run"}, set()),
+    "cli.main": ({"cli", "fwlight", "fwlight.errors", "fwlight.run"}, set()),
     "train": ({"cli"}, set()),
 }
 PACKAGES = ("fwlight", "tasks", "callbacks", "cli", "reports")
@@ -192,7 +203,9 @@ def test_imports_library_needs_torch_and_jaxtyping_only():
 
 
 def test_imports_errors_and_configuration_load_no_torch():
-    assert "torch" not in loaded_after("import fwlight.errors, train, cli.composition, cli.sweep")
+    assert "torch" not in loaded_after(
+        "import fwlight.errors, fwlight.runs, train, cli.composition, cli.sweep"
+    )
 
 
 def test_imports_private_names_of_lightning_stand_in_one_file():

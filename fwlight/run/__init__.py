@@ -16,7 +16,7 @@ from fwlight.run.clock import RunClock
 from fwlight.run.denormals import flushing_denormals
 from fwlight.run.errors import exit_code_and_line
 from fwlight.run.files import write_atomically
-from fwlight.run.folder import RunFolder
+from fwlight.run.folder import RunFolder, note_failure
 from fwlight.run.loggers import build_loggers
 from fwlight.run.ranks import conclude, end_at_once, leave, strategy
 from fwlight.run.rehearsal import Rehearsal
@@ -43,6 +43,7 @@ __all__ = [
     "listening",
     "load_checkpoint",
     "load_weights",
+    "note_failure",
     "plugins",
     "quiet",
     "run_callbacks",

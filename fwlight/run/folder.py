@@ -2,9 +2,11 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import sys
+import time
 import weakref
 from pathlib import Path
 from typing import IO, Any
@@ -12,13 +14,14 @@ from typing import IO, Any
 from fwlight.errors import CheckpointError, ConfigError, StorageError, one_line
 from fwlight.integrity import Verified
 from fwlight.run.checkpoint_io import load_checkpoint, newest_whole, step_of
-from fwlight.run.files import remove_partial_files
+from fwlight.run.files import remove_partial_files, write_atomically
 
 
 class RunFolder:
     """Paths of a run, and where it goes on from.
 
         config.yaml          the resolved configuration
+        run.json             what decides the results, the text's fingerprint, how the run failed
         metrics.csv          step, metric, value
         summary.json         the final metrics
         tensorboard/         event files
@@ -35,6 +38,7 @@ class RunFolder:
         self.metrics_csv = path / "metrics.csv"
         self.summary_json = path / "summary.json"
         self.config_yaml = path / "config.yaml"
+        self.run_json = path / "run.json"
         self.resume_from: Path | None = None
         """The checkpoint this run goes on from."""
         self.resume_step: int | None = None
@@ -123,9 +127,13 @@ class RunFolder:
     def __enter__(self) -> "RunFolder":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *exception: Any) -> None:
-        if kind is not None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, *traceback: Any
+    ) -> None:
+        if error is not None:
             self.undo()
+            if self.is_rank_zero:
+                error.__dict__["run_json"] = self.run_json  # see `note_failure`
         self.release()
 
     def _holds_run(self) -> bool:
@@ -134,7 +142,7 @@ class RunFolder:
 
     def _make_and_lock(self) -> None:
         lock = self.path / ".lock"
-        files = (lock, self.config_yaml, self.tensorboard)
+        files = (lock, self.config_yaml, self.run_json, self.tensorboard)
         folders = (self.checkpoints, self.path, *self.path.parents)
         self._new = [path for path in (*files, *folders) if not os.path.lexists(path)]
         try:
@@ -152,7 +160,7 @@ class RunFolder:
                 "another run_dir or free some space"
             ) from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(self._lock)
         except BlockingIOError as error:
             self._lock.seek(0)
             owner = self._lock.read().strip() or "unknown"
@@ -199,6 +207,33 @@ class RunFolder:
     def _report(self, message: str) -> None:
         if self.is_rank_zero:
             _warn(message)
+
+
+def note_failure(error: BaseException, code: int, line: str) -> None:
+    """Keep in the folder of the run that an exception ended how it ended, until it is started anew.
+
+    Args:
+        error: The exception; it knows the folder it came out of.
+        code: The exit code.
+        line: What the user was told.
+    """
+    path: Path | None = getattr(error, "run_json", None)
+    if path is None or not path.is_file():
+        return
+    with contextlib.suppress(OSError, ValueError, TypeError):  # full or damaged
+        content = {**json.loads(path.read_text(encoding="utf-8")), "exit_code": code, "error": line}
+        write_atomically(path, lambda file: file.write(json.dumps(content, indent=2).encode()))
+
+
+def _take(lock: IO[str]) -> None:
+    """Lock a file for oneself; who only looks whether it is locked holds it for a moment."""
+    for wait in (0.01, 0.02, 0.05, 0.1, 0.2, None):
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if wait is None:
+                raise
+            time.sleep(wait)
 
 
 def _warn(message: str) -> None:

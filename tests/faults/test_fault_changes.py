@@ -40,6 +40,7 @@ def trained(tmp_path_factory):
         "mkdir checkpoints",
         "open .lock",
         "remove checkpoints/.probe.*",
+        "rename run.json",
         "open .config.yaml.*",
         "rename config.yaml",
         "mkdir tensorboard",
