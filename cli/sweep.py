@@ -12,14 +12,17 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cli.composition import Composition, compose_config
-from cli.finished import is_finished
+from cli.finished import is_finished, settings
 from cli.overrides import CONF, MOST_POINTS, parse
+from cli.sweep_progress import SweepProgress
 from fwlight.errors import ConfigError
+from fwlight.runs import as_text, read_run
+from reports import one_key
 
 _LONGEST, _READABLE = 250, 180
 """Bytes of a folder's name, which file systems bound at 255, and of one that was shortened."""
@@ -33,6 +36,8 @@ class Point:
     """What the swept keys are, as a folder name."""
     arguments: list[str]
     composition: Composition
+    swept: Mapping[str, str]
+    """Value of each swept key, as typed; of several curves, the `curve` too."""
 
     @property
     def folder(self) -> Path:
@@ -72,7 +77,8 @@ def expand(arguments: Sequence[str]) -> list[Point]:
                 combinations.append(more)
                 swept = {k: text for k, text in (chosen | more).items() if k in varied}
                 name = _name(curve, swept)
-                points.append(_point(base or default_base, name, {**chosen, **more}))
+                swept = {"curve": curve, **swept} if curve else swept
+                points.append(_point(base or default_base, name, {**chosen, **more}, swept))
     if len({point.folder for point in points}) < len(points):
         raise ConfigError("two points of the sweep differ only in characters no folder name has")
     return points
@@ -81,7 +87,8 @@ def expand(arguments: Sequence[str]) -> list[Point]:
 def run_sweep(arguments: Sequence[str]) -> int:
     """Run the points that are not finished and return the first exit code that is not 0.
 
-    At the end, what the configuration names as `report` is called with the sweep's folder.
+    At the end the runs are listed side by side, and what the configuration names as `report` is
+    called with the sweep's folder; without one, a single swept key is drawn.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     points = expand(arguments)
@@ -89,15 +96,9 @@ def run_sweep(arguments: Sequence[str]) -> int:
     finished = len(points) - len(open_points)
     print(f"{len(points)} runs, {finished} of them finished before", flush=True)
     on_cpu = all(point.composition.config["trainer"]["accelerator"] == "cpu" for point in points)
-    failed = _run(open_points, workers=cores() if on_cpu else 1)
-    report = points[0].composition.config["report"]
-    if report is not None:
-        from cli.building import build
-
-        if failed:
-            print("the report is of the runs that are finished", flush=True)
-
-        build("report", report, points[0].folder.parent)
+    progress = SweepProgress(len(points), finished=finished)
+    failed = _run(open_points, progress, workers=cores() if on_cpu else 1)
+    _conclude(points, failed=bool(failed))
     return failed
 
 
@@ -108,7 +109,31 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _run(points: list[Point], *, workers: int) -> int:
+def _conclude(points: Sequence[Point], *, failed: bool) -> None:
+    """Show the runs side by side, and make the report."""
+    folder = points[0].folder.parent
+    runs = []
+    for point in points:
+        run = read_run(point.folder)
+        # One that failed before its first update has left nothing.
+        runs.append(run if run.settings else replace(run, settings=settings(point.composition)))
+    keys = list(dict.fromkeys(key for point in points for key in point.swept))
+    print("\n" + as_text(runs, keys=keys), end="", flush=True)
+    report = points[0].composition.config["report"]
+    if report is not None:
+        from cli.building import build
+
+        if failed:
+            print("the report is of the runs that are finished", flush=True)
+        build("report", report, folder)
+    elif len(others := [key for key in keys if key != "seed"]) < 2:
+        (key,) = others or ["seed"]
+        values = [(point.swept.get(key, ""), run) for point, run in zip(points, runs, strict=True)]
+        if (told := one_key.report(folder, key, values)) is not None:
+            print(told, flush=True)
+
+
+def _run(points: list[Point], progress: SweepProgress, *, workers: int) -> int:
     # Each run is a process of its own, forked from one that has imported what all of them need.
     # That one has a single thread, and so have its runs: they share the cores.
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -123,13 +148,16 @@ def _run(points: list[Point], *, workers: int) -> int:
                 process = context.Process(target=_run_point, args=(point.arguments, _log(point)))
                 process.start()
                 running[process] = point
-            multiprocessing.connection.wait([process.sentinel for process in running])
+                progress.started(point.folder)
+            sentinels = [process.sentinel for process in running]
+            if not multiprocessing.connection.wait(sentinels, timeout=progress.every):
+                progress.show()
             for process in [process for process in running if process.exitcode is not None]:
                 point, code = running.pop(process), process.exitcode
                 code = 128 - code if code < 0 else code  # of signal -code, as a shell has it
                 failed = failed or code
                 result = f"exit code {code}" if code else "done"
-                print(f"{point.name}: {result} ({_log(point)})", flush=True)
+                progress.ended(point.folder, f"{point.name}: {result} ({_log(point)})")
     finally:
         for process in running:
             process.terminate()
@@ -178,7 +206,7 @@ def _varies(key: str, grids: Sequence[Mapping[str, list[str]]]) -> bool:
     return len({text for grid in grids for text in grid.get(key, [""])}) > 1
 
 
-def _point(base: str, name: str, values: Mapping[str, str]) -> Point:
+def _point(base: str, name: str, values: Mapping[str, str], swept: Mapping[str, str]) -> Point:
     """Make one point and check it."""
     if not name:
         raise ConfigError("-m found nothing to sweep: give a key several values, as seed=1,2,3")
@@ -192,7 +220,7 @@ def _point(base: str, name: str, values: Mapping[str, str]) -> Point:
             f"-m starts single-process runs, not trainer={composition.choices['trainer']} "
             f"trainer.devices={trainer['devices']}: its processes would each run the whole sweep"
         )
-    return Point(name, arguments, composition)
+    return Point(name, arguments, composition, swept)
 
 
 def _name(curve: str, swept: Mapping[str, str]) -> str:

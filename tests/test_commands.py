@@ -21,8 +21,10 @@ import cli.composition
 import cli.overrides
 from cli.finished import settings
 from cli.sweep import expand, run_sweep
+from cli.sweep_progress import SweepProgress
 from fwlight.errors import ConfigError
 from fwlight.integrity import digest_path
+from tests.run.many_runs import make_run
 from train import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -640,12 +642,39 @@ def test_sweep_runs_and_skips_what_is_finished(text, tmp_path, capsys):
     assert run_sweep(arguments) == 0
     summaries = [tmp_path / f"seed-{seed}" / "summary.json" for seed in (1, 2)]
     first = [path.stat().st_mtime_ns for path in summaries]
-    capsys.readouterr()
+    told = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("1 of 2 runs done") for line in told)
+    assert told[-4].split()[:2] == ["run", "status"]
+    assert {line.split()[0] for line in told[-3:-1]} == {"seed-1", "seed-2"}
+    assert told[-1] == f"val/best_ppl against seed: {tmp_path / 'sweep.png'}"
     assert run_sweep(arguments) == 0
     assert "2 of them finished" in capsys.readouterr().out
     assert [path.stat().st_mtime_ns for path in summaries] == first
     # another configuration in the same place is not finished
     assert not any(point.finished() for point in expand([*arguments, "trainer.max_steps=3"]))
+
+
+def test_sweep_says_how_far_it_is(tmp_path, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("cli.sweep_progress.time.monotonic", lambda: now[0])
+    steps = "trainer.max_steps=100"
+    points = expand(["size=tiny", steps, "seed=range(1,5)", f"run_dir={tmp_path}"])
+    progress = SweepProgress(4, finished=1)
+    make_run(points[1].folder, points[1].composition, status="killed", step=50)
+    for point in points[1:3]:
+        progress.started(point.folder)
+    assert progress.line() == "1 of 4 runs done, 2 running"
+    now[0] = 60.0
+    shutil.rmtree(points[1].folder)
+    make_run(points[1].folder, points[1].composition, status="killed", step=100)
+    # Half a run in a minute, and two are left.
+    assert progress.line() == "1 of 4 runs done, 2 running, about 4 min 00 s left"
+    now[0] = 120.0
+    progress.ended(points[1].folder, "seed-2: done")
+    assert capsys.readouterr().out.splitlines() == [
+        "seed-2: done",
+        "2 of 4 runs done, 1 running, about 8 min 00 s left",
+    ]
 
 
 @pytest.mark.fault(33)
