@@ -43,6 +43,7 @@ class Beta(Part):
         **{f"beta_{y}": f"beta/{y}" for y in ("below_0.05", "above_0.95")},
         **{f"g_{y}": f"g/{y}" for y in ("below_0.05", "near_1", "above_1", "from_2")},
     }
+    main: ClassVar = ("beta_p50",)
     charts: ClassVar = {
         "beta": "beta_(p5|p50|p95)",
         "g = beta |k|^2": "g_(p5|p50|p95)",

@@ -20,9 +20,10 @@ class Decay(Part):
         **{f"kept_{x}": f"decay/{x}" for x in ("mean", "p5", "p50", "p95")},
         "half_life": "decay/half_life",
     }
+    main: ClassVar = ("half_life",)
     charts: ClassVar = {
         "what a token keeps": "kept_(p5|p50|p95)",
-        "half-life in tokens": "half_life_head.*",
+        "half-life in tokens": "half_life(_head.*)?",
     }
 
     def watches(self, layer: Layer) -> bool:

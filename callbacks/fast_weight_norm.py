@@ -27,6 +27,7 @@ class FastWeightNorm(Part):
 
     tag = "fast_weight_norm"
     names: ClassVar = {name: f"{name}/mean" for name in (*StateNorms._fields, *WriteNorms._fields)}
+    main: ClassVar = ("frobenius", "effective_rank")
     charts: ClassVar = {
         "norms of the state": "(frobenius|spectral)",
         "ranks of the state": "(stable_rank|effective_rank)",

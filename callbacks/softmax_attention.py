@@ -18,6 +18,7 @@ class SoftmaxAttention(Part):
     names: ClassVar = {name: f"{name}/mean" for name in QUANTITIES} | {
         f"{name}_{p}": f"{name}/{p}" for name in QUANTITIES for p in ("p5", "p95")
     }
+    main: ClassVar = ("entropy", "span")
     charts: ClassVar = {
         "entropy of attention": "entropy(_p5|_p95)?",
         "positions attended to": "span(_p5|_p95)?",

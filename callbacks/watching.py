@@ -20,6 +20,7 @@ from fwlight.diagnostics.metric import LayerStatistics
 from fwlight.lightning_internals import completes_update
 from fwlight.training.module import TrainingModule
 
+_MAIN_LAYERS = 4
 _FIRST_DRAWING = 0.4
 """Seconds that a drawing is taken to need before one was timed."""
 
@@ -89,6 +90,8 @@ class Part(Callback):
     tag = ""
     names: ClassVar[Mapping[str, str]] = {}
     """Name of a scalar -> reported value of `fwlight.diagnostics`."""
+    main: ClassVar[Sequence[str]] = ()
+    """Names that TensorBoard shows of the main layers, unless it shows all; none are all names."""
     charts: ClassVar[Mapping[str, str]] = {}
     """Heading in the dashboard -> pattern of the names below it."""
 
@@ -168,7 +171,11 @@ class Part(Callback):
         if self._due(trainer):
             module = cast(TrainingModule, pl_module)
             self._look(trainer, module)
-            module.record(self.tagged(), trainer.global_step)
+            tagged = self.tagged()
+            main = {tag: x for tag, x in tagged.items() if self.is_main(tag)}
+            module.record(main, trainer.global_step)
+            others = {tag: x for tag, x in tagged.items() if tag not in main}
+            module.record(others, trainer.global_step, main=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the newest look."""
@@ -197,6 +204,19 @@ class Part(Callback):
             for found in self.latest
             for name, value in self.scalars(found).items()
         }
+
+    @property
+    def main_layers(self) -> list[Layer]:
+        """The first layer, the last, and two between."""
+        last = len(self.layers) - 1
+        if last < _MAIN_LAYERS:
+            return self.layers
+        return [self.layers[round(i * last / (_MAIN_LAYERS - 1))] for i in range(_MAIN_LAYERS)]
+
+    def is_main(self, tag: str) -> bool:
+        """Whether a scalar is shown where not all are."""
+        layer, _, name = tag.removeprefix(f"{self.tag}/").rpartition("/")
+        return layer in {x.name for x in self.main_layers} and (not self.main or name in self.main)
 
     def measured(self, layer: Layer, seen: Sequence[Any]) -> Statistics:
         """Return what is measured of everything that was seen of a layer."""

@@ -97,7 +97,11 @@ def train(composition: Composition, verified: Verified | None) -> dict[str, Any]
             folder, seed=config["seed"], identity=identity, **config["callbacks"]["checkpoint"]
         )
         loggers = run.build_loggers(
-            folder, hyperparameters=composition.hyperparameters(), **config["logger"]
+            folder,
+            hyperparameters=composition.hyperparameters(),
+            all_scalars=config["diagnostics"]["scalars"] == "all",
+            monitor=monitor,
+            **config["logger"],
         )
         trainer = build(
             "trainer",

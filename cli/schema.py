@@ -145,6 +145,7 @@ class Diagnostics(WholeSection):
     sequences: Count | None
     report_sequences: Count
     capacity_draws: Natural
+    scalars: Annotated[Literal["main", "all"], Kind.NO_RESULT]
 
 
 @dataclass

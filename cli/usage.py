@@ -41,8 +41,9 @@ Often used keys (all of them: --cfg):
   model@alternate= model.alternate_every=   another model in every so many layers: a hybrid
   optimizer.lr  trainer.{{max_steps,max_time,devices,precision}}  seed  compile=true|false
   callbacks.checkpoint.every_n_train_steps  diagnostics.{{every_n_steps,sequences}}
-  run_dir=PATH     everything of a run: config.yaml, metrics.csv, summary.json, tensorboard/,
-                   checkpoints/{{last,best}}.ckpt
+  diagnostics.scalars=main|all   which of them TensorBoard shows; metrics.csv has all
+  run_dir=PATH     everything of a run: config.yaml, run.json, metrics.csv, summary.json,
+                   checkpoints/{{last,best}}.ckpt, TensorBoard's events
   resume=never|auto|PATH
                    refuse a folder that holds a run; go on with it; start from a checkpoint
 

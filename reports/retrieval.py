@@ -76,7 +76,7 @@ def report(folder: Path, *, setting: str, tables: Sequence[Path] = ()) -> None:
     figure.savefig(folder / "retrieval.png", dpi=130)
     learning = draw_learning(folder, TRAINING_CURVES_AT[setting], colours_of(runs))
     learning.savefig(folder / "learning.png", dpi=130)
-    with SummaryWriter(str(folder / "tensorboard")) as board:
+    with SummaryWriter(str(folder)) as board:
         board.add_figure(f"retrieval/{setting}", figure)
         board.add_figure(f"retrieval/{setting}_learning", learning)
     print(text)

@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import sys
 import time
 import weakref
@@ -24,7 +23,7 @@ class RunFolder:
         run.json             what decides the results, the text's fingerprint, how the run failed
         metrics.csv          step, metric, value
         summary.json         the final metrics
-        tensorboard/         event files
+        events.out.tfevents.*   TensorBoard's, of earlier versions below tensorboard/
         checkpoints/         last.ckpt, best.ckpt, step-000100.ckpt, each with its .sha256
 
     Make one with `open`.
@@ -34,7 +33,9 @@ class RunFolder:
         self.path = path
         self.is_rank_zero = is_rank_zero
         self.checkpoints = path / "checkpoints"
-        self.tensorboard = path / "tensorboard"
+        earlier = path / "tensorboard"
+        # Runs bear the name of the folder their events are in.
+        self.tensorboard = earlier if earlier.is_dir() else path
         self.metrics_csv = path / "metrics.csv"
         self.summary_json = path / "summary.json"
         self.config_yaml = path / "config.yaml"
@@ -48,6 +49,8 @@ class RunFolder:
         self._lock: IO[str] | None = None
         self._new: list[Path] = []
         """What was not there before this start: its own files first, then folders inside out."""
+        self._events: set[Path] | None = None
+        """Event files that were there before this start, None once those of this one stay."""
 
     @classmethod
     def open(
@@ -104,18 +107,17 @@ class RunFolder:
         """Remove what this start made, and nothing that was there; a run is kept."""
         if self.metrics_csv.exists() or any(self.checkpoints.glob("*.ckpt")):
             return
-        for path in self._new:
+        events = self._event_files() if self._events is not None else set()
+        for path in (*(events - (self._events or set())), *self._new):
             with contextlib.suppress(OSError):  # not made, or others have put something there
-                if path == self.tensorboard:
-                    shutil.rmtree(path)
-                elif path.is_dir():
+                if path.is_dir():
                     path.rmdir()
                 else:
                     path.unlink()
 
     def keep(self) -> None:
         """Leave everything where it is, whatever comes."""
-        self._new = []
+        self._new, self._events = [], None
 
     def release(self) -> None:
         """Let another process use the folder."""
@@ -140,11 +142,15 @@ class RunFolder:
         files = (self.config_yaml, self.metrics_csv, self.summary_json)
         return any(file.exists() for file in files) or any(self.checkpoints.glob("*.ckpt"))
 
+    def _event_files(self) -> set[Path]:
+        return {*self.tensorboard.glob("events.out.tfevents.*")}
+
     def _make_and_lock(self) -> None:
         lock = self.path / ".lock"
-        files = (lock, self.config_yaml, self.run_json, self.tensorboard)
+        files = (lock, self.config_yaml, self.run_json)
         folders = (self.checkpoints, self.path, *self.path.parents)
         self._new = [path for path in (*files, *folders) if not os.path.lexists(path)]
+        self._events = self._event_files()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock = lock.open("a+")

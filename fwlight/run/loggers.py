@@ -17,7 +17,12 @@ from fwlight.run.tensorboard import TensorBoard
 
 
 def build_loggers(
-    folder: RunFolder, *, hyperparameters: dict[str, Any], tensorboard: bool = True
+    folder: RunFolder,
+    *,
+    hyperparameters: dict[str, Any],
+    tensorboard: bool = True,
+    all_scalars: bool = False,
+    monitor: str = "val/loss",
 ) -> list[Logger]:
     """Return the loggers of a run.
 
@@ -28,6 +33,8 @@ def build_loggers(
         folder: The run's folder.
         hyperparameters: The configuration, nested plain containers.
         tensorboard: Whether TensorBoard events are written beside metrics.csv.
+        all_scalars: Whether TensorBoard shows every scalar of metrics.csv, or the main ones.
+        monitor: The metric whose best value is the run's result.
     """
     step = folder.resume_step
     resumed_at = step if folder.is_rank_zero else None
@@ -39,6 +46,8 @@ def build_loggers(
                 purge_step=None if step is None else step + 1,
                 hyperparameters=hyperparameters,
                 drop_tests=resumed_at is not None,
+                all_scalars=all_scalars,
+                monitor=monitor,
             )
         )
     return loggers
@@ -55,7 +64,7 @@ class CsvLogger(RunLogger):
     header = "step,metric,value\n"
 
     def __init__(self, path: Path, *, resumed_at: int | None = None) -> None:
-        super().__init__(path)
+        super().__init__(path, run_dir=path.parent)
         self._file: TextIOWrapper | None = None
         if resumed_at is not None:
             self._try(lambda: purge_csv(path, resumed_at))

@@ -10,17 +10,25 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class RunLogger(Logger):
-    """A logger that stops with one warning when its file cannot be read or written."""
+    """A logger that stops with one warning when its file cannot be read or written.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: Its file or folder.
+        run_dir: The run's folder.
+    """
+
+    takes_all = True
+    """Whether it takes what is not of the main things, see `TrainingModule.record`."""
+
+    def __init__(self, path: Path, *, run_dir: Path) -> None:
         super().__init__()
-        self.path = path
+        self.path, self._run_dir = path, run_dir
         self._failed = False
 
     @property
     def name(self) -> str:
         """The run's name."""
-        return self.path.parent.name
+        return self._run_dir.name
 
     @property
     def version(self) -> str:
@@ -30,11 +38,15 @@ class RunLogger(Logger):
     @property
     def save_dir(self) -> str:
         """The run's folder."""
-        return str(self.path.parent)
+        return str(self._run_dir)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: the loggers get the configuration when they are made."""
+
+    def _told(self) -> str:
+        """Return what cannot be written, in words."""
+        return str(self.path)
 
     def _try(self, action: Callable[[], object]) -> None:
         """Run a logging action; after an error, whatever it is, warn and run none any more."""
@@ -46,7 +58,7 @@ class RunLogger(Logger):
             self._failed = True
             system = error.strerror if isinstance(error, OSError) else None
             print(
-                f"warning: {self.path} cannot be written "
+                f"warning: {self._told()} cannot be written "
                 f"({system or f'{type(error).__name__}: {error}'}); nothing more is logged there, "
                 "training goes on",
                 file=sys.stderr,

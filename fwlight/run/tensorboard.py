@@ -10,20 +10,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from fwlight.run.run_logger import RunLogger
 
-HPARAMS_METRICS = ("val/ppl", "test/ppl")
-"""What the HPARAMS tab compares runs by; logged as scalars of the same names."""
+OVERVIEW = "_overview"
+"""Where the results stand once more: TensorBoard sorts tags by name, and this one comes first."""
+MOST_SCALARS = 60
+_MOST_OTHERS = 38
+"""Of them at most so many are neither results nor training metrics, which come later."""
+_RESULTS = ("loss", "ppl", "acc", "bleu")
+_SPLITS = ("train", "val", "test")
 
 _EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\.")
 """How a writer names its file, with the second of its making."""
 _TESTS = ".test"
+_DPI = 160
 
 
 class TensorBoard(RunLogger):
     """Scalars, text and the HPARAMS tab.
+
+    By default there are `MOST_SCALARS` tags at most, those of train, val and test before others;
+    their names are those of metrics.csv. The losses, and the metrics that the task is judged by,
+    stand in `OVERVIEW` too, with which the page begins, and by which HPARAMS compares runs.
 
     Results of the test have a file of their own: a finished run that is resumed is tested again at
     a step whose other events stay.
@@ -31,8 +42,10 @@ class TensorBoard(RunLogger):
     Args:
         path: Folder of the event files.
         purge_step: Events from this step on, written by an earlier process, are not shown.
-        hyperparameters: What the HPARAMS tab lists beside `HPARAMS_METRICS`.
+        hyperparameters: What the HPARAMS tab lists, those first that differ between runs.
         drop_tests: Whether to remove the results of earlier processes' tests.
+        all_scalars: Whether there are as many tags as there are.
+        monitor: The metric whose best value is the run's result.
     """
 
     def __init__(
@@ -42,8 +55,14 @@ class TensorBoard(RunLogger):
         purge_step: int | None,
         hyperparameters: dict[str, Any],
         drop_tests: bool = False,
+        all_scalars: bool = False,
+        monitor: str = "val/loss",
     ) -> None:
-        super().__init__(path)
+        old_place = path.name == "tensorboard"
+        super().__init__(path, run_dir=path.parent if old_place else path)
+        self.takes_all = all_scalars
+        self._results = {*_RESULTS, monitor.removeprefix("val/")}
+        self._shown: set[str] = set()
         if drop_tests:
             self._try(lambda: _remove_tests(path))
         self._purge_step = purge_step
@@ -69,11 +88,9 @@ class TensorBoard(RunLogger):
             if self._purge_step is not None:
                 _wait_for_later_name(self.path)
             self._writer = _new_writer(self.path, purge_step=self._purge_step)
-            experiment, start, self._session_end = hparams(
-                self._hyperparameters, dict.fromkeys(HPARAMS_METRICS, 0.0)
-            )
-            for summary in (experiment, start):
-                self._writer.file_writer.add_summary(summary)
+            # Without an experiment of ours TensorBoard finds what differs between all runs.
+            _, start, self._session_end = hparams(self._hyperparameters, {})
+            self._writer.file_writer.add_summary(start)
         return self._writer
 
     def _opened_for_tests(self) -> Any:
@@ -89,9 +106,31 @@ class TensorBoard(RunLogger):
             for name, value in metrics.items():
                 tests = name.startswith("test/")
                 writer = self._opened_for_tests() if tests else self._opened()
-                writer.add_scalar(name, float(value), step)
+                for tag in self._tags(name):
+                    writer.add_scalar(tag, float(value), step)
 
         self._try(write)
+
+    def _tags(self, name: str) -> list[str]:
+        """Return the tags that a metric is shown under."""
+        split, _, metric = name.partition("/")
+        tags = [name]
+        if split in _SPLITS and metric in self._results and (split != "train" or metric == "loss"):
+            tags.insert(0, f"{OVERVIEW}/{name}")
+        return [tag for tag in tags if self._admits(tag)]
+
+    def _admits(self, tag: str) -> bool:
+        """Say whether there is room for a tag."""
+        if not self.takes_all and tag not in self._shown:
+            others = [x for x in self._shown if _is_other(x)]
+            full = _is_other(tag) and len(others) >= _MOST_OTHERS
+            if full or len(self._shown) >= MOST_SCALARS:
+                return False
+            self._shown.add(tag)
+        return True
+
+    def _told(self) -> str:
+        return f"TensorBoard's part of {self.path}"
 
     @rank_zero_only
     def log_text(self, tag: str, text: str, step: int) -> None:
@@ -101,8 +140,17 @@ class TensorBoard(RunLogger):
 
     @rank_zero_only
     def log_figure(self, tag: str, figure: Any, step: int) -> None:
-        """Show a matplotlib figure."""
-        self.call("add_figure", tag, figure, step)
+        """Show a matplotlib figure: a card is too small for more than one of its columns.
+
+        They are called `tag`, `tag/2`, `tag/3` and so on.
+        """
+
+        def write() -> None:
+            for number, column in enumerate(_columns(figure), start=1):
+                name = tag if number == 1 else f"{tag}/{number}"
+                self._opened().add_image(name, column, step, dataformats="HWC")
+
+        self._try(write)
 
     @rank_zero_only
     def log_layout(self, layout: dict[str, dict[str, list[str]]]) -> None:
@@ -137,6 +185,23 @@ class _Tolerant:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return partial(self._logger.call, name)
+
+
+def _columns(figure: Any) -> tuple[Any, ...]:
+    """Return the columns of a figure as pixels `[H, W, 3]`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    grid = figure.axes[0].get_subplotspec().get_topmost_subplotspec().get_gridspec()
+    figure.set_dpi(_DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    width, height = canvas.get_width_height()
+    pixels = torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8)
+    return pixels.view(height, width, 4)[..., :3].tensor_split(grid.ncols, dim=1)
+
+
+def _is_other(tag: str) -> bool:
+    return tag.partition("/")[0] not in (OVERVIEW, *_SPLITS)
 
 
 def _new_writer(path: Path, *, purge_step: int | None = None, filename_suffix: str = "") -> Any:

@@ -128,13 +128,25 @@ class TrainingModule(LightningModule):
         every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         return bool(every) and (step % every == 0 or step == self.trainer.max_steps)
 
-    def record(self, metrics: dict[str, float], step: int) -> None:
-        """Log values at a step, and keep them in `latest`."""
-        if self.trainer.sanity_checking:
+    def record(self, metrics: dict[str, float], step: int, *, main: bool = True) -> None:
+        """Log values at a step, and keep them in `latest`.
+
+        Args:
+            metrics: Values by name.
+            step: The step.
+            main: Whether a logger gets them that shows people the main things alone.
+        """
+        if self.trainer.sanity_checking or not metrics:
             return
         self.latest.update(metrics)
         for logger in self.loggers:
-            logger.log_metrics(metrics, step)
+            if main or _takes_all(logger):
+                logger.log_metrics(metrics, step)
+
+    @property
+    def shows_all(self) -> bool:
+        """Whether every logger takes what is not of the main things."""
+        return all(map(_takes_all, self.loggers))
 
     # Lightning's hooks
 
@@ -286,6 +298,10 @@ class TrainingModule(LightningModule):
         for logger in self.loggers:
             if (show := getattr(logger, "log_layout", None)) is not None:
                 show(layout)
+
+
+def _takes_all(logger: Any) -> bool:
+    return getattr(logger, "takes_all", True)
 
 
 def perplexity(loss: float) -> float:

@@ -16,6 +16,7 @@ _SMALL = (
     *(f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={MIDDLE}"),
     *("trainer.log_every_n_steps=1", "optimizer.warmup_steps=4", "diagnostics.every_n_steps=5"),
     f"callbacks.checkpoint.keep_every_n_train_steps={MIDDLE}",
+    "diagnostics.scalars=all",
 )
 _TEXT = (
     *("task=lm", "size=tiny", "task.data=text", "task.path={folder}/text.txt", "task.batch_size=4"),
@@ -70,7 +71,7 @@ def tags(run_dir: Path) -> list[str]:
     """Return the names of all scalars, images and texts that a run shows in TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(run_dir / "tensorboard"))
+    events = EventAccumulator(str(run_dir))
     events.Reload()
     kinds = events.Tags()
     return sorted(kinds["scalars"] + kinds["images"] + kinds["tensors"])

@@ -122,7 +122,7 @@ def test_metrics_on_a_full_disk_are_warned_of_and_checkpoints_go_on(shown, whole
             assert ended.code == 5
             assert "summary.json" in ended.errors[0]
             assert sum("metrics.csv" in line for line in ended.warnings) == 1
-            assert sum("tensorboard" in line for line in ended.warnings) == 1
+            assert sum("TensorBoard" in line for line in ended.warnings) == 1
             last = weights(checkpoints / "last.ckpt")
         expected = weights(whole / "checkpoints" / "last.ckpt")
         assert all(torch.equal(last[name], expected[name]) for name in expected)

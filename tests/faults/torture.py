@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.faults.victims import Caches, Sweep, Training, Victim
 
-LOGS = ("metrics.csv", "tensorboard")
+LOGS = ("metrics.csv", "events.out.tfevents")
 
 
 def main(

@@ -143,14 +143,22 @@ def contents(path):
 def fail_in(path, *, trained):
     with RunFolder.open(path, resume="auto", is_rank_zero=True) as folder:
         folder.config_yaml.touch()
-        folder.tensorboard.mkdir()
         (folder.tensorboard / "events.out.tfevents.1").touch()
         if trained:
             folder.metrics_csv.touch()
         raise ConfigError
 
 
-@pytest.mark.parametrize("before", [(), ("a/notes.txt",), ("a/run/notes.txt",), ("a/run/.lock",)])
+@pytest.mark.parametrize(
+    "before",
+    [
+        (),
+        ("a/notes.txt",),
+        ("a/run/notes.txt",),
+        ("a/run/.lock",),
+        ("a/run/events.out.tfevents.0",),
+    ],
+)
 def test_failed_start_leaves_what_was_there_and_no_more(tmp_path, before):
     path = tmp_path / "a" / "run"
     for name in before:
@@ -165,7 +173,7 @@ def test_failed_start_leaves_what_was_there_and_no_more(tmp_path, before):
     assert contents(tmp_path) == there
     with pytest.raises(ConfigError):
         fail_in(path, trained=True)
-    assert path.joinpath("tensorboard", "events.out.tfevents.1").exists()
+    assert path.joinpath("events.out.tfevents.1").exists()
     assert {"a/run/config.yaml", *there} < set(contents(tmp_path))
 
 

@@ -1,9 +1,12 @@
 """metrics.csv and TensorBoard."""
 
+import io
 import math
 import os
 
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fwlight.run import RunFolder, build_loggers
@@ -84,11 +87,7 @@ def occupy(path, kind):
 
 @pytest.mark.fault(40)
 @pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        *(("metrics.csv", kind) for kind in ("pipe", "device", "folder")),
-        *(("tensorboard", kind) for kind in ("file", "pipe")),
-    ],
+    ("name", "kind"), [("metrics.csv", kind) for kind in ("pipe", "device", "folder")]
 )
 def test_resumed_run_logs_elsewhere_with_one_warning(tmp_path, capsys, name, kind):
     (tmp_path / "config.yaml").touch()
@@ -101,15 +100,13 @@ def test_resumed_run_logs_elsewhere_with_one_warning(tmp_path, capsys, name, kin
             logger.save()
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: {tmp_path / name} cannot be written")
-    other = "metrics.csv" if name == "tensorboard" else "tensorboard"
-    assert (tmp_path / other).exists()
+    assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
 @pytest.mark.fault(40)
 def test_what_lies_beside_the_events_is_left_alone(tmp_path, capsys):
     names = ["bak", "1", f"{10**100}.host", "x.test", "5.test/", "1000.folder.test/", "backup/"]
-    strangers = [tmp_path / "tensorboard" / f"events.out.tfevents.{name}" for name in names]
-    (tmp_path / "tensorboard").mkdir()
+    strangers = [tmp_path / f"events.out.tfevents.{name}" for name in names]
     for name, path in zip(names, strangers, strict=True):
         path.mkdir() if name.endswith("/") else path.touch()
     (tmp_path / "config.yaml").touch()
@@ -118,7 +115,7 @@ def test_what_lies_beside_the_events_is_left_alone(tmp_path, capsys):
     logger.log_metrics({"train/loss": 1.0, "test/loss": 2.0}, 3)
     logger.save()
     assert all(path.exists() for path in [*strangers, tmp_path / ".notes.partial"])
-    assert len(list((tmp_path / "tensorboard").iterdir())) == len(strangers) + 2
+    assert len(list(tmp_path.glob("events.*"))) == len(strangers) + 2
     assert capsys.readouterr().err == ""
 
 
@@ -129,7 +126,7 @@ def test_logging_that_raises_anything_at_all_is_one_warning(tmp_path, capsys):
     logger.log_figure("tag", "no figure", 2)
     logger.log_metrics({"a": 1.0}, 3)
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"warning: {tmp_path} cannot be written (AttributeError" in line
+    assert f"warning: TensorBoard's part of {tmp_path} cannot be written (AttributeError" in line
 
 
 def test_resumed_curves_are_continuous(tmp_path):
@@ -151,9 +148,19 @@ def test_resumed_curves_are_continuous(tmp_path):
 
 
 def test_only_csv_is_written_without_tensorboard(tmp_path):
-    folder, loggers = start(tmp_path, tensorboard=False)
+    _, loggers = start(tmp_path, tensorboard=False)
     assert [type(logger) for logger in loggers] == [CsvLogger]
-    assert not folder.tensorboard.exists()
+    assert not list(tmp_path.glob("events.*"))
+
+
+def test_run_of_an_earlier_version_goes_on_in_its_own_place(tmp_path):
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "config.yaml").touch()
+    _, (_, logger) = start(tmp_path)
+    logger.log_metrics({"train/loss": 1.0}, 3)
+    logger.save()
+    assert scalars(tmp_path / "tensorboard", "train/loss") == [(3, 1.0)]
+    assert not list(tmp_path.glob("events.*"))
 
 
 def test_hparams_tab_has_the_configuration_and_real_metrics(tmp_path):
@@ -183,11 +190,11 @@ def test_hparams_tab_has_the_configuration_and_real_metrics(tmp_path):
     assert started["optimizer.lr"].number_value == 0.1
     assert started["optimizer.betas"].string_value == "[0.9, 0.999]"
     assert started["seed"].number_value == 1
-    named = data["_hparams_/experiment"].experiment.metric_infos
-    assert {info.name.tag for info in named} == {"val/ppl", "test/ppl"}
+    assert "_hparams_/experiment" not in data  # one run would speak for all
     assert "_hparams_/session_end_info" in data
-    assert scalars(tmp_path, "val/ppl") == [(10, 12.5)]
-    assert scalars(tmp_path, "test/ppl") == [(10, 11.5)]  # and no placeholder beside it
+    for prefix in ("", "_overview/"):
+        assert scalars(tmp_path, f"{prefix}val/ppl") == [(10, 12.5)]
+        assert scalars(tmp_path, f"{prefix}test/ppl") == [(10, 11.5)]
 
 
 def test_text_is_shown_verbatim(tmp_path):
@@ -222,3 +229,37 @@ def test_csv_on_a_full_disk_warns_once_and_goes_on(tmp_path, capsys):
     for step in range(3):
         logger.log_metrics({"a": 1.0}, step)
     assert capsys.readouterr().err.count("No space left on device") == 1
+
+
+def test_tensorboard_has_room_for_the_results_however_much_there_is(tmp_path):
+    logger = TensorBoard(tmp_path, purge_step=None, hyperparameters={}, monitor="val/reward")
+    logger.log_metrics({f"gradient_norm/blocks.{i}": 1.0 for i in range(200)}, 1)
+    results = {f"{split}/{x}": 1.0 for split in ("val", "test") for x in ("loss", "reward")}
+    logger.log_metrics(results, 1)
+    logger.log_metrics({f"test/loss_position_{i}": 1.0 for i in range(200)}, 1)
+    logger.save()
+    tags = accumulator(tmp_path).Tags()["scalars"]
+    assert len(tags) == 60
+    assert {*results, *(f"_overview/{x}" for x in results)} <= {*tags}
+    whole = TensorBoard(tmp_path / "all", purge_step=None, hyperparameters={}, all_scalars=True)
+    whole.log_metrics({f"gradient_norm/blocks.{i}": 1.0 for i in range(200)}, 1)
+    whole.save()
+    assert len(accumulator(tmp_path / "all").Tags()["scalars"]) == 200
+
+
+def test_every_column_of_a_figure_is_an_image(tmp_path):
+    figure = Figure(figsize=(4, 1))
+    for shade, axes in enumerate(figure.subplots(1, 4)):
+        axes.set_position([shade / 4, 0, 0.25, 1])
+        axes.set_facecolor(str(shade / 4))
+        axes.set_axis_on()
+    logger = TensorBoard(tmp_path, purge_step=None, hyperparameters={})
+    logger.log_figure("beta", figure, 4)
+    logger.save()
+    events = accumulator(tmp_path)
+    assert sorted(events.Tags()["images"]) == ["beta", "beta/2", "beta/3", "beta/4"]
+    for shade, tag in enumerate(sorted(events.Tags()["images"])):
+        (image,) = events.Images(tag)
+        assert (image.step, image.width, image.height) == (4, 160, 160)
+        pixels = imread(io.BytesIO(image.encoded_image_string))
+        assert pixels[80, 40, 0] == pytest.approx(shade / 4, abs=0.01)

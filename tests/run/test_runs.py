@@ -76,7 +76,7 @@ def logged(run_dir):
 
 def curve(run_dir, name):
     """What TensorBoard shows: every point once."""
-    events = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
     return [(event.step, event.value) for event in events.Scalars(name)]
 
 
@@ -392,12 +392,20 @@ def test_bf16_mixed_trains_close_to_float32(whole, tmp_path):
 
 
 def test_tensorboard_shows_every_curve_and_the_samples(whole):
-    events = EventAccumulator(str(whole[0] / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    events = EventAccumulator(str(whole[0]), size_guidance={"scalars": 0}).Reload()
     found = rows(whole[0])
-    assert set(events.Tags()["scalars"]) == {name for _, name in found}
+    copies = {x for x in events.Tags()["scalars"] if x.startswith("_overview/")}
+    assert copies == {
+        f"_overview/{x}/{y}"
+        for x, y in (
+            ("train", "loss"), ("val", "loss"), ("val", "ppl"), ("test", "loss"), ("test", "ppl")
+        )
+    }  # fmt: skip
+    assert set(events.Tags()["scalars"]) - copies == {name for _, name in found}
     for name in events.Tags()["scalars"]:
         values = {event.step: event.value for event in events.Scalars(name)}
-        expected = {step: float(value) for (step, other), value in found.items() if other == name}
+        own = name.removeprefix("_overview/")
+        expected = {step: float(value) for (step, other), value in found.items() if other == own}
         assert values == pytest.approx(expected, rel=1e-6)
     samples = events.Tensors("samples/0/text_summary")
     assert [event.step for event in samples] == [7, 14, 21, 28, 30]
