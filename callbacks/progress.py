@@ -7,12 +7,15 @@ from typing import Any, TextIO, cast
 from lightning import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
+from fwlight.durations import duration
 from fwlight.lightning_internals import completes_update
 from fwlight.training.module import TrainingModule
 
 
 class Progress(Callback):
-    """Shows step, loss, perplexity and learning rate, and the result of every evaluation.
+    """Shows step, loss, perplexity, learning rate and the time left, and every evaluation's result.
+
+    The steps that are left are taken to take as long as those of this start, evaluations included.
 
     Args:
         every_n_steps: Steps between two lines, or between two updates of the bar's figures; the
@@ -26,11 +29,11 @@ class Progress(Callback):
         self.every_n_steps = every_n_steps
         self._stream = stream
         self._bar: Any = None
-        self._started = 0.0
+        self._started, self._first_step = 0.0, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar if somebody can see it."""
-        self._started = time.monotonic()
+        self._started, self._first_step = time.monotonic(), trainer.global_step
         if trainer.is_global_zero and self._out.isatty():
             self._bar = tqdm(
                 total=trainer.max_steps if trainer.max_steps > 0 else None,
@@ -60,7 +63,7 @@ class Progress(Callback):
             if due:
                 self._bar.set_postfix_str(figures)
         elif due:
-            self._print(f"{_place(trainer)}  {figures}")
+            self._print(f"{_place(trainer)}  {figures}{self._time_left(trainer)}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the evaluation's result."""
@@ -78,6 +81,13 @@ class Progress(Callback):
     ) -> None:
         """Leave the terminal's line to the error message."""
         self._close()
+
+    def _time_left(self, trainer: Trainer) -> str:
+        step, made = trainer.global_step, trainer.global_step - self._first_step
+        if not 0 < step < trainer.max_steps or made < 1:
+            return ""
+        seconds = time.monotonic() - self._started
+        return f"  {duration(seconds / made * (trainer.max_steps - step))} left"
 
     @property
     def _out(self) -> TextIO:

@@ -16,6 +16,7 @@ from cli.output import check_told, lasting_output, mend_streams, tell
 from cli.stored import before_checkpoint
 from cli.sweep import expand, run_sweep
 from cli.usage import usage
+from fwlight import __version__
 from fwlight.errors import FwlightError, StorageError, error_line, printable
 
 
@@ -45,11 +46,14 @@ def exit_code_and_line(error: BaseException) -> tuple[int, str]:
 
 def _obey(arguments: list[str]) -> int:
     """Do what a command line says, and tell what went wrong."""
-    flags = {flag for flag in ("-h", "--help", "--cfg", "-m") if flag in arguments}
+    known = ("-h", "--help", "--version", "--cfg", "-m")
+    flags = {flag for flag in known if flag in arguments}
     arguments = [argument for argument in arguments if argument not in flags]
     try:
         if flags & {"-h", "--help"}:
             tell(usage() + "\n")
+        elif "--version" in flags:
+            tell(f"fwlight {__version__}\n")
         elif flags >= {"-m", "--cfg"}:
             tell("".join(shlex.join(point.arguments) + "\n" for point in expand(arguments)))
         elif "-m" in flags:

@@ -13,7 +13,10 @@ usage: python train.py [--cfg] [-m] key=value ...
 
   --cfg   print the composed configuration and stop; with -m, the arguments of every run
   -m      run every combination of values given as a,b,c or range(20,601,20) or choice(a,b),
-          one process per core; finished ones are skipped
+          one process per core; finished ones are skipped; a table of all of them at the end
+  --version
+
+Runs side by side, finished or not: python -m fwlight.runs [FOLDER] (--help)
 
 Groups (option of conf/<group>/<option>.yaml):
 {groups}

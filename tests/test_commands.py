@@ -19,6 +19,7 @@ import yaml
 
 import cli.composition
 import cli.overrides
+import fwlight
 from cli.finished import settings
 from cli.sweep import expand, run_sweep
 from cli.sweep_progress import SweepProgress
@@ -263,6 +264,11 @@ def test_help_names_every_option(capsys):
     shown = capsys.readouterr().out
     for group, options in cli.overrides.groups().items():
         assert not options or f"{group}={'|'.join(options)}" in shown
+
+
+def test_version_is_told(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fwlight {fwlight.__version__}\n"
 
 
 def test_cfg_prints_what_would_run(capsys):

@@ -622,6 +622,17 @@ def test_config_evaluation_can_be_limited_to_nothing_or_a_part(limit: str):
     assert value["limit_val_batches"] == (None if limit == "null" else float(limit))
 
 
+def test_config_early_stopping_keeps_the_other_callbacks():
+    default, early = (
+        compose_config([f"callbacks={x}"]).config["callbacks"] for x in ("default", "early")
+    )
+    stopping = early.pop("early_stopping")
+    assert early == default
+    assert stopping["monitor"] == "val/loss"
+    both = compose_config(["callbacks=early", "callbacks.early_stopping.patience=2"])
+    assert both.config["callbacks"]["early_stopping"]["patience"] == 2
+
+
 def test_config_several_callback_files_can_be_chosen():
     config = compose_config(["callbacks=[progress,throughput]"]).config
     assert len(build_callbacks(config)) == 2

@@ -44,7 +44,10 @@ def test_progress_writes_one_plain_line_every_n_steps(tmp_path):
     out = io.StringIO()
     found = fit(tmp_path, Progress(every_n_steps=10, stream=out), max_steps=25, val_every=12)
     lines = out.getvalue().splitlines()
-    pattern = r"\[ *\d+\.\d s\] step (\d+)/25  (validation: )?loss (\S+)  ppl (\S+)(  lr \S+)?"
+    pattern = (
+        r"\[ *\d+\.\d s\] step (\d+)/25  (validation: )?loss (\S+)  ppl (\S+)(  lr \S+)?"
+        r"(?:  \d+ s left)?"
+    )
     parsed = [re.fullmatch(pattern, line).groups() for line in lines]
     assert [(int(p[0]), bool(p[1])) for p in parsed] == [
         (10, False),
@@ -59,6 +62,25 @@ def test_progress_writes_one_plain_line_every_n_steps(tmp_path):
         assert float(loss) == pytest.approx(found[int(step), f"{split}/loss"], abs=1e-4)
         assert float(ppl) == pytest.approx(found[int(step), f"{split}/ppl"], abs=1e-2)
         assert (lr is None) == bool(validation)
+
+
+def test_progress_says_how_long_the_steps_will_take_that_are_left(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("callbacks.progress.time.monotonic", lambda: now[0])
+
+    class Clock(Callback):
+        def on_train_batch_start(self, *_):
+            now[0] += 10
+
+    for resume in ("never", "auto"):
+        out, steps = io.StringIO(), {"never": 10, "auto": 25}[resume]
+        shown = Progress(every_n_steps=5, stream=out)
+        settings = {"max_steps": steps, "val_every": 100, "schedule": "constant"}
+        fit(tmp_path, Clock(), shown, resume=resume, **settings)
+        left = re.findall(r"step (\d+)/\d+  loss.*lr \S+(?:  (.*) left)?", out.getvalue())
+        wanted = {"never": [("5", "50 s"), ("10", "")]}
+        wanted["auto"] = [("15", "1 min 40 s"), ("20", "50 s"), ("25", "")]
+        assert left == wanted[resume]
 
 
 def test_progress_shows_a_bar_over_the_whole_run_on_a_terminal(tmp_path):
