@@ -137,6 +137,12 @@ def check_together(values: dict[str, Any]) -> None:
             f"optimizer.warmup_steps={warmup} is longer than "
             f"trainer.max_steps={trainer['max_steps']}"
         )
+    decay = (optimizer.get("decay_steps") or 0) if optimizer.get("schedule") == "wsd" else 0
+    if decay and warmup + decay > trainer["max_steps"]:
+        raise ConfigError(
+            f"optimizer.warmup_steps={warmup} and optimizer.decay_steps={decay} together are "
+            f"longer than trainer.max_steps={trainer['max_steps']}"
+        )
     devices, batch = trainer["devices"], values["task"].get("batch_size", 0)
     ranks = (len(devices) if isinstance(devices, list) else devices) if devices != "auto" else 1
     if batch % (ranks * trainer["num_nodes"] or 1):

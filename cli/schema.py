@@ -95,7 +95,8 @@ class Optimizer(Section):
     weight_decay: NonNegative
     warmup_steps: Natural
     max_skipped_updates: Natural
-    schedule: Literal["cosine", "cosine_reference", "inverse_sqrt", "constant"]
+    schedule: Literal["cosine", "cosine_reference", "linear", "wsd", "inverse_sqrt", "constant"]
+    decay_steps: Count | None
 
 
 @dataclass

@@ -329,7 +329,11 @@ MISTAKES = [
     (["optimizer.betas=[0.9,1]"], ["optimizer.betas=[0.9, 1]", "must be below 1"]),
     (["optimizer.betas=[0.9,nan]"], ["optimizer.betas", "is not a number"]),
     (["optimizer.eps=1e-300"], ["optimizer.eps=1e-300", "at least 1e-30"]),
-    (["optimizer.schedule=linear"], ["cosine, cosine_reference, inverse_sqrt, constant"]),
+    (["optimizer.schedule=linera"], ["cosine_reference, linear, wsd, inverse_sqrt, constant"]),
+    (
+        ["optimizer.schedule=wsd", "optimizer.decay_steps=1950"],
+        ["optimizer.warmup_steps=100 and optimizer.decay_steps=1950", "trainer.max_steps=2000"],
+    ),
     (["trainer.max_steps=0"], ["trainer.max_steps=0"]),
     (["trainer.max_time=6"], ["trainer.max_time=6", "DD:HH:MM:SS"]),
     (["trainer.max_time=00:00:00:00"], ["trainer.max_time=00:00:00:00", "above 0"]),

@@ -35,7 +35,7 @@ class TrainingModule(LightningModule):
 
     Raises:
         TypeError: If `optimizer` is no such record.
-        ValueError: If a cosine schedule has no horizon, or a warm-up longer than it.
+        ValueError: If the schedule has no horizon, or is longer than it.
     """
 
     monitored: tuple[str, ...] = ("val/loss",)
@@ -45,16 +45,7 @@ class TrainingModule(LightningModule):
         super().__init__()
         if not isinstance(optimizer, OptimizerConfig):
             raise TypeError(f"optimizer must be an OptimizerConfig, not {optimizer!r}")
-        if optimizer.schedule == "cosine" and max_steps < 1:
-            raise ValueError(
-                f"optimizer.schedule=cosine ends at trainer.max_steps, which is {max_steps}: "
-                "set it, or optimizer.schedule=constant"
-            )
-        if optimizer.schedule == "cosine" and optimizer.warmup_steps > max_steps:
-            raise ValueError(
-                f"optimizer.warmup_steps={optimizer.warmup_steps} is longer than "
-                f"trainer.max_steps={max_steps}"
-            )
+        optimizer.check_horizon(max_steps)
         self.network = network
         self.optimizer_config = optimizer
         self.max_steps = max_steps

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-SCHEDULES = ("cosine", "cosine_reference", "inverse_sqrt", "constant")
+SCHEDULES = ("cosine", "cosine_reference", "linear", "wsd", "inverse_sqrt", "constant")
+ENDLESS = ("inverse_sqrt", "constant")
+"""Those that know no last update."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,12 @@ class OptimizerConfig:
     """Updates until the peak is reached."""
     schedule: str = "cosine"
     """What follows the warm-up: "cosine" to 0 at `max_steps`, "cosine_reference", the same as the
-    reference code of Schlag et al. (2021b) has it, "inverse_sqrt", the peak times
-    sqrt(warmup_steps / n) (Vaswani et al. 2017, sec. 5.3), or "constant", the peak for ever."""
+    reference code of Schlag et al. (2021b) has it, "linear" to 0 there, "wsd", the peak and a
+    linear fall to 0 over the last updates alone (warm-up, stable, decay: Hu et al. 2024,
+    arXiv 2404.06395), "inverse_sqrt", the peak times sqrt(warmup_steps / n) (Vaswani et al. 2017,
+    sec. 5.3), or "constant", the peak for ever."""
+    decay_steps: int | None = None
+    """Updates of the fall of "wsd"; None: a fifth of all, or what the warm-up leaves."""
     max_skipped_updates: int = 0
     """So many updates of a run may be left out, and counted, because loss or gradient are not
     finite; the next one ends it."""
@@ -51,6 +57,32 @@ class OptimizerConfig:
         if self.schedule not in SCHEDULES:
             raise ValueError(
                 f"optimizer.schedule={self.schedule!r}: choose one of {', '.join(SCHEDULES)}"
+            )
+        if self.decay_steps is not None and self.decay_steps < 1:
+            raise ValueError(f"optimizer.decay_steps={self.decay_steps} must be at least 1")
+
+    def check_horizon(self, max_steps: int) -> None:
+        """Hold the schedule to the number of updates of a training.
+
+        Raises:
+            ValueError: It ends with a training that has no end, or is longer than it.
+        """
+        if self.schedule in ENDLESS:
+            return
+        if max_steps < 1:
+            raise ValueError(
+                f"optimizer.schedule={self.schedule} ends at trainer.max_steps, which is "
+                f"{max_steps}: set it, or optimizer.schedule=constant"
+            )
+        if self.warmup_steps > max_steps:
+            raise ValueError(
+                f"optimizer.warmup_steps={self.warmup_steps} is longer than "
+                f"trainer.max_steps={max_steps}"
+            )
+        if self.schedule == "wsd" and self.warmup_steps + (self.decay_steps or 0) > max_steps:
+            raise ValueError(
+                f"optimizer.warmup_steps={self.warmup_steps} and decay_steps={self.decay_steps} "
+                f"together are longer than trainer.max_steps={max_steps}"
             )
 
 
@@ -87,15 +119,32 @@ def _cosine(n: int, max_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(n, max_steps) / max_steps))
 
 
+def trapezoid(n: int, *, warmup_steps: int, decay_steps: int, max_steps: int) -> float:
+    """Factor on the peak learning rate at update `n`: linear warm-up, 1, linear to 0.
+
+    `n / warmup_steps` up to `n = warmup_steps`, then 1, and `(max_steps - n) / decay_steps` over
+    the last `decay_steps` updates. Other arguments as in `warmup_cosine`.
+    """
+    if n <= warmup_steps:
+        return n / warmup_steps
+    return min(1.0, max(0, max_steps - n) / max(1, decay_steps))
+
+
 def lr_factor(config: OptimizerConfig, n: int, *, max_steps: int) -> float:
     """Fraction of the peak learning rate that update `n` (from 1) uses."""
     if config.schedule == "inverse_sqrt":
         warmup = max(1, config.warmup_steps)
         return min(n / warmup, math.sqrt(warmup / n))
-    if config.schedule != "constant":
-        cosine = warmup_cosine if config.schedule == "cosine" else reference_warmup_cosine
-        return cosine(n, warmup_steps=config.warmup_steps, max_steps=max_steps)
-    return min(1.0, n / config.warmup_steps) if config.warmup_steps else 1.0
+    if config.schedule == "constant":
+        return min(1.0, n / config.warmup_steps) if config.warmup_steps else 1.0
+    length = {"warmup_steps": config.warmup_steps, "max_steps": max_steps}
+    if config.schedule in ("linear", "wsd"):
+        decay_steps = after_warmup = max_steps - config.warmup_steps
+        if config.schedule == "wsd":
+            decay_steps = config.decay_steps or min(max_steps // 5, after_warmup)
+        return trapezoid(n, decay_steps=decay_steps, **length)
+    cosine = warmup_cosine if config.schedule == "cosine" else reference_warmup_cosine
+    return cosine(n, **length)
 
 
 def build_optimizer(

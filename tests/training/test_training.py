@@ -149,7 +149,8 @@ def test_warmup_cosine_without_warmup_starts_at_the_cosine():
         {"eps": 0.0},
         {"weight_decay": -0.1},
         {"warmup_steps": -1},
-        {"schedule": "linear"},
+        {"schedule": "linera"},
+        {"decay_steps": 0},
     ],
 )
 def test_optimizer_config_refuses_values_without_meaning(wrong):
@@ -158,8 +159,13 @@ def test_optimizer_config_refuses_values_without_meaning(wrong):
 
 
 def test_module_refuses_a_cosine_without_end_and_a_warmup_beyond_it():
-    with pytest.raises(ValueError, match="-1"):
-        LanguageModelingModule(Bigram(), optimizer=OptimizerConfig(), max_steps=-1)
+    for schedule in ("cosine", "cosine_reference", "linear", "wsd"):
+        with pytest.raises(ValueError, match=f"{schedule} ends at trainer.max_steps, which is -1"):
+            config = OptimizerConfig(schedule=schedule)
+            LanguageModelingModule(Bigram(), optimizer=config, max_steps=-1)
+    config = OptimizerConfig(schedule="wsd", warmup_steps=2, decay_steps=4)
+    with pytest.raises(ValueError, match="warmup_steps=2 and decay_steps=4 together"):
+        LanguageModelingModule(Bigram(), optimizer=config, max_steps=5)
     with pytest.raises(ValueError, match="warmup_steps=9"):
         LanguageModelingModule(Bigram(), optimizer=OptimizerConfig(warmup_steps=9), max_steps=5)
     LanguageModelingModule(Bigram(), optimizer=OptimizerConfig(schedule="constant"), max_steps=-1)
@@ -276,6 +282,21 @@ def test_inverse_square_root_schedule_rises_and_falls() -> None:
     config = OptimizerConfig(schedule="inverse_sqrt", warmup_steps=4)
     factors = [lr_factor(config, n, max_steps=-1) for n in (1, 4, 16, 400)]
     assert factors == pytest.approx([0.25, 1.0, 0.5, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("options", "factors"),
+    [
+        ({"schedule": "linear"}, [0.25, 1.0, 15 / 16, 4 / 16, 0.0, 0.0]),
+        ({"schedule": "linear", "warmup_steps": 0}, [0.95, 0.8, 0.75, 0.2, 0.0, 0.0]),
+        ({"schedule": "wsd", "decay_steps": 8}, [0.25, 1.0, 1.0, 0.5, 0.0, 0.0]),
+        ({"schedule": "wsd"}, [0.25, 1.0, 1.0, 1.0, 0.0, 0.0]),  # a fifth of 20
+    ],
+)
+def test_schedules_that_end_in_a_line_follow_their_formulas(options, factors) -> None:
+    config = OptimizerConfig(**{"warmup_steps": 4, **options})
+    found = [lr_factor(config, n, max_steps=20) for n in (1, 4, 5, 16, 20, 25)]
+    assert found == pytest.approx(factors, rel=1e-12)
 
 
 class Own(Recording):
