@@ -73,6 +73,7 @@ class Step:
         self.module, data = build_parts(compose_config(arguments).config)
         self.module.train()
         self.optimizer = build_optimizer(self.module, self.module.optimizer_config, fused=True)
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         if hasattr(data, "training_batch"):
             self.batches: list[Any] = [data.training_batch(n) for n in range(batches)]
         else:
@@ -83,8 +84,8 @@ class Step:
         """Set what the run's schedule says of the next update."""
         config, step = self.module.optimizer_config, self.number + 1
         factor = lr_factor(config, step, max_steps=self.module.max_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * factor
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
 
     def tokens(self) -> int:
         """Return the targets of the first batch."""

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from cli.checks import OpenSection, Pattern, Range, Section, WholeSection, metadata
 from cli.kinds import ONE_OF, Kind
-from cli.model_schema import Count, Model, Natural, NonNegative, Positive, Size
+from cli.model_schema import Count, Model, Natural, Positive, Size
+from cli.optimizer_schema import Optimizer
 
 BatchLimit = Count | Annotated[float, Range(above=0, high=1)] | None
 MAX_TIME = r"(?!00:00:00:00)[0-9][0-9](:[0-9][0-9]){3}"
@@ -83,20 +84,6 @@ class Task(OpenSection):
     max_queries: Count | None
     redraw_eval: bool
     num_workers: Annotated[Natural, Kind.FREE, Kind.NO_RESULT]
-
-
-@dataclass
-class Optimizer(Section):
-    """optimizer=."""
-
-    lr: Positive
-    betas: list[Annotated[float, Range(low=0, below=1)]]
-    eps: Annotated[float, Range(low=1e-30, high=1e30)]  # smaller ones are 0 in float32
-    weight_decay: NonNegative
-    warmup_steps: Natural
-    max_skipped_updates: Natural
-    schedule: Literal["cosine", "cosine_reference", "linear", "wsd", "inverse_sqrt", "constant"]
-    decay_steps: Count | None
 
 
 @dataclass

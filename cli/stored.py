@@ -129,9 +129,15 @@ def _changes(stored: Any, composition: Composition) -> Iterator[tuple[str, Any, 
     """Yield key, old and new value wherever two configurations differ.
 
     A key that the old one lacks came with a later version, and what it changes by default is
-    nothing; weights that do not fit are found when they are loaded.
+    nothing; weights that do not fit are found when they are loaded. Another option of its group is
+    no default.
     """
-    old, new = dict(leaves(_record(stored)[2])), dict(leaves(composition.config))
+    choices, _, config = _record(stored)
+    old, new = dict(leaves(config)), dict(leaves(composition.config))
+    for key in new.keys() - old.keys():
+        group = key.partition(".")[0]
+        if Kind.DATA in kinds_of(key) and choices.get(group) != composition.choices.get(group):
+            yield key, None, new[key]
     for key, value in old.items():
         if key not in new or value != new[key]:
             yield key, value, new.get(key)

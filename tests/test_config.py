@@ -57,6 +57,7 @@ def test_config_groups_are_every_yaml_file():
     bases = {
         "_fast_weight.yaml",
         "_network.yaml",
+        "_any.yaml",
         "_lm_mini.yaml",
         "_lm_wt103.yaml",
     }
@@ -334,6 +335,11 @@ MISTAKES = [
         ["optimizer.schedule=wsd", "optimizer.decay_steps=1950"],
         ["optimizer.warmup_steps=100 and optimizer.decay_steps=1950", "trainer.max_steps=2000"],
     ),
+    (["optimizer=sdg"], ["optimizer=sdg", "sgd"]),
+    (["optimizer.groups.embedding.lr=1"], ["optimizer.groups.embedding", "matrices, embeddings"]),
+    (["optimizer.groups.gates.weight_decay=-1"], ["gates.weight_decay=-1", "at least 0"]),
+    (["optimizer=sgd", "optimizer.algorithm.momentun=0.5"], ["did you mean", "algorithm.momentum"]),
+    (["optimizer=sgd", "optimizer.algorithm._target_=os.system"], ["_target_ is not a key"]),
     (["trainer.max_steps=0"], ["trainer.max_steps=0"]),
     (["trainer.max_time=6"], ["trainer.max_time=6", "DD:HH:MM:SS"]),
     (["trainer.max_time=00:00:00:00"], ["trainer.max_time=00:00:00:00", "above 0"]),
@@ -738,6 +744,14 @@ def test_resume_with_another_model_or_task_names_both_values(change: str, old: s
         check_resume(record("size=tiny"), compose_config(["size=tiny", change]))
     assert change in str(caught.value)
     assert old in str(caught.value)
+
+
+@pytest.mark.parametrize(("before", "after"), list(itertools.permutations(["adam", "sgd", "muon"], 2)))
+def test_resume_with_another_optimizer_names_both(before, after):
+    stored = record("size=tiny", f"optimizer={before}")
+    told = f"optimizer={after}, but the checkpoint was trained with optimizer={before}"
+    with pytest.raises(ConfigError, match=told):
+        check_resume(stored, compose_config(["size=tiny", f"optimizer={after}"]))
 
 
 def test_resume_with_other_training_warns_once_with_the_effective_value():

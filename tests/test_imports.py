@@ -58,7 +58,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     ),
     "fwlight.training": (
         {"fwlight.errors", "fwlight.types", "fwlight.models", "fwlight.integrity"}
-        | {"fwlight.packing"},
+        | {"fwlight.packing", "fwlight.mixers"},
         LIBRARY | {"lightning", "torchmetrics", "sacrebleu"},
     ),
     "fwlight.lightning_internals": ({"fwlight.errors"}, {"lightning"}),

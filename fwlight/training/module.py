@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fwlight.errors import ConfigError, NumericalError
-from fwlight.training.optim import OptimizerConfig, build_optimizer, lr_factor
+from fwlight.training.optim import OptimizerConfig, build_optimizer, set_learning_rates
 from fwlight.training.optimizer_state import hold_optimizer, parameters_without_state
 from fwlight.types import Sequences
 
@@ -56,12 +56,12 @@ class TrainingModule(LightningModule):
         self.skipped_updates = 0
         """Updates of the run that were not made as they were not finite."""
         self._built: Optimizer | None = None
-        self._peak_rates: list[float] | None = None
+        self._scheduled = False
         self._restored: dict[str, Any] | None = None
         self._sums: Tensor | None = None
         self._reference = torch.ones((), dtype=torch.float64)
         self._grad_norm = torch.zeros(())
-        self._update: tuple[Tensor, Tensor, float] | None = None
+        self._update: tuple[Tensor, Tensor, dict[str, float]] | None = None
 
     def update_loss(self, nll_sum: Float[Tensor, ""], targets: Tensor) -> Float[Tensor, ""]:
         """Return what to differentiate, given the sum over this rank's target tokens.
@@ -90,13 +90,14 @@ class TrainingModule(LightningModule):
         return self._reference / self._sums[1].clamp(min=1)
 
     def step_metrics(self) -> dict[str, float]:
-        """Read the values of the last update: the loss, the learning rate and the gradient norm."""
+        """Read the values of the last update: the loss, learning rates and the gradient norm."""
         if self._update is None:
             return {}
-        sums, grad_norm, lr = self._update
+        sums, grad_norm, rates = self._update
         nll, targets, norm = torch.cat((sums, grad_norm.double().view(1))).tolist()
         loss = nll / targets if targets else math.nan
-        return {**self.loss_metrics("train", loss), "train/lr": lr, "train/grad_norm": norm}
+        logged = {f"train/{name}": rate for name, rate in rates.items()}
+        return {**self.loss_metrics("train", loss), **logged, "train/grad_norm": norm}
 
     def rehearse(self, batch: Any) -> None:
         """Do with one batch what an evaluation would, without a trace; subclasses say what."""
@@ -162,8 +163,9 @@ class TrainingModule(LightningModule):
         if len(self.trainer.optimizers) != 1 or not self.trainer.optimizers[0].param_groups:
             raise ConfigError(f"{type(self).__name__}.configure_optimizers must give one optimizer")
         own = not self.trainer.lr_scheduler_configs and self.trainer.optimizers[0] is self._built
-        groups = self.trainer.optimizers[0].param_groups
-        self._peak_rates = [group["lr"] for group in groups] if own else None
+        self._scheduled = own
+        for group in self.trainer.optimizers[0].param_groups if own else ():
+            group["initial_lr"] = group["lr"]
         checkpoint, self._restored = self._restored, None
         if checkpoint is not None:
             # A finished training is saved again without an update that would set its rate.
@@ -182,14 +184,14 @@ class TrainingModule(LightningModule):
     ) -> None:
         """Set the learning rate, update, and log where a log is due."""
         step = self.trainer.global_step + 1
-        if self._peak_rates is not None:
-            factor = lr_factor(self.optimizer_config, step, max_steps=self.max_steps)
-            for group, peak in zip(optimizer.param_groups, self._peak_rates, strict=False):
-                group["lr"] = peak * factor
-        lr = float(optimizer.param_groups[0]["lr"])
+        groups = optimizer.param_groups
+        rates = {"lr": float(groups[0]["lr"])}
+        if self._scheduled:
+            config, last = self.optimizer_config, self.max_steps
+            rates = set_learning_rates(groups, config, step, max_steps=last)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         assert self._sums is not None
-        self._update = (self._sums, self._grad_norm, lr)
+        self._update = (self._sums, self._grad_norm, rates)
         self.tokens_seen = self.tokens_seen + self._sums[1]
         self._sums = None
         # Here and not in on_train_batch_end: whatever is saved there has these values logged.

@@ -1,15 +1,24 @@
-"""Adam and its learning rate as a function of the update's number."""
+"""What updates parameters, and the learning rate as a function of the update's number."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
-import torch
 from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from fwlight.errors import ConfigError
+from fwlight.training.groups import KINDS, parameters_by_kind
 
 SCHEDULES = ("cosine", "cosine_reference", "linear", "wsd", "inverse_sqrt", "constant")
 ENDLESS = ("inverse_sqrt", "constant")
 """Those that know no last update."""
+
+
+def _no_decay() -> dict[str, dict[str, Any]]:
+    return {kind: {"weight_decay": 0.0} for kind in ("vectors", "gates")}
 
 
 @dataclass(frozen=True)
@@ -23,11 +32,11 @@ class OptimizerConfig:
     lr: float = 1e-3
     """Peak learning rate."""
     betas: Sequence[float] = (0.9, 0.999)
-    """Adam's two decay rates."""
+    """AdamW's two decay rates."""
     eps: float = 1e-8
-    """Adam's denominator offset."""
+    """AdamW's denominator offset."""
     weight_decay: float = 0.0
-    """Decoupled decay (AdamW) of matrices; vectors such as biases and gains do not decay."""
+    """Decay, decoupled in AdamW; by default vectors such as biases and gains have none."""
     warmup_steps: int = 0
     """Updates until the peak is reached."""
     schedule: str = "cosine"
@@ -38,6 +47,11 @@ class OptimizerConfig:
     sec. 5.3), or "constant", the peak for ever."""
     decay_steps: int | None = None
     """Updates of the fall of "wsd"; None: a fifth of all, or what the warm-up leaves."""
+    algorithm: Callable[..., Optimizer] | None = None
+    """Makes the optimiser from groups of named parameters and the keyword lr; None: AdamW."""
+    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=_no_decay)
+    """Options that a kind of parameters has of its own, see `parameters_by_kind`; None: that of all
+    others. The schedule multiplies every rate."""
     max_skipped_updates: int = 0
     """So many updates of a run may be left out, and counted, because loss or gradient are not
     finite; the next one ends it."""
@@ -45,6 +59,15 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         """Refuse values without meaning."""
         object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
+        own = {
+            kind: {name: value for name, value in options.items() if value is not None}
+            for kind, options in self.groups.items()
+        }
+        object.__setattr__(self, "groups", {kind: own[kind] for kind in own if own[kind]})
+        if unknown := self.groups.keys() - set(KINDS):
+            raise ValueError(f"optimizer.groups.{min(unknown)}: choose of {', '.join(KINDS)}")
+        if self.algorithm is not None and not callable(self.algorithm):
+            raise ValueError("optimizer.algorithm makes an optimizer: it needs `_partial_: true`")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer.betas={list(self.betas)} must be two numbers in [0, 1)")
         if not (self.lr > 0 and self.eps > 0 and math.isfinite(self.lr)):
@@ -147,31 +170,62 @@ def lr_factor(config: OptimizerConfig, n: int, *, max_steps: int) -> float:
     return cosine(n, **length)
 
 
+def set_learning_rates(
+    groups: Sequence[dict[str, Any]], config: OptimizerConfig, n: int, *, max_steps: int
+) -> dict[str, float]:
+    """Give groups of parameters the rates of update `n`; return those that are logged.
+
+    They are `lr`, that of `config`, and `lr_<kind>` of a kind that has its own.
+
+    Args:
+        groups: Each with its peak as `initial_lr`.
+        config: The schedule.
+        n: Number of the update, from 1.
+        max_steps: As in `warmup_cosine`.
+    """
+    factor = lr_factor(config, n, max_steps=max_steps)
+    rates = {"lr": config.lr * factor}
+    for group in groups:
+        group["lr"] = group["initial_lr"] * factor
+        if group["initial_lr"] != config.lr and "name" in group:
+            rates[f"lr_{group['name']}"] = group["lr"]
+    return rates
+
+
 def build_optimizer(
     module: nn.Module, config: OptimizerConfig, *, fused: bool = True
-) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; Adam itself where `weight_decay` is 0.
+) -> Optimizer:
+    """Return what updates the trainable parameters, in a group for every kind of them.
+
+    Without an `algorithm` it is AdamW, which is Adam itself where `weight_decay` is 0.
 
     Args:
         module: Whose parameters.
         config: The values.
-        fused: Use the fused kernels where every parameter's device has them.
+        fused: Use AdamW's fused kernels where every parameter's device has them.
 
     Raises:
         ValueError: If no parameter is trainable.
+        ConfigError: If the algorithm does not take its options, or groups have others.
     """
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"name": kind, "lr": config.lr, "weight_decay": config.weight_decay}
+        | dict(config.groups.get(kind, {}))
+        | {"params": named}
+        for kind, named in parameters_by_kind(module).items()
+    ]
+    parameters = [parameter for group in groups for _, parameter in group["params"]]
     if not parameters:
         raise ValueError("no parameter of the model is trainable")
-    decayed = [p for p in parameters if p.ndim >= 2]
-    others = [p for p in parameters if p.ndim < 2]
-    groups = [
-        {"params": params, "weight_decay": decay}
-        for params, decay in ((decayed, config.weight_decay), (others, 0.0))
-        if params
-    ]
+    asked = {name for group in groups for name, value in group.items() if value}
     available = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
-    first, second = config.betas
-    return torch.optim.AdamW(
-        groups, lr=config.lr, betas=(first, second), eps=config.eps, fused=fused and available
-    )
+    betas = (config.betas[0], config.betas[1])
+    adam = partial(AdamW, betas=betas, eps=config.eps, fused=fused and available)
+    make = config.algorithm or adam
+    try:
+        optimizer = make(groups, lr=config.lr)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optimizer.algorithm: {error}") from error
+    if unknown := asked - {"name", "params"} - optimizer.defaults.keys():
+        raise ConfigError(f"optimizer: {type(optimizer).__name__} takes no {min(unknown)}")
+    return optimizer

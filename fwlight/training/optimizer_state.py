@@ -37,11 +37,13 @@ def hold_optimizer(
     schedulers = trainer.lr_scheduler_configs
     try:
         (stored,) = checkpoint["optimizer_states"]
-        held = {**stored, "param_groups": trainer.optimizers[0].state_dict()["param_groups"]}
-        for group, old in zip(held["param_groups"], stored["param_groups"], strict=True):
-            if group["params"] != old["params"]:
-                raise ValueError("its optimizer has other parameters")
-            group["lr"] = float(old["lr"]) if scheduled or schedulers else group["lr"]
+        groups = trainer.optimizers[0].state_dict()["param_groups"]
+        now = _numbers(stored["param_groups"], groups, earlier=_earlier_order(module))
+        state = {now[number]: values for number, values in stored["state"].items()}
+        held = {**stored, "state": state, "param_groups": groups}
+        rates = {now[n]: float(old["lr"]) for old in stored["param_groups"] for n in old["params"]}
+        for group in groups if scheduled or schedulers else ():
+            group["lr"] = rates[group["params"][0]]
         for config, old in zip(schedulers, checkpoint["lr_schedulers"], strict=True):
             if config.scheduler.state_dict().keys() != old.keys():
                 raise ValueError("its lr_schedulers are others")
@@ -50,10 +52,44 @@ def hold_optimizer(
             p: weights[name].dtype for name, p in module.named_parameters()
         }
         if (fresh := _after_a_step(trainer.optimizers[0], dtypes)) is not None:
-            held["state"] = _held_states(stored["state"], fresh, without=_without(checkpoint))
+            without = [now[number] for number in _without(checkpoint)]
+            held["state"] = _held_states(state, fresh, without=without)
     except (ValueError, LookupError, TypeError) as error:
         raise damaged(Path(trainer.ckpt_path or ""), error) from error
     checkpoint["optimizer_states"] = [held]
+
+
+def _numbers(
+    stored: list[dict[str, Any]], groups: list[dict[str, Any]], *, earlier: list[str]
+) -> dict[Any, int]:
+    """Return the number that each stored parameter has in the groups of now.
+
+    Args:
+        stored: Groups of a checkpoint.
+        groups: Those of now.
+        earlier: Names by number where the checkpoint has none, as of version 0.1.
+
+    Raises:
+        ValueError: They are of other parameters.
+    """
+    numbers = [number for group in stored for number in group["params"]]
+    if not all("param_names" in group for group in groups):  # an optimiser of a subclass
+        if [group["params"] for group in stored] != [group["params"] for group in groups]:
+            raise ValueError("its optimizer has other parameters")
+        return {number: number for number in numbers}
+    if all("param_names" in group for group in stored):
+        earlier = [name for group in stored for name in group["param_names"]]
+    names = [name for group in groups for name in group["param_names"]]
+    if numbers != list(range(len(names))) or sorted(earlier) != sorted(names):
+        raise ValueError("its optimizer has other parameters")
+    now = {name: number for number, name in enumerate(names)}
+    return {number: now[name] for number, name in enumerate(earlier)}
+
+
+def _earlier_order(module: nn.Module) -> list[str]:
+    """Return the names of parameters in the order of version 0.1: matrices, then vectors."""
+    named = [(name, p.ndim < 2) for name, p in module.named_parameters() if p.requires_grad]
+    return [name for name, _ in sorted(named, key=lambda pair: pair[1])]
 
 
 def parameters_without_state(stored: Mapping[str, Any]) -> list[int]:

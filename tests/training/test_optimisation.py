@@ -1,13 +1,26 @@
 """Whatever updates weights, a resumed training is the uninterrupted one: through train.py."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+import cli.composition
+import cli.overrides
+from cli.building import build
+from cli.composition import compose_config
+from cli.overrides import CONF
+from fwlight.errors import ConfigError
 from fwlight.run import load_checkpoint
+from fwlight.training.groups import parameters_by_kind
+from fwlight.training.optim import OptimizerConfig, build_optimizer
 from train import main
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = [
     *("task=lm", "size=tiny", "size.n_layers=2", "task.data=text", "task.batch_size=4"),
@@ -44,6 +57,23 @@ def rates(folder: Path, name: str = "train/lr") -> list[float]:
     return [float(value) for _, metric, value in found if metric == name]
 
 
+def same(found: object, expected: object) -> None:
+    """Hold nested containers to each other, to the last bit."""
+    assert type(found) is type(expected)
+    if isinstance(found, dict) and isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name, value in found.items():
+            same(value, expected[name])
+    elif isinstance(found, list | tuple) and isinstance(expected, list | tuple):
+        assert len(found) == len(expected)
+        for pair in zip(found, expected, strict=True):
+            same(*pair)
+    elif isinstance(found, Tensor) and isinstance(expected, Tensor):
+        assert torch.equal(found, expected)
+    else:
+        assert found == expected
+
+
 def resumed(folder: Path, *arguments: str) -> Path:
     """Train for 4 updates; hold a training that goes on from the second to it; return its run."""
     kept = "callbacks.checkpoint.keep_every_n_train_steps=2"
@@ -51,8 +81,7 @@ def resumed(folder: Path, *arguments: str) -> Path:
     middle = folder / "whole" / "checkpoints" / "step-000002.ckpt"
     again = fit(folder / "again", *arguments, f"resume={middle}")
     for name in ("state_dict", "optimizer_states", "metrics"):
-        expected, found = last(folder / "whole")[name], last(folder / "again")[name]
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        same(last(folder / "again")[name], last(folder / "whole")[name])
     later = [line for line in curve(folder / "whole") if int(line.split(",")[0]) > 2]
     assert curve(folder / "again") == later
     for name in ("test/loss", "val/best_loss", "tested_checkpoint"):
@@ -63,3 +92,138 @@ def resumed(folder: Path, *arguments: str) -> Path:
 def test_warmup_stable_decay(text, tmp_path):
     run = resumed(tmp_path, text, "optimizer.schedule=wsd", "optimizer.decay_steps=2")
     assert rates(run) == pytest.approx([1e-3, 1e-3, 5e-4, 0.0])
+
+
+# Optimisers and their groups
+
+
+def network(*arguments: str):
+    torch.manual_seed(0)
+    config = compose_config(["size=tiny", "size.n_layers=1", *arguments]).config
+    return build("network", config["network"], vocab_size=11)
+
+
+def kinds(module) -> dict[str, set[str]]:
+    """Return the last two parts of the names of every kind."""
+    return {
+        kind: {".".join(name.split(".")[-2:]) for name, _ in named}
+        for kind, named in parameters_by_kind(module).items()
+    }
+
+
+def test_parameters_are_of_the_kinds_that_they_are():
+    found = kinds(network("task=lm", "model=gated_deltanet", "model.norm=pre"))
+    assert {name.split(".")[-1] for name in found["gates"]} == {"A_log", "dt_bias"}
+    assert found["embeddings"] == {"embedding.weight"}
+    assert found["others"] == {"short_conv.weight"}
+    assert {"in_proj.weight", "out_proj.weight", "0.weight", "3.weight"} == found["matrices"]
+    assert {"attention_norm.weight", "attention_norm.bias", "output.bias"} <= found["vectors"]
+    answers = kinds(network("task=code_execution", "model=delta_rnn"))
+    assert answers["embeddings"] == {"embedding.weight", "output.weight"}
+
+
+def test_every_parameter_is_in_one_group_and_vectors_do_not_decay():
+    module = network("task=lm", "model=kda")
+    optimizer = build_optimizer(module, OptimizerConfig(weight_decay=0.1))
+    placed = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(placed) == len(set(placed)) == len(list(module.parameters()))
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            assert group["weight_decay"] == (0.0 if parameter.ndim < 2 else 0.1), name
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"algorithm": torch.optim.Rprop, "weight_decay": 0.1}, "Rprop takes no weight_decay"),
+        ({"groups": {"vectors": {"momentum": 0.5}}}, "AdamW takes no momentum"),
+        (
+            {"algorithm": lambda groups, lr: torch.optim.SGD(groups, lr, momentum=-1.0)},
+            "optimizer.algorithm: Invalid momentum value: -1.0",
+        ),
+        ({"algorithm": lambda groups: None}, "optimizer.algorithm: "),
+    ],
+)
+def test_algorithm_that_does_not_take_its_options_is_told(config, told):
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        build_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(**config))
+
+
+def test_options_of_an_unknown_kind_and_an_optimizer_already_made_are_refused():
+    with pytest.raises(ValueError, match="optimizer.groups.biases: choose of matrices"):
+        OptimizerConfig(groups={"biases": {"lr": 1.0}})
+    made = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
+    with pytest.raises(ValueError, match="_partial_: true"):
+        OptimizerConfig(algorithm=made)
+
+
+@pytest.fixture
+def own_optimizer(tmp_path, monkeypatch) -> str:
+    """The optimiser of CONTRIBUTING.md, in a copy of conf/."""
+    shutil.copytree(CONF, tmp_path / "conf")
+    recipe = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## An optimiser")[1]
+    lines = recipe.split("```yaml\n")[1].split("```")[0].splitlines()
+    text = "\n".join(line.removeprefix("   ") for line in lines)
+    (tmp_path / "conf" / "optimizer" / "mine.yaml").write_text(text, encoding="utf-8")
+    for module in (cli.composition, cli.overrides):
+        monkeypatch.setattr(module, "CONF", tmp_path / "conf")
+    return "optimizer=mine"
+
+
+def test_optimizer_of_ones_own_with_two_rates(text, tmp_path, own_optimizer):
+    run = resumed(tmp_path, text, own_optimizer, "optimizer.schedule=linear")
+    assert rates(run) == pytest.approx([2e-3, 2e-3 * 2 / 3, 2e-3 / 3, 0.0])
+    assert rates(run, "train/lr_embeddings") == pytest.approx([x / 4 for x in rates(run)])
+    (stored,) = last(run)["optimizer_states"]
+    groups = {group["name"]: group for group in stored["param_groups"]}
+    assert groups["embeddings"]["weight_decay"] == 0.01
+    assert groups["matrices"]["weight_decay"] == groups["gates"]["weight_decay"] == 0.0
+    assert groups["gates"]["betas"] == [0.9, 0.98]
+    assert "mu_product" in stored["state"][0]  # NAdam's
+
+
+def test_sgd(text, tmp_path):
+    run = resumed(tmp_path, text, "optimizer=sgd", "optimizer.algorithm.momentum=0.8")
+    states = last(run)["optimizer_states"][0]["state"].values()
+    assert {tuple(state) for state in states} == {("momentum_buffer",)}
+
+
+def test_muon(text, tmp_path):
+    run = resumed(tmp_path, text, "optimizer=muon", "optimizer.groups.matrices.lr=0.02")
+    (stored,) = last(run)["optimizer_states"]
+    for group in stored["param_groups"]:
+        hidden = group["name"] == "matrices"
+        for number in group["params"]:
+            assert ("momentum_buffer" in stored["state"][number]) == hidden
+            assert ("exp_avg_sq" in stored["state"][number]) != hidden
+    assert rates(run, "train/lr_matrices") == pytest.approx([20 * x for x in rates(run)])
+
+
+def test_state_of_an_optimizer_is_found_by_the_names_of_parameters(text, tmp_path):
+    """Groups may be cut otherwise than in the checkpoint; options are told to have changed."""
+    fit(tmp_path / "a", text, "callbacks.checkpoint.keep_every_n_train_steps=2")
+    start = tmp_path / "a" / "checkpoints" / "step-000002.ckpt"
+    content = torch.load(start, weights_only=True)
+    (stored,) = content["optimizer_states"]
+    named = {
+        name: number
+        for group in stored["param_groups"]
+        for name, number in zip(group["param_names"], group["params"], strict=True)
+    }
+    # As version 0.1 wrote it: two groups, matrices first, and no names.
+    weights = content["state_dict"]
+    order = sorted(
+        (n for n in weights if n in named), key=lambda n: weights[n].ndim < 2
+    )
+    matrices = sum(weights[name].ndim >= 2 for name in order)
+    numbers = list(range(len(order)))
+    options = {"lr": stored["param_groups"][0]["lr"], "betas": (0.9, 0.999), "eps": 1e-8}
+    stored["state"] = {i: stored["state"][named[name]] for i, name in enumerate(order)}
+    stored["param_groups"] = [
+        {**options, "params": numbers[:matrices]},
+        {**options, "params": numbers[matrices:]},
+    ]
+    torch.save(content, tmp_path / "old.ckpt")
+    fit(tmp_path / "b", text, f"resume={tmp_path / 'old.ckpt'}")
+    for name in ("state_dict", "optimizer_states"):
+        same(last(tmp_path / "b")[name], last(tmp_path / "a")[name])
