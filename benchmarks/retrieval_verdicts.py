@@ -69,7 +69,7 @@ def measure(row: Row, folder: Path) -> dict[str, Any]:
     checkpoint = run.load_checkpoint(ckpt)
     config = recompose(checkpoint.get("fwlight"), ["action=test", f"ckpt={ckpt}"]).config
     module, data = build_parts(config, checkpoint=checkpoint)
-    run.load_weights(module, checkpoint, ckpt)
+    run.load_weights(module, run.averaged(checkpoint), ckpt)
     data.setup("test")
     (found,) = look(module, data, sequences=20, draws=0)
     values = {name: float(x[0]) for name, x in found.heads.values.items() if x.ndim == 1}

@@ -48,7 +48,7 @@ def use(
     _warn(composition.warnings)
     config = composition.config
     module, data = build_parts(config, checkpoint=checkpoint)
-    run.load_weights(module, checkpoint, path)
+    run.load_weights(module, run.averaged(checkpoint), path)
 
     def trainer() -> Any:
         identity = {**composition.record(), "version": __version__}

@@ -155,6 +155,11 @@ def check_together(values: dict[str, Any]) -> None:
     if len(optimizer.get("betas", (0, 0))) != 2:
         raise ConfigError(f"optimizer.betas={optimizer['betas']} are not two numbers")
     checkpoint = values["callbacks"]["checkpoint"]
+    if checkpoint["average_last"] and optimizer.get("ema_decay"):
+        raise ConfigError(
+            f"callbacks.checkpoint.average_last={checkpoint['average_last']} and "
+            f"optimizer.ema_decay={optimizer['ema_decay']} are two averages of the weights; choose one"
+        )
     every, last = checkpoint["keep_every_n_train_steps"], checkpoint["average_last"] or 0
     if (kept := trainer["max_steps"] // every if every else 0) < last:
         raise ConfigError(

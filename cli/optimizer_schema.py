@@ -46,5 +46,6 @@ class Optimizer(Section):
     max_skipped_updates: Natural
     schedule: Literal["cosine", "cosine_reference", "linear", "wsd", "inverse_sqrt", "constant"]
     decay_steps: Count | None
+    ema_decay: Annotated[float, Range(above=0, below=1)] | None
     algorithm: Algorithm | None
     groups: Groups

@@ -59,7 +59,8 @@ def build_in_memory(config: Mapping[str, Any], make: Callable[[], nn.Module]) ->
             hook.remove()
     if config["action"] == "fit" and config["trainer"]["accelerator"] == "cpu":
         weights = [p for p in network.parameters() if p.requires_grad]
-        trained = _TRAINED * sum(p.nbytes for p in weights)
+        copies = _TRAINED + bool(config["optimizer"].get("ema_decay"))
+        trained = copies * sum(p.nbytes for p in weights)
         _check(sum(p.numel() for p in weights), trained, room, config)
     return network
 

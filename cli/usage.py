@@ -43,7 +43,7 @@ Often used keys (all of them: --cfg):
   model@encoder= model@decoder= model@cross=   another model in one attention of task=translation
   model@alternate= model.alternate_every=   another model in every so many layers: a hybrid
   optimizer.{{lr,weight_decay,warmup_steps}}  optimizer.groups.{{matrices,...}}.{{lr,weight_decay}}
-  optimizer.schedule=cosine|linear|wsd|inverse_sqrt|constant
+  optimizer.schedule=cosine|linear|wsd|inverse_sqrt|constant  optimizer.ema_decay
   trainer.{{max_steps,max_time,devices,precision}}  seed  compile=true|false
   callbacks.checkpoint.every_n_train_steps  diagnostics.{{every_n_steps,sequences}}
   diagnostics.scalars=main|all   which of them TensorBoard shows; metrics.csv has all

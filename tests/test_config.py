@@ -335,6 +335,14 @@ MISTAKES = [
         ["optimizer.schedule=wsd", "optimizer.decay_steps=1950"],
         ["optimizer.warmup_steps=100 and optimizer.decay_steps=1950", "trainer.max_steps=2000"],
     ),
+    (["optimizer.ema_decay=1"], ["optimizer.ema_decay=1", "below 1"]),
+    (
+        [
+            *("optimizer.ema_decay=0.9", "callbacks.checkpoint.average_last=2"),
+            "callbacks.checkpoint.keep_every_n_train_steps=10",
+        ],
+        ["average_last=2 and optimizer.ema_decay=0.9", "choose one"],
+    ),
     (["optimizer=sdg"], ["optimizer=sdg", "sgd"]),
     (["optimizer.groups.embedding.lr=1"], ["optimizer.groups.embedding", "matrices, embeddings"]),
     (["optimizer.groups.gates.weight_decay=-1"], ["gates.weight_decay=-1", "at least 0"]),
@@ -746,7 +754,9 @@ def test_resume_with_another_model_or_task_names_both_values(change: str, old: s
     assert old in str(caught.value)
 
 
-@pytest.mark.parametrize(("before", "after"), list(itertools.permutations(["adam", "sgd", "muon"], 2)))
+@pytest.mark.parametrize(
+    ("before", "after"), list(itertools.permutations(["adam", "sgd", "muon"], 2))
+)
 def test_resume_with_another_optimizer_names_both(before, after):
     stored = record("size=tiny", f"optimizer={before}")
     told = f"optimizer={after}, but the checkpoint was trained with optimizer={before}"

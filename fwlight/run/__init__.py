@@ -18,6 +18,7 @@ from fwlight.run.errors import exit_code_and_line
 from fwlight.run.files import write_atomically
 from fwlight.run.folder import RunFolder, note_failure
 from fwlight.run.loggers import build_loggers
+from fwlight.run.moving_average import MovingAverage, averaged
 from fwlight.run.ranks import conclude, end_at_once, leave, strategy
 from fwlight.run.rehearsal import Rehearsal
 from fwlight.run.restoring import load_weights
@@ -31,6 +32,7 @@ __all__ = [
     "RunFolder",
     "SameStart",
     "as_json",
+    "averaged",
     "build_loggers",
     "check_goes_on",
     "conclude",
@@ -82,7 +84,7 @@ def run_callbacks(
         average_last: Test the average of so many kept copies instead.
         identity: Plain containers that say what was trained; stored as `fwlight`.
     """
-    # The order matters: the random state is back in place before a checkpoint stores it.
+    # The order matters: random state and weights are back in place before a checkpoint stores them.
     checkpoint = RunCheckpoint(
         folder.checkpoints,
         every_n_train_steps=every_n_train_steps,
@@ -95,7 +97,7 @@ def run_callbacks(
     )
     same = SameStart(identity=identity, step=folder.resume_step)
     return [
-        *(same, Rehearsal(), RunClock(), RandomState(seed=seed)),
+        *(same, Rehearsal(), RunClock(), RandomState(seed=seed), MovingAverage()),
         *(checkpoint, StopOnSignal(checkpoint)),
     ]
 

@@ -198,6 +198,7 @@ _CALLBACKS: dict[str, Check] = {
 }
 _PARTS: dict[str, Check] = {
     "state_dict": _named(_tensor),
+    "average": _named(_tensor),
     "global_step": _count,
     "epoch": _count,
     "pytorch-lightning_version": _version,

@@ -47,6 +47,8 @@ class OptimizerConfig:
     sec. 5.3), or "constant", the peak for ever."""
     decay_steps: int | None = None
     """Updates of the fall of "wsd"; None: a fifth of all, or what the warm-up leaves."""
+    ema_decay: float | None = None
+    """Of a moving average of the weights, which is evaluated and tested instead; None: of none."""
     algorithm: Callable[..., Optimizer] | None = None
     """Makes the optimiser from groups of named parameters and the keyword lr; None: AdamW."""
     groups: Mapping[str, Mapping[str, Any]] = field(default_factory=_no_decay)
@@ -83,6 +85,8 @@ class OptimizerConfig:
             )
         if self.decay_steps is not None and self.decay_steps < 1:
             raise ValueError(f"optimizer.decay_steps={self.decay_steps} must be at least 1")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"optimizer.ema_decay={self.ema_decay} must be between 0 and 1")
 
     def check_horizon(self, max_steps: int) -> None:
         """Hold the schedule to the number of updates of a training.

@@ -80,8 +80,8 @@ def resumed(folder: Path, *arguments: str) -> Path:
     whole = fit(folder / "whole", *arguments, kept)
     middle = folder / "whole" / "checkpoints" / "step-000002.ckpt"
     again = fit(folder / "again", *arguments, f"resume={middle}")
-    for name in ("state_dict", "optimizer_states", "metrics"):
-        same(last(folder / "again")[name], last(folder / "whole")[name])
+    for name in ("state_dict", "optimizer_states", "metrics", "average"):
+        same(last(folder / "again").get(name), last(folder / "whole").get(name))
     later = [line for line in curve(folder / "whole") if int(line.split(",")[0]) > 2]
     assert curve(folder / "again") == later
     for name in ("test/loss", "val/best_loss", "tested_checkpoint"):
@@ -227,3 +227,61 @@ def test_state_of_an_optimizer_is_found_by_the_names_of_parameters(text, tmp_pat
     fit(tmp_path / "b", text, f"resume={tmp_path / 'old.ckpt'}")
     for name in ("state_dict", "optimizer_states"):
         same(last(tmp_path / "b")[name], last(tmp_path / "a")[name])
+
+
+# The moving average
+
+
+def test_moving_average_is_evaluated_tested_and_resumed(text, tmp_path):
+    decay = "optimizer.ema_decay=0.6"
+    run = resumed(tmp_path, text, decay, "optimizer.lr=0.01")
+    kept = run / "checkpoints" / "step-000002.ckpt"
+    middle, end = load_checkpoint(kept), last(run)
+    assert end["average"].keys() <= end["state_dict"].keys()
+    # The test is of the average, also by hand, and validations are.
+    (tmp_path / "no").mkdir()
+    torch.save({k: v for k, v in end.items() if k != "average"}, tmp_path / "no" / "x.ckpt")
+    valid, raw = (
+        tested(path, "task.test_split=valid", output=tmp_path / "out.json")["test/loss"]
+        for path in (run / "checkpoints" / "last.ckpt", tmp_path / "no" / "x.ckpt")
+    )
+    summary = json.loads((run / "summary.json").read_text())
+    assert valid == pytest.approx(summary["val/loss"], rel=1e-6)
+    assert abs(raw - valid) > 1e-4
+    best = tested(run / "checkpoints" / summary["tested_checkpoint"], output=tmp_path / "out.json")
+    assert best["test/loss"] == pytest.approx(summary["test/loss"], rel=1e-6)
+    # The formula, from the second update to the fourth.
+    fit(tmp_path / "each", text, decay, "optimizer.lr=0.01", KEEP_EACH)
+    third = load_checkpoint(tmp_path / "each" / "checkpoints" / "step-000003.ckpt")["state_dict"]
+    for name, average in middle["average"].items():
+        expected = average.double()
+        for n, weights in ((3, third), (4, end["state_dict"])):
+            d = min(0.6, (1 + n) / (10 + n))
+            expected = d * expected + (1 - d) * weights[name].double()
+        torch.testing.assert_close(end["average"][name].double(), expected, rtol=1e-5, atol=1e-7)
+    # One that does not fit the network is a damaged checkpoint.
+    middle["average"]["network.output.bias"] = torch.zeros(3)
+    torch.save(middle, tmp_path / "bad.ckpt")
+    bad = [f"resume={tmp_path / 'bad.ckpt'}", f"run_dir={tmp_path / 'bad'}"]
+    assert main([*SMALL, text, decay, *bad]) == 4
+
+
+def test_moving_average_of_a_last_state_is_tested_and_may_begin_and_end_later(text, tmp_path):
+    last_state = "callbacks.checkpoint.save_best=false"
+    keep = "callbacks.checkpoint.keep_every_n_train_steps=2"
+    fit(tmp_path / "a", text, keep)
+    middle = f"resume={tmp_path / 'a' / 'checkpoints' / 'step-000002.ckpt'}"
+    on = fit(tmp_path / "b", text, middle, "optimizer.ema_decay=0.6", last_state, keep)
+    again = fit(tmp_path / "b", text, "resume=auto", "optimizer.ema_decay=0.6", last_state)
+    assert again["test/loss"] == on["test/loss"]  # nothing was left to train
+    assert again["tested_checkpoint"] == "last.ckpt"
+    same(last(tmp_path / "b")["state_dict"], last(tmp_path / "a")["state_dict"])
+    assert on["val/loss"] != last(tmp_path / "a")["metrics"]["val/loss"]
+
+
+KEEP_EACH = "callbacks.checkpoint.keep_every_n_train_steps=1"
+
+
+def tested(checkpoint: Path, *arguments: str, output: Path) -> dict:
+    assert main(["action=test", f"ckpt={checkpoint}", *arguments, f"output={output}"]) == 0
+    return json.loads(output.read_text())

@@ -151,6 +151,7 @@ def test_warmup_cosine_without_warmup_starts_at_the_cosine():
         {"warmup_steps": -1},
         {"schedule": "linera"},
         {"decay_steps": 0},
+        {"ema_decay": 1.0},
     ],
 )
 def test_optimizer_config_refuses_values_without_meaning(wrong):

@@ -22,6 +22,7 @@ from fwlight.run.checkpointing import RunCheckpoint
 from fwlight.run.clock import RunClock
 from fwlight.run.files import write_atomically
 from fwlight.run.folder import RunFolder
+from fwlight.run.moving_average import MovingAverage, averaged
 from fwlight.run.restoring import load_weights, stopped_early
 from fwlight.run.text import as_json, as_text, say
 from fwlight.training.module import TrainingModule, perplexity
@@ -73,8 +74,8 @@ def fit(
             tested = average or checkpoint.last_path
         elif checkpoint.save_best and checkpoint.best and checkpoint.best_path.exists():
             tested = checkpoint.best_path
-        if tested != checkpoint.last_path:
-            load_weights(module, load_checkpoint(tested), tested)
+        if tested != checkpoint.last_path or _of_kind(trainer, MovingAverage).decay is not None:
+            load_weights(module, averaged(load_checkpoint(tested)), tested)
         trainer.test(module, datamodule=data, verbose=False)
         summary = summarise(trainer, module, tested=tested.name)
         told = as_text(summary)
