@@ -16,6 +16,7 @@ from cli.room import build_in_memory
 from fwlight.compiling import compile_network
 from fwlight.errors import CheckpointError, ConfigError, FwlightError, one_line
 from fwlight.integrity import taking_from
+from fwlight.models import recompute_blocks
 
 
 def build(name: str, node: Mapping[str, Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -63,6 +64,11 @@ def build_parts(
     if first_process():
         for text in dict.fromkeys(str(warning.message) for warning in caught):
             print(f"warning: {one_line(text)}", file=sys.stderr)
+    if config["model"].get("recompute"):
+        try:
+            recompute_blocks(network)
+        except ValueError as error:
+            raise ConfigError(f"model.recompute=true: {error}") from error
     module = build("module", config["module"], network)
     if config["compile"]:
         compile_network(module.network)

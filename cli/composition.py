@@ -157,8 +157,8 @@ def check_together(values: dict[str, Any]) -> None:
     checkpoint = values["callbacks"]["checkpoint"]
     if checkpoint["average_last"] and optimizer.get("ema_decay"):
         raise ConfigError(
-            f"callbacks.checkpoint.average_last={checkpoint['average_last']} and "
-            f"optimizer.ema_decay={optimizer['ema_decay']} are two averages of the weights; choose one"
+            f"callbacks.checkpoint.average_last={checkpoint['average_last']} and optimizer."
+            f"ema_decay={optimizer['ema_decay']} are two averages of the weights; choose one"
         )
     every, last = checkpoint["keep_every_n_train_steps"], checkpoint["average_last"] or 0
     if (kept := trainer["max_steps"] // every if every else 0) < last:
@@ -166,6 +166,10 @@ def check_together(values: dict[str, Any]) -> None:
             f"callbacks.checkpoint.average_last={last}, but of trainer.max_steps="
             f"{trainer['max_steps']} only {kept} copies are kept: "
             f"callbacks.checkpoint.keep_every_n_train_steps={'null' if every is None else every}"
+        )
+    if values["compile"] and values["model"].get("recompute"):
+        raise ConfigError(
+            "model.recompute=true beside compile=true, which chooses itself what is computed again"
         )
     if action == "fit" and values["ckpt"] is not None:
         raise ConfigError("action=fit takes no ckpt=; resume=PATH goes on from a checkpoint")

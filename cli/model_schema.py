@@ -106,4 +106,5 @@ class Model(OpenSection):
     untied_output: bool
     alternate_every: Annotated[int, Range(low=2)]
     output: Literal["dense", "adaptive", "chunked"]
+    recompute: Annotated[bool, Kind.FREE, Kind.NO_RESULT]
     cutoffs: list[Count]

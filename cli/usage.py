@@ -31,7 +31,7 @@ Often used keys (all of them: --cfg):
   size.{{d_model,n_layers,n_heads,d_head,d_ff,dropout}}
   model.{{key_norm,read_norm,out_norm,output_scale,beta_max,short_conv}}
   model.{{positions,norm,block_norm,feed_forward,qk_norm,output,untied_output}}   or block=NAME
-  model.feature_map.{{nu,num_features}}
+  model.feature_map.{{nu,num_features}}  model.recompute=true|false
   task.data=stdlib|wikitext103|wikitext2|ptb|text8|enwik8|shakespeare|wikitext|text
   task.{{path,train,valid,test}}=PATH
   task.tokenizer=words|chars|bytes|bpe|PATH  task.{{vocab_size,min_count,max_vocab_size}}

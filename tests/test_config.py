@@ -344,6 +344,8 @@ MISTAKES = [
         ["average_last=2 and optimizer.ema_decay=0.9", "choose one"],
     ),
     (["optimizer=sdg"], ["optimizer=sdg", "sgd"]),
+    (["model.recompute=true", "compile=true"], ["model.recompute=true beside compile=true"]),
+    (["model.recompute=yes"], ["model.recompute=yes is not true or false"]),
     (["optimizer.groups.embedding.lr=1"], ["optimizer.groups.embedding", "matrices, embeddings"]),
     (["optimizer.groups.gates.weight_decay=-1"], ["gates.weight_decay=-1", "at least 0"]),
     (["optimizer=sgd", "optimizer.algorithm.momentun=0.5"], ["did you mean", "algorithm.momentum"]),
@@ -770,7 +772,8 @@ def test_resume_with_other_training_warns_once_with_the_effective_value():
     changed = ["optimizer.lr=0.5", "size.dropout=0.3", "trainer.max_steps=9000"]
     (warning,) = check_resume(stored, compose_config(["size=tiny", *changed]))
     assert all(text in warning for text in changed)
-    for free in ("task.eval_batch_size=3", "task.path=/elsewhere", "trainer=ddp", "callbacks=none"):
+    free_keys = ("task.eval_batch_size=3", "task.path=/elsewhere", "trainer=ddp", "callbacks=none")
+    for free in (*free_keys, "model.recompute=true"):
         assert check_resume(stored, compose_config(["size=tiny", free])) == []
 
 

@@ -13,6 +13,7 @@ from fwlight.models.encoder_decoder import DecoderState, EncoderDecoder
 from fwlight.models.generate import check_sampling, generate
 from fwlight.models.retriever import Retriever
 from fwlight.models.search import beam_search, greedy_search
+from fwlight.models.stack import recompute_blocks
 
 __all__ = [
     "AdaptiveSoftmax",
@@ -29,5 +30,6 @@ __all__ = [
     "lanes_of",
     "map_state",
     "pack_state",
+    "recompute_blocks",
     "unpack_state",
 ]

@@ -190,7 +190,7 @@ class EncoderDecoder(nn.Module):
         mask = {"padding_mask": source == self.pad_id} if starts is None else {"starts": starts}
         h = self._embed(source, 0, starts)
         for block in self.encoder:
-            h = block(h, **mask)
+            h = self.encoder.run(block, h, **mask)
         h = self.encoder_norm(h)
         written = tuple(block.cross.write(h, **mask) for block in self.decoder.blocks())
         return DecoderState(written, len(source), (None,) * len(written), 0)
@@ -211,7 +211,8 @@ class EncoderDecoder(nn.Module):
         h = self._embed(tokens, state.position, starts)
         layers, options = [], {"sources": state.sources, "starts": starts}
         for block, written, layer in zip(self.decoder, state.written, state.layers, strict=True):
-            h, layer = block(h, written=written, initial_state=layer, **options)
+            options |= {"written": written, "initial_state": layer}
+            h, layer = self.decoder.run(block, h, **options)
             layers.append(layer)
         h = self.dropout(self.decoder_norm(h))
         position = state.position + tokens.shape[1]

@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
 from typing import Any, cast
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fwlight.models.blocks import Block
 
@@ -45,6 +47,9 @@ class Stack(nn.ModuleList):
         n_layers: Number of blocks.
     """
 
+    recompute = False
+    """Whether training keeps of every block its inputs alone; see `recompute_blocks`."""
+
     def __init__(
         self, block: Callable[..., Block], mixers: Sequence[MixerFactory], *, n_layers: int
     ) -> None:
@@ -64,9 +69,15 @@ class Stack(nn.ModuleList):
         carried = (None,) * len(self) if initial_state is None else initial_state
         states = []
         for block, state in zip(self, carried, strict=True):
-            h, state = block(h, initial_state=state, **masks)
+            h, state = self.run(block, h, initial_state=state, **masks)
             states.append(state)
         return h, tuple(states)
+
+    def run(self, block: nn.Module, *inputs: Tensor, **options: Any) -> Any:
+        """Call a block of this stack; all of them are called so."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False, **options)
+        return block(*inputs, **options)
 
     def check_takes(self, keyword: str) -> None:
         """Raise ValueError if a mixer's `forward` has no argument of that name."""
@@ -86,6 +97,26 @@ class Stack(nn.ModuleList):
     def blocks(self) -> Iterator[Any]:
         """Return the blocks."""
         return cast(Iterator[Any], iter(self))
+
+
+def recompute_blocks(network: nn.Module) -> None:
+    """Let the backward pass compute again what happens within the blocks of a network.
+
+    Training then keeps the inputs and states of blocks, not what is between them: less memory for
+    about a third more time (Chen et al. 2016, arXiv 1604.06174). Losses and gradients stay the same
+    to the last bit: random numbers are drawn again as they were.
+
+    Args:
+        network: With one `Stack` or several.
+
+    Raises:
+        ValueError: It has none.
+    """
+    stacks = [part for part in network.modules() if isinstance(part, Stack)]
+    if not stacks:
+        raise ValueError(f"{type(network).__name__} has no blocks that could be computed again")
+    for stack in stacks:
+        stack.recompute = True
 
 
 def total_size(sizes: Iterator[int | None]) -> int | None:

@@ -285,3 +285,18 @@ KEEP_EACH = "callbacks.checkpoint.keep_every_n_train_steps=1"
 def tested(checkpoint: Path, *arguments: str, output: Path) -> dict:
     assert main(["action=test", f"ckpt={checkpoint}", *arguments, f"output={output}"]) == 0
     return json.loads(output.read_text())
+
+
+# Less memory
+
+
+def test_recomputed_blocks_change_nothing(text, tmp_path):
+    """Random features that are drawn anew, dropout, and memories carried from batch to batch."""
+    options = ["model=performer", "model/feature_map=favor_lm", "model.positions=none"]
+    options += ["task.context=carried", "task.eval=carried", "task.eval_batch_size=2"]
+    run = resumed(tmp_path / "again", text, *options, "model.recompute=true")
+    kept = "callbacks.checkpoint.keep_every_n_train_steps=2"
+    fit(tmp_path / "once", text, *options, kept)
+    assert curve(tmp_path / "once") == curve(run)
+    for name in ("state_dict", "optimizer_states", "carried", "rng"):
+        same(last(tmp_path / "once")[name], last(run)[name])
