@@ -17,8 +17,8 @@ ENDLESS = ("inverse_sqrt", "constant")
 """Those that know no last update."""
 
 
-def _no_decay() -> dict[str, dict[str, Any]]:
-    return {kind: {"weight_decay": 0.0} for kind in ("vectors", "gates")}
+NO_DECAY = {kind: {"weight_decay": 0.0} for kind in ("vectors", "gates")}
+"""What groups have of their own where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class OptimizerConfig:
     """Of a moving average of the weights, which is evaluated and tested instead; None: of none."""
     algorithm: Callable[..., Optimizer] | None = None
     """Makes the optimiser from groups of named parameters and the keyword lr; None: AdamW."""
-    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=_no_decay)
-    """Options that a kind of parameters has of its own, see `parameters_by_kind`; None: that of all
-    others. The schedule multiplies every rate."""
+    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Options that a kind of parameters (`parameters_by_kind`) has of its own, in place of those in
+    `NO_DECAY`; None: that of all. The schedule multiplies every rate."""
     max_skipped_updates: int = 0
     """So many updates of a run may be left out, and counted, because loss or gradient are not
     finite; the next one ends it."""
@@ -63,13 +63,11 @@ class OptimizerConfig:
         object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
         own = {
             kind: {name: value for name, value in options.items() if value is not None}
-            for kind, options in self.groups.items()
+            for kind, options in {**NO_DECAY, **self.groups}.items()
         }
         object.__setattr__(self, "groups", {kind: own[kind] for kind in own if own[kind]})
         if unknown := self.groups.keys() - set(KINDS):
             raise ValueError(f"optimizer.groups.{min(unknown)}: choose of {', '.join(KINDS)}")
-        if self.algorithm is not None and not callable(self.algorithm):
-            raise ValueError("optimizer.algorithm makes an optimizer: it needs `_partial_: true`")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer.betas={list(self.betas)} must be two numbers in [0, 1)")
         if not (self.lr > 0 and self.eps > 0 and math.isfinite(self.lr)):
@@ -196,9 +194,7 @@ def set_learning_rates(
     return rates
 
 
-def build_optimizer(
-    module: nn.Module, config: OptimizerConfig, *, fused: bool = True
-) -> Optimizer:
+def build_optimizer(module: nn.Module, config: OptimizerConfig, *, fused: bool = True) -> Optimizer:
     """Return what updates the trainable parameters, in a group for every kind of them.
 
     Without an `algorithm` it is AdamW, which is Adam itself where `weight_decay` is 0.
@@ -230,6 +226,8 @@ def build_optimizer(
         optimizer = make(groups, lr=config.lr)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer.algorithm: {error}") from error
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(f"optimizer.algorithm makes a {type(optimizer).__name__}, no Optimizer")
     if unknown := asked - {"name", "params"} - optimizer.defaults.keys():
         raise ConfigError(f"optimizer: {type(optimizer).__name__} takes no {min(unknown)}")
     return optimizer

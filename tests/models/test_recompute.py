@@ -112,5 +112,5 @@ def test_less_is_kept():
 
 def test_network_without_blocks_is_refused():
     config = compose_config(["task=retrieval", "model=deltanet", "model.recompute=true"]).config
-    with pytest.raises(ConfigError, match="model.recompute=true: Retriever has no blocks"):
+    with pytest.raises(ConfigError, match=r"model\.recompute=true: Retriever has no blocks"):
         build_parts(config)

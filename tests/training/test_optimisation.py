@@ -97,10 +97,10 @@ def test_warmup_stable_decay(text, tmp_path):
 # Optimisers and their groups
 
 
-def network(*arguments: str):
+def network(*arguments: str, **sizes: int):
     torch.manual_seed(0)
     config = compose_config(["size=tiny", "size.n_layers=1", *arguments]).config
-    return build("network", config["network"], vocab_size=11)
+    return build("network", config["network"], vocab_size=11, **sizes)
 
 
 def kinds(module) -> dict[str, set[str]]:
@@ -118,7 +118,7 @@ def test_parameters_are_of_the_kinds_that_they_are():
     assert found["others"] == {"short_conv.weight"}
     assert {"in_proj.weight", "out_proj.weight", "0.weight", "3.weight"} == found["matrices"]
     assert {"attention_norm.weight", "attention_norm.bias", "output.bias"} <= found["vectors"]
-    answers = kinds(network("task=code_execution", "model=delta_rnn"))
+    answers = kinds(network("task=code_execution", "model=delta_rnn", n_outputs=5))
     assert answers["embeddings"] == {"embedding.weight", "output.weight"}
 
 
@@ -142,6 +142,7 @@ def test_every_parameter_is_in_one_group_and_vectors_do_not_decay():
             "optimizer.algorithm: Invalid momentum value: -1.0",
         ),
         ({"algorithm": lambda groups: None}, "optimizer.algorithm: "),
+        ({"algorithm": lambda groups, lr: lr}, "optimizer.algorithm makes a float, no Optimizer"),
     ],
 )
 def test_algorithm_that_does_not_take_its_options_is_told(config, told):
@@ -149,12 +150,9 @@ def test_algorithm_that_does_not_take_its_options_is_told(config, told):
         build_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(**config))
 
 
-def test_options_of_an_unknown_kind_and_an_optimizer_already_made_are_refused():
-    with pytest.raises(ValueError, match="optimizer.groups.biases: choose of matrices"):
+def test_options_of_an_unknown_kind_are_refused():
+    with pytest.raises(ValueError, match=r"optimizer\.groups\.biases: choose of matrices"):
         OptimizerConfig(groups={"biases": {"lr": 1.0}})
-    made = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
-    with pytest.raises(ValueError, match="_partial_: true"):
-        OptimizerConfig(algorithm=made)
 
 
 @pytest.fixture
@@ -212,9 +210,7 @@ def test_state_of_an_optimizer_is_found_by_the_names_of_parameters(text, tmp_pat
     }
     # As version 0.1 wrote it: two groups, matrices first, and no names.
     weights = content["state_dict"]
-    order = sorted(
-        (n for n in weights if n in named), key=lambda n: weights[n].ndim < 2
-    )
+    order = sorted((n for n in weights if n in named), key=lambda n: weights[n].ndim < 2)
     matrices = sum(weights[name].ndim >= 2 for name in order)
     numbers = list(range(len(order)))
     options = {"lr": stored["param_groups"][0]["lr"], "betas": (0.9, 0.999), "eps": 1e-8}
@@ -298,5 +294,7 @@ def test_recomputed_blocks_change_nothing(text, tmp_path):
     kept = "callbacks.checkpoint.keep_every_n_train_steps=2"
     fit(tmp_path / "once", text, *options, kept)
     assert curve(tmp_path / "once") == curve(run)
-    for name in ("state_dict", "optimizer_states", "carried", "rng"):
+    for name in ("state_dict", "optimizer_states", "carried"):
         same(last(tmp_path / "once")[name], last(run)[name])
+    # Type checks draw of Python's numbers.
+    same(last(tmp_path / "once")["rng"][0]["torch"], last(run)["rng"][0]["torch"])

@@ -161,8 +161,8 @@ def test_optimizer_config_refuses_values_without_meaning(wrong):
 
 def test_module_refuses_a_cosine_without_end_and_a_warmup_beyond_it():
     for schedule in ("cosine", "cosine_reference", "linear", "wsd"):
+        config = OptimizerConfig(schedule=schedule)
         with pytest.raises(ValueError, match=f"{schedule} ends at trainer.max_steps, which is -1"):
-            config = OptimizerConfig(schedule=schedule)
             LanguageModelingModule(Bigram(), optimizer=config, max_steps=-1)
     config = OptimizerConfig(schedule="wsd", warmup_steps=2, decay_steps=4)
     with pytest.raises(ValueError, match="warmup_steps=2 and decay_steps=4 together"):
