@@ -238,13 +238,13 @@ def test_moving_average_is_evaluated_tested_and_resumed(text, tmp_path):
     (tmp_path / "no").mkdir()
     torch.save({k: v for k, v in end.items() if k != "average"}, tmp_path / "no" / "x.ckpt")
     valid, raw = (
-        tested(path, "task.test_split=valid", output=tmp_path / "out.json")["test/loss"]
+        scored(path, "task.test_split=valid", output=tmp_path / "out.json")["test/loss"]
         for path in (run / "checkpoints" / "last.ckpt", tmp_path / "no" / "x.ckpt")
     )
     summary = json.loads((run / "summary.json").read_text())
     assert valid == pytest.approx(summary["val/loss"], rel=1e-6)
     assert abs(raw - valid) > 1e-4
-    best = tested(run / "checkpoints" / summary["tested_checkpoint"], output=tmp_path / "out.json")
+    best = scored(run / "checkpoints" / summary["tested_checkpoint"], output=tmp_path / "out.json")
     assert best["test/loss"] == pytest.approx(summary["test/loss"], rel=1e-6)
     # The formula, from the second update to the fourth.
     fit(tmp_path / "each", text, decay, "optimizer.lr=0.01", KEEP_EACH)
@@ -278,7 +278,7 @@ def test_moving_average_of_a_last_state_is_tested_and_may_begin_and_end_later(te
 KEEP_EACH = "callbacks.checkpoint.keep_every_n_train_steps=1"
 
 
-def tested(checkpoint: Path, *arguments: str, output: Path) -> dict:
+def scored(checkpoint: Path, *arguments: str, output: Path) -> dict:
     assert main(["action=test", f"ckpt={checkpoint}", *arguments, f"output={output}"]) == 0
     return json.loads(output.read_text())
 
