@@ -77,7 +77,7 @@ class Beta(Part):
     def measure(self, layer: Layer, seen: Written) -> Statistics:
         """Return the statistics of beta and g, by position and by token."""
         found = beta_statistics(seen.k, seen.beta, padding_mask=seen.padding_mask)
-        if not self.tokens or seen.tokens is None:
+        if not self.tokens or not layer.n_types or seen.tokens is None:
             return found
         return merge(found, token_statistics(seen, n_types=layer.n_types))
 
@@ -85,6 +85,8 @@ class Beta(Part):
         """Add the tokens up, and warn of writes that expand."""
         if self.tokens:
             for layer, statistics in found.items():
+                if not layer.n_types:
+                    continue
                 counts = {x: statistics.sums.pop(x) for x in ("tokens/count", "tokens/sum")}
                 before = [self._counts[layer]] if layer in self._counts else []
                 self._counts[layer] = merge(*before, Statistics(counts, {}))

@@ -210,7 +210,7 @@ def _compose_groups(chosen: dict[str, tuple[str, Any]]) -> tuple[DictConfig, dic
         texts = (f"action=[{','.join(actions())}]", *(text for text, _ in chosen.values()))
         config, choices = _load(CONF, texts)
     except ConfigCompositionException as error:
-        inner = [key for key in chosen if "/" in key or "@" in key]
+        inner = [key for key in chosen if "/" in key or "@" in key or key == "network"]
         if not inner or "Could not override" not in str(error):
             raise ConfigError(_first_line(error)) from error
         _, choices = _compose_groups({k: v for k, v in chosen.items() if k not in inner})
@@ -220,6 +220,10 @@ def _compose_groups(chosen: dict[str, tuple[str, Any]]) -> tuple[DictConfig, dic
             part = key.partition("@")[2]
             raise ConfigError(
                 f"{key}={chosen[key][1]}: {where} has no such part as {part}"
+            ) from error
+        if "/" not in key:
+            raise ConfigError(
+                f"{key}={chosen[key][1]}: task={choices['task']} has one {key}, and no choice of it"
             ) from error
         outer, part = key.rsplit("/", 1)
         raise ConfigError(

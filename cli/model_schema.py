@@ -108,3 +108,6 @@ class Model(OpenSection):
     output: Literal["dense", "adaptive", "chunked"]
     recompute: Annotated[bool, Kind.FREE, Kind.NO_RESULT]
     cutoffs: list[Count]
+    patch_size: Count
+    pool: Literal["mean", "token"]
+    directions: Literal["all", "two"]

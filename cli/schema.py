@@ -83,6 +83,8 @@ class Task(OpenSection):
     eval_length: Literal["training", "n_keys"]
     max_queries: Count | None
     redraw_eval: bool
+    shift: Natural
+    flip: bool
     num_workers: Annotated[Natural, Kind.FREE, Kind.NO_RESULT]
 
 

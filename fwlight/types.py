@@ -16,6 +16,7 @@ __all__ = [
     "IGNORE_INDEX",
     "CarriedBatch",
     "DataError",
+    "ImageBatch",
     "LMBatch",
     "PackedBatch",
     "PackedPairs",
@@ -61,6 +62,15 @@ class CarriedBatch(NamedTuple):
     """Whether the next batch goes on from these rows."""
     documents: Tensor | None = None
     """As in `PackedBatch`."""
+
+
+class ImageBatch(NamedTuple):
+    """Images and their classes."""
+
+    images: Tensor
+    """Pixels `[B, C, H, W]`, uint8: 255 is white."""
+    targets: Tensor
+    """Number of each image's class `[B]`, int64; `IGNORE_INDEX` where a row only fills a batch."""
 
 
 class RetrievalBatch(NamedTuple):

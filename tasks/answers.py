@@ -5,11 +5,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import lightning
-import torch
 from torch import Tensor
 
 from fwlight.types import DataError, LMBatch
-from tasks.draws import EvalSets, TrainDraws, seeded
+from tasks.draws import EvalSets, TrainDraws, next_of
 from tasks.position import refuse_other_data
 from tasks.ranks import epoch_limit, ranks
 
@@ -79,11 +78,11 @@ class AnswersDataModule(lightning.LightningDataModule, ABC):
             **ranks(self.trainer),
         )
 
-    def val_dataloader(self) -> EvalSets:
+    def val_dataloader(self) -> EvalSets[LMBatch]:
         """This rank's share of the validation set."""
         return self._evaluation("valid")
 
-    def test_dataloader(self) -> EvalSets:
+    def test_dataloader(self) -> EvalSets[LMBatch]:
         """This rank's share of the test set."""
         return self._evaluation("test")
 
@@ -123,12 +122,8 @@ class AnswersDataModule(lightning.LightningDataModule, ABC):
 
     def next_of(self, n: int, step: int) -> Tensor:
         """Return which of n sequences are a step's, one order of all after the other."""
-        first = step * self.batch_size
-        numbers = torch.arange(first, first + self.batch_size)
-        epochs = range(first // n, (first + self.batch_size - 1) // n + 1)
-        orders = [torch.randperm(n, generator=seeded("order", self.seed, e)) for e in epochs]
-        return torch.cat(orders)[numbers - n * epochs[0]]
+        return next_of(n, step, batch_size=self.batch_size, seed=self.seed)
 
-    def _evaluation(self, split: str) -> EvalSets:
+    def _evaluation(self, split: str) -> EvalSets[LMBatch]:
         sets = self.evaluation_sets(split)
         return EvalSets(sets, batch_size=self.eval_batch_size, **ranks(self.trainer))

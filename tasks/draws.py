@@ -2,12 +2,12 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from fwlight.types import IGNORE_INDEX, LMBatch
+from fwlight.types import IGNORE_INDEX
 from tasks.position import TrainBatches
 from tasks.ranks import rows_of_rank
 
@@ -90,39 +90,50 @@ class EvalDraw(Generic[Batch]):
         yield self._draw()
 
 
-class EvalSets:
+def next_of(n: int, step: int, *, batch_size: int, seed: int) -> Tensor:
+    """Return which of n rows of a fixed set are a step's, one order of all after the other."""
+    first = step * batch_size
+    numbers = torch.arange(first, first + batch_size)
+    epochs = range(first // n, (first + batch_size - 1) // n + 1)
+    orders = [torch.randperm(n, generator=seeded("order", seed, e)) for e in epochs]
+    return torch.cat(orders)[numbers - n * epochs[0]]
+
+
+class EvalSets(Generic[Batch]):
     """Batches of fixed sets in which every sequence is counted once, whatever the world size.
 
     What the last batches lack is padded with `IGNORE_INDEX` targets; each process gets equally many
     batches.
 
     Args:
-        parts: The sets, each with sequences of one length.
+        parts: The sets, each a pair of inputs of one shape and their targets.
         batch_size: Sequences over all ranks, rounded up to a multiple of `world_size`.
         rank: This process among `world_size`.
         world_size: Number of processes.
     """
 
     def __init__(
-        self, parts: Sequence[LMBatch], *, batch_size: int, rank: int = 0, world_size: int = 1
+        self, parts: Sequence[Batch], *, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
-        rows = -(-batch_size // world_size)
-        self._batches = []
-        for inputs, targets in parts:
-            for start in range(0, len(inputs), rows * world_size):
-                mine = slice(start + rank * rows, start + (rank + 1) * rows)
-                self._batches.append(_padded(inputs[mine], targets[mine], rows))
+        n = -(-batch_size // world_size)
+        self._batches: list[Batch] = []
+        for part in parts:
+            for start in range(0, len(part[0]), n * world_size):
+                mine = slice(start + rank * n, start + (rank + 1) * n)
+                self._batches.append(_padded(rows(part, mine), n))
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[LMBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         return iter(self._batches)
 
 
-def _padded(inputs: Tensor, targets: Tensor, rows: int) -> LMBatch:
-    lacking = (rows - len(inputs), inputs.shape[1])
-    return LMBatch(
-        torch.cat([inputs, inputs.new_zeros(lacking)]),
-        torch.cat([targets, targets.new_full(lacking, IGNORE_INDEX)]),
+def _padded(batch: Batch, n: int) -> Batch:
+    """Return a batch of n rows, of which those that were lacking have no targets."""
+    inputs, targets = batch
+    lacking, of_batch = n - len(inputs), cast(Any, type(batch))
+    return of_batch(
+        torch.cat([inputs, inputs.new_zeros(lacking, *inputs.shape[1:])]),
+        torch.cat([targets, targets.new_full((lacking, *targets.shape[1:]), IGNORE_INDEX)]),
     )

@@ -75,6 +75,7 @@ EVERY = [
 @pytest.mark.parametrize(("group", "option", "row"), EVERY, ids=str)
 def test_config_every_option_builds(group: str, option: str, row: str | None, tmp_path):
     needed = ["task=retrieval"] if (group, option) == ("size", "retrieval") else []
+    needed += ["task=image"] * (group == "network") + ["model=softmax"] * (group == "model/kernel")
     if option.startswith("lm_wt103"):
         for split in ("train", "valid", "test"):
             (tmp_path / f"wiki.{split}.tokens").touch()
@@ -89,6 +90,8 @@ def test_config_every_option_builds(group: str, option: str, row: str | None, tm
     sizes = {"n_keys": 40} if retrieval else {"vocab_size": 267_735 if large else 40}
     if config["network"]["_target_"].endswith("EncoderDecoder"):
         sizes["pad_id"] = 0
+    if "network" in composition.choices:
+        sizes = {"n_classes": 10, "shape": (1, 8, 8)}
     with torch.device("meta" if large else "cpu"):
         model = build("network", config["network"], **sizes)
     module = build("module", config["module"], model)
@@ -250,7 +253,8 @@ def test_config_slots_reach_the_memory():
 
 @pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0].startswith("model")])
 def test_config_layers_share_nothing(group: str, option: str):
-    model = network(f"{group}={option}")
+    of = ["model=softmax"] * (group == "model/kernel")
+    model = network(*of, f"{group}={option}")
     for first, second in itertools.combinations(model.blocks, 2):
         assert not {id(m) for m in first.modules()} & {id(m) for m in second.modules()}
         pointers = [

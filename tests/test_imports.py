@@ -75,6 +75,12 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     ),
     "fwlight.run.tensorboard": ({"fwlight.run"}, {"torch", "lightning", "matplotlib"}),
     "tasks": ({"fwlight.types"}, {"torch", "lightning"}),
+    "tasks.image_sets": (
+        {"fwlight.types", "tasks.io", "tasks.image_files"},
+        {"numpy", "sklearn", "mlxtend"},
+    ),
+    "tasks.image_files": ({"fwlight.types"}, {"numpy", "PIL"}),
+    "tasks.image": ({"fwlight.types", "tasks"}, {"numpy", "torch", "lightning"}),
     "tasks.translation": ({"fwlight.types", "tasks"}, {"lightning", "tokenizers", "torch"}),
     "tasks.io": ({"fwlight.cache", "fwlight.types", "fwlight.errors", "fwlight.pipes"}, set()),
     "tasks.io.cache": ({"fwlight.cache", "fwlight.errors", "tasks.io"}, {"numpy", "torch"}),

@@ -13,6 +13,7 @@ from fwlight.mixers.gates import Erase, Gate, Gates, Write, WriteStrength
 from fwlight.mixers.heads import ConvState, MultiHeadAttention
 from fwlight.mixers.key_values import KeyValueCache, KeyValues
 from fwlight.mixers.short_conv import ShortConv
+from fwlight.mixers.two_directions import TwoDirections
 from fwlight.ops import overwriting_states
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "ScalarDecay",
     "ShortConv",
     "TimeStep",
+    "TwoDirections",
     "Write",
     "WriteStrength",
     "overwriting_states",

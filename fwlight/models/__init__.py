@@ -11,18 +11,23 @@ from fwlight.models.carried import (
 from fwlight.models.decoder_lm import DecoderLM, LMState
 from fwlight.models.encoder_decoder import DecoderState, EncoderDecoder
 from fwlight.models.generate import check_sampling, generate
+from fwlight.models.image_baselines import MLP, ConvNet
 from fwlight.models.retriever import Retriever
 from fwlight.models.search import beam_search, greedy_search
 from fwlight.models.stack import recompute_blocks
+from fwlight.models.vision_transformer import VisionTransformer
 
 __all__ = [
+    "MLP",
     "AdaptiveSoftmax",
     "AutoEncoderLM",
+    "ConvNet",
     "DecoderLM",
     "DecoderState",
     "EncoderDecoder",
     "LMState",
     "Retriever",
+    "VisionTransformer",
     "beam_search",
     "check_sampling",
     "generate",

@@ -27,7 +27,7 @@ class TokenLoss(Metric):
         self.add_state("nll", zeros((), dtype=float64), dist_reduce_fx="sum")
         self.add_state("tokens", zeros((), dtype=float64), dist_reduce_fx="sum")
 
-    def update(self, nll: Float[Tensor, "b t"], targets: Int[Tensor, "b t"]) -> None:
+    def update(self, nll: Float[Tensor, "*n"], targets: Int[Tensor, "*n"]) -> None:
         """Add a batch.
 
         Args:

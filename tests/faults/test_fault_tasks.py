@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.faults.processes import TINY, Running, assert_same_run, run
 
@@ -30,6 +31,10 @@ TASKS = {
         *("task.vocab_size=20", "task.seq_len=16", "task.n_pairs=[1,3]", "task.batch_size=4"),
         "task.eval_sequences=8",
     ),
+    "image": (
+        *("task=image", *SHORT, "task.data=folder", "task.path={images}", "size=tiny"),
+        *("task.batch_size=4", "model.directions=two"),
+    ),
 }
 HARDER = {
     "batches made ahead": ("task.num_workers=2",),
@@ -49,6 +54,16 @@ def pairs(text, tmp_path_factory):
     return name
 
 
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Forty images of two classes."""
+    folder = tmp_path_factory.mktemp("images")
+    for i in range(40):
+        (folder / str(i % 2)).mkdir(exist_ok=True)
+        Image.new("L", (4, 4), 5 * i).save(folder / str(i % 2) / f"{i}.png")
+    return folder
+
+
 def cases():
     for task in TASKS:
         for name in HARDER:
@@ -59,8 +74,8 @@ def cases():
 
 @pytest.mark.fault(1)
 @pytest.mark.parametrize(("task", "name"), cases())
-def test_every_task_resumes_exactly(task, name, text, pairs, tmp_path, free_port) -> None:
-    places = {"text": text, "pairs": pairs}
+def test_every_task_resumes_exactly(task, name, text, pairs, images, tmp_path, free_port) -> None:
+    places = {"text": text, "pairs": pairs, "images": images}
     port = free_port if name == "two ranks" else None
     given = {}  # a later value of a key replaces an earlier one
     for argument in (*TASKS[task], *HARDER[name]):
