@@ -38,6 +38,8 @@ class Composition:
     """The option chosen in each group."""
     overrides: list[str]
     """The key=value arguments that choose no option, as typed."""
+    asked: frozenset[str]
+    """The keys and groups of all arguments."""
     warnings: list[str]
 
     def record(self) -> dict[str, Any]:
@@ -107,7 +109,8 @@ def compose_config(arguments: Sequence[str]) -> Composition:
     check_section({key: value for key, value in config.items() if key not in own}, Config)
     check_together(config)
     overrides = [argument for key, (argument, _) in parsed.items() if key not in chosen]
-    return Composition(config, choices, overrides, warnings + _warnings(config, choices))
+    warnings += _warnings(config, choices)
+    return Composition(config, choices, overrides, frozenset(parsed), warnings)
 
 
 def _filled(node: Any, texts: dict[str, str]) -> Any:

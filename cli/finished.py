@@ -65,8 +65,7 @@ def _same(old: dict[str, Any], new: dict[str, Any], composition: Composition) ->
     if any(key not in new or not _equal(value, new[key]) for key, value in old.items()):
         return False
     # A key that was not there yet came with a later version, whose default changes nothing.
-    asked = {argument.partition("=")[0] for argument in composition.overrides}
-    return not any(key in asked or "@" in key for key in new.keys() - old.keys())
+    return not composition.asked & (new.keys() - old.keys())
 
 
 def _equal(old: Any, new: Any) -> bool:

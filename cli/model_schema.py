@@ -41,6 +41,16 @@ class FeatureMap(OpenSection):
     orthogonal: Literal["features", "inputs"]
     norms: Literal["independent", "shared"]
     redraw: Literal["never", "training", "always"]
+    offset: NonNegative
+
+
+@dataclass
+class Kernel(OpenSection):
+    """model/kernel=: {} is that of softmax attention."""
+
+    scale: Positive | None
+    offset: NonNegative
+    eps: NonNegative
 
 
 @dataclass
@@ -68,6 +78,7 @@ class Model(OpenSection):
     memory: Annotated[dict, Kind.DERIVED]
     feature_map: FeatureMap
     update_rule: UpdateRule
+    kernel: Kernel
     decay: Gate
     erase: Gate
     write: Gate

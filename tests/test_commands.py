@@ -20,7 +20,7 @@ import yaml
 import cli.composition
 import cli.overrides
 import fwlight
-from cli.finished import settings
+from cli.finished import is_finished, settings
 from cli.sweep import expand, run_sweep
 from cli.sweep_progress import SweepProgress
 from fwlight.errors import ConfigError
@@ -681,6 +681,22 @@ def test_sweep_says_how_far_it_is(tmp_path, monkeypatch, capsys):
         "seed-2: done",
         "2 of 4 runs done, 1 running, about 8 min 00 s left",
     ]
+
+
+@pytest.mark.parametrize("part", ["", "@alternate.kernel"])
+def test_run_from_before_a_slot_stays_finished_unless_another_choice_is_asked_for(tmp_path, part):
+    model = ["model@alternate=softmax"] if part else ["model=softmax"]
+    now = cli.composition.compose_config(model)
+    before = settings(now)
+    assert before.pop(f"model/kernel{part}") == "dot"
+    (tmp_path / "summary.json").write_text(json.dumps({"settings": before}))
+    assert is_finished(tmp_path, now)
+    assert not is_finished(
+        tmp_path, cli.composition.compose_config([*model, f"model/kernel{part}=rbf"])
+    )
+    if not part:
+        hybrid = [*model, "model@alternate=deltanet"]
+        assert not is_finished(tmp_path, cli.composition.compose_config(hybrid))
 
 
 @pytest.mark.fault(33)

@@ -197,7 +197,8 @@ def shown(layer: Layer, observer: Observer, *, of: Sequences | None = None) -> l
     """
     if layer.is_softmax:
         asked = None if of is None else of.query_mask
-        return [x._replace(query_mask=asked) for x in observer.attended]
+        kernel = layer.memory.kernel
+        return [x._replace(query_mask=asked, kernel=kernel) for x in observer.attended]
     if not observer.writes:
         return nothing(layer)
     tokens = None if of is None else of.tokens.repeat_interleave(layer.memory.writes, dim=1)

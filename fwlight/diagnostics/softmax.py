@@ -1,5 +1,6 @@
 """How softmax attention looks back, beside which a memory of constant size is judged."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -26,10 +27,12 @@ class Attended(NamedTuple):
     """True where a query is padding: it does not count."""
     seen: Bool[Tensor, "b n s"] | None = None
     """Which keys each query sees, where a row is several sequences."""
+    kernel: Callable[..., Tensor] | None = None
+    """Makes weights of q, k and a mask; None is softmax attention's own."""
 
 
 def softmax_statistics(read: Attended) -> Statistics:
-    """Return the statistics of every query's weights a = softmax(k q / sqrt(d)).
+    """Return the statistics of every query's weights a, softmax(k q / sqrt(d)) or a kernel's.
 
     - entropy: -sum_s a_s ln a_s in nats.
     - span: exp(entropy), the number of positions among which so much attention would be spread
@@ -37,9 +40,8 @@ def softmax_statistics(read: Attended) -> Statistics:
     - distance: sum_s a_s |t - s|, how far back it looks; for queries of another sequence positions
       are counted from the starts of both.
     """
-    q, k, causal, padding_mask, query_mask, seen = read
+    q, k, causal, padding_mask, query_mask, seen, kernel = read
     n, s = q.shape[2], k.shape[2]
-    scores = q.double() @ k.double().mT * q.shape[-1] ** -0.5
     visible = torch.ones(n, s, dtype=torch.bool, device=q.device)
     first = s - n if causal else 0
     if causal:
@@ -53,7 +55,12 @@ def softmax_statistics(read: Attended) -> Statistics:
     if query_mask is not None:
         counted = counted & ~query_mask[:, None]
     # Rows that see nothing are not counted; 0 instead of 0 / 0 keeps them out of sums.
-    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num(0.0)
+    q, k = q.double(), k.double()
+    if kernel is None:
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        weights = scores.masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num(0.0)
+    else:
+        weights = kernel(q, k, visible)
     entropy = torch.special.entr(weights).sum(-1)
     places = torch.arange(s, device=q.device)
     apart = (torch.arange(first, first + n, device=q.device)[:, None] - places).abs()

@@ -10,6 +10,7 @@ from fwlight.feature_maps.elementwise import (
     TanhFeatureMap,
 )
 from fwlight.feature_maps.favor import FAVORFeatureMap
+from fwlight.feature_maps.quadratic import QuadraticFeatureMap
 from fwlight.feature_maps.softmax import SoftmaxFeatureMap
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "FAVORFeatureMap",
     "FeatureMap",
     "IdentityFeatureMap",
+    "QuadraticFeatureMap",
     "ReLUFeatureMap",
     "SiLUFeatureMap",
     "SoftmaxFeatureMap",

@@ -18,6 +18,9 @@ class FeatureMap(nn.Module):
     signed = False
     """Whether features may be negative, so that a sum of theirs may be near 0."""
 
+    nonnegative_kernel = False
+    """Whether phi(q).phi(k) is never negative though features may be."""
+
     allow_native = True
     """Whether compiled code may compute it, as the back end of its memory's rule says."""
 

@@ -145,7 +145,7 @@ class FastWeights(Features):
         self.has_beta = needs_beta(update_rule) or "beta" in self.gates.emits
         check_gates(update_rule, self.gates, read_norm=read_norm)
         if read_norm != "none":
-            self.warn_of_signs()
+            self.warn_of_signs(reads=True)
         elif not needs_beta(update_rule) and out_norm == "none" and not decay:
             warnings.warn(
                 "un-normalised sum: an update rule that only adds, with read_norm=none, "

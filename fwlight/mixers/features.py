@@ -44,9 +44,9 @@ class Features(nn.Module):
         if key_norm == "sum":
             self.warn_of_signs()
 
-    def warn_of_signs(self) -> None:
-        """Warn of a map whose features are summed to divide by, and may cancel."""
-        if self.feature_map.signed:
+    def warn_of_signs(self, *, reads: bool = False) -> None:
+        """Warn of a map whose features, or products of `reads`, are divided by and may cancel."""
+        if self.feature_map.signed and not (reads and self.feature_map.nonnegative_kernel):
             warnings.warn(
                 f"{type(self.feature_map).__name__} has features of both signs, whose sum may be "
                 "near 0: divide by something else (key_norm=l2, read_norm=none)",

@@ -1,5 +1,6 @@
 """The memory of softmax attention, the paper's baseline, behind the same signature."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -7,7 +8,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from fwlight.autocast import without_autocast
 from fwlight.mixers.gates import NO_GATES, GateList, Gates
+from fwlight.mixers.kernels import Kernel
+from fwlight.mixers.normalisation import at_least_float32
 from fwlight.mixers.observation import AttentionObserver
 from fwlight.packing import begins_at, seen_by
 
@@ -23,11 +27,14 @@ class KeyValueCache(NamedTuple):
 class KeyValues(nn.Module):
     """softmax(q k^T / sqrt(d)) v over everything written (Vaswani et al. 2017, eq. 1).
 
+    Or with weights of another kernel than exp(q.k / sqrt(d)): see `fwlight.mixers.kernels`.
+
     Args:
         d_head: Size of queries and keys.
         d_value: Size of values; None is `d_head`.
         n_heads: Number of heads.
         dropout: Probability of dropping an attention weight in training.
+        kernel: Makes the kernel; None is that of softmax attention.
     """
 
     has_beta = False
@@ -39,13 +46,20 @@ class KeyValues(nn.Module):
     """Told of every read while it is set; None costs nothing."""
 
     def __init__(
-        self, d_head: int, *, d_value: int | None = None, n_heads: int = 1, dropout: float = 0.0
+        self,
+        d_head: int,
+        *,
+        d_value: int | None = None,
+        n_heads: int = 1,
+        dropout: float = 0.0,
+        kernel: Callable[[], Kernel] | None = None,
     ) -> None:
         super().__init__()
         self.gates = GateList()
         self.d_head, self.n_heads = d_head, n_heads
         self.d_value = d_head if d_value is None else d_value
         self.dropout = dropout
+        self.kernel = None if kernel is None else kernel()
 
     def forward(
         self,
@@ -107,7 +121,10 @@ class KeyValues(nn.Module):
         del gates
         if self.observer is not None:
             self.observer.attend(q[:, :, None], k, None, causal=False)
-        weights = ((k @ q[..., None]).squeeze(-1) * k.shape[-1] ** -0.5).softmax(-1)
+        if self.kernel is None:
+            weights = ((k @ q[..., None]).squeeze(-1) * k.shape[-1] ** -0.5).softmax(-1)
+        else:
+            weights = self.kernel(q[:, :, None], k).squeeze(2)
         weights = F.dropout(weights, self.dropout, self.training)
         o = weights.new_zeros(*weights.shape[:2], self.d_value)
         return o.scatter_add(-1, ids[:, None].expand_as(weights), weights)
@@ -120,11 +137,13 @@ class KeyValues(nn.Module):
         t, s = q.shape[2], state.k.shape[2]
         mask = None if seen is None else seen[:, None]
         causal = causal and t > 1 and mask is None  # a single query is the last: it sees all
-        if causal and (s != t or state.padding_mask is not None):
+        if causal and (s != t or state.padding_mask is not None or self.kernel):
             mask = q.new_ones(t, s, dtype=torch.bool).tril(s - t)  # queries are the last t of s
         if state.padding_mask is not None:
             real = ~state.padding_mask[:, None, None, :]
             mask = real if mask is None else mask & real
+        if self.kernel is not None:
+            return self._weigh(self.kernel, q, state, mask)
         return F.scaled_dot_product_attention(
             q,
             state.k,
@@ -133,6 +152,17 @@ class KeyValues(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=causal and mask is None,
         )
+
+    def _weigh(
+        self, kernel: Kernel, q: Tensor, state: KeyValueCache, mask: Tensor | None
+    ) -> Tensor:
+        if mask is not None and mask.ndim == 2:
+            mask = mask[None, None]
+        with without_autocast(q):  # sums and distances are taken in float32
+            k, v = at_least_float32(state.k), at_least_float32(state.v)
+            weights = kernel(at_least_float32(q), k, mask)
+            weights = F.dropout(weights, self.dropout, self.training)
+            return (weights @ v).to(state.v.dtype)
 
 
 def _mask_or_zeros(k: Tensor, mask: Tensor | None) -> Tensor:

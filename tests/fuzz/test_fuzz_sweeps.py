@@ -69,9 +69,8 @@ def same(one, other) -> bool:
 def is_asked(recorded, point) -> bool:
     """Whether all that is recorded is asked for, and all that was asked for is recorded."""
     asked = settings(point.composition)
-    typed = {text.partition("=")[0] for text in point.composition.overrides}
     return all(key in asked and same(asked[key], x) for key, x in recorded.items()) and all(
-        key in recorded for key in typed & asked.keys()
+        key in recorded for key in point.composition.asked & asked.keys()
     )
 
 

@@ -24,6 +24,10 @@ CHOICES = {
     for option in groups()[f"model/{slot}"]
     if option != "none"
 }
+CHOICES |= {
+    f"kernel {option}": ["model=softmax", f"model/kernel={option}"]
+    for option in groups()["model/kernel"]
+}
 PLAIN = MODELS | CHOICES
 CASES = PLAIN | {f"{model} hybrid": [*made, *HYBRID] for model, made in MODELS.items()}
 each_plain = pytest.mark.parametrize("model", PLAIN.values(), ids=PLAIN)
