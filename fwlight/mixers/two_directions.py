@@ -55,13 +55,16 @@ class TwoDirections(Mixer):
         *,
         causal: bool = True,
         padding_mask: Bool[Tensor, "b t"] | None = None,
+        starts: Bool[Tensor, "b t"] | None = None,
         initial_state: Any = None,
     ) -> tuple[Float[Tensor, "b t m"], None]:
         """Let every token see all of them; arguments as of `Mixer`.
 
         Raises:
-            ValueError: If it is to be causal, or to go on from a state.
+            ValueError: If it is to be causal, to go on from a state, or of several sequences.
         """
+        if starts is not None:
+            raise ValueError("a mixer of two directions takes one sequence a row")
         if causal or initial_state is not None:
             raise ValueError("a mixer of two directions sees later tokens: it cannot be causal")
         reverse = None if padding_mask is None else padding_mask.flip(1)
