@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from fwlight.diagnostics.lpq import check_exponents, lpq_norm
 from fwlight.diagnostics.statistics import LOG_EDGES, Statistics, describe, merge
 from fwlight.diagnostics.written import Written
 
@@ -41,9 +42,8 @@ class WriteNorms(NamedTuple):
 def state_norms(S: Float[Tensor, "*n k v"], *, p: float = 2.0, q: float = 1.0) -> StateNorms:
     """Return the norms of every state.
 
-    The mixed norm takes the p-norm of every value dimension's column of S and the q-norm of those,
-    the L_{p,q} norm of Xu and Wang 2018 (Understanding weight normalized deep neural networks with
-    rectified linear units, NeurIPS). p = q = 2 is the Frobenius norm.
+    The mixed norm is the L_{p,q} norm of `fwlight.diagnostics.lpq`, whose columns are those of the
+    value dimensions. p = q = 2 is the Frobenius norm.
 
     Args:
         S: States, K by V.
@@ -53,21 +53,18 @@ def state_norms(S: Float[Tensor, "*n k v"], *, p: float = 2.0, q: float = 1.0) -
     Raises:
         ValueError: If an exponent is below 1.
     """
-    for name, exponent in (("p", p), ("q", q)):
-        if exponent < 1:
-            raise ValueError(f"{name}={exponent} must be at least 1")
+    check_exponents(p=p, q=q)
     S = S.double()
     finite = S.isfinite().all(-1).all(-1)
     S = torch.where(finite[..., None, None], S, 0.0)
     squares = _squared_singular_values(S)
     total, largest = squares.sum(-1), squares.amax(-1)
-    columns = torch.linalg.vector_norm(S, ord=p, dim=-2)
     norms = StateNorms(
         total.sqrt(),
         largest.sqrt(),
         torch.where(largest > 0, total / largest, 0.0),
         _rank_of(squares),
-        torch.linalg.vector_norm(columns, ord=q, dim=-1),
+        lpq_norm(S, p=p, q=q),
     )
     return StateNorms(*(torch.where(finite, x, torch.nan) for x in norms))
 

@@ -51,6 +51,7 @@ def test_image_run_learns_resumes_exactly_and_is_tested_and_diagnosed(folder, tm
     point += ["size=tiny", "logger=none", "trainer.log_every_n_steps=1", "task.shift=0"]
     point += ["trainer.max_steps=30", "trainer.val_check_interval=10", "model.directions=two"]
     point += ["diagnostics.every_n_steps=10", "callbacks.checkpoint.keep_every_n_train_steps=10"]
+    point += ["callbacks=[default,lpq]", "callbacks.lpq.mode=project", "callbacks.lpq.bound=4"]
     whole, again = tmp_path / "whole", tmp_path / "again"
     assert main([*point, f"run_dir={whole}"]) == 0
     middle = next((whole / "checkpoints").glob("*10.ckpt"))

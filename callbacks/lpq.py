@@ -1,0 +1,133 @@
+"""The capacity of a network's layers by their norms: watched, made dear, or bounded."""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from fwlight.diagnostics.lpq import check_exponents, lpq_norm, project_lpq
+from fwlight.lightning_internals import completes_update
+from fwlight.training.module import TrainingModule
+
+MODES = ("log", "penalty", "project")
+_Layer = nn.Linear | nn.Conv1d | nn.Conv2d
+
+
+class LpqNorm(Callback):
+    """Logs `norm_lpq/<layer>`, |V|_{p,q} of every linear and convolutional layer, bias included.
+
+    See `fwlight.diagnostics.lpq`. Unlike other callbacks it may change a training:
+
+    - penalty: `weight` times the sum of all norms is minimised beside the loss; the logged loss is
+      without it, the logged gradient with it.
+    - project: after every update each layer is put back into the ball of `bound`; see
+      `project_lpq`. The first weights are left as they are.
+
+    The bounds of Xu and Wang are for networks of linear layers and ReLU. Of a transformer the norms
+    are what they are, and bound nothing.
+
+    Args:
+        mode: "log", "penalty" or "project".
+        p: Exponent over what an output reads, at least 1; may be infinite.
+        q: Exponent over outputs, likewise.
+        weight: Of the penalty.
+        bound: Of every layer's norm.
+
+    Raises:
+        ValueError: If an option is unknown or a number out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: str = "log",
+        p: float = 1.0,
+        q: float = float("inf"),
+        weight: float = 1e-4,
+        bound: float = 10.0,
+    ) -> None:
+        if mode not in MODES:
+            raise ValueError(f"mode={mode} is none of {', '.join(MODES)}")
+        check_exponents(p=p, q=q)
+        for name, value in (("weight", weight), ("bound", bound)):
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{name}={value:g} must be above 0 and finite")
+        self.mode, self.p, self.q, self.weight, self.bound = mode, p, q, weight, bound
+        self._hook: RemovableHandle | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Follow the optimiser's updates, whoever makes them and however many batches they have."""
+        network = cast(TrainingModule, pl_module).network
+        if self.mode == "project":
+            self._hook = trainer.optimizers[0].register_step_post_hook(
+                lambda *_: self._project(network)
+            )
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Add the penalty's gradient; every process has the same."""
+        module = cast(TrainingModule, pl_module)
+        if self.mode != "penalty":
+            return
+        layers = [layer for _, layer in _layers(module.network)]
+        with torch.enable_grad():
+            total = torch.stack([self._norm(layer) for layer in layers]).sum()
+        weights = [x for layer in layers for x in layer.parameters() if x.requires_grad]
+        # The module multiplies the gradient of several batches by this.
+        scale = self.weight / module.gradient_scale()
+        for weight, gradient in zip(weights, torch.autograd.grad(total, weights), strict=True):
+            if weight.grad is not None:  # else it is not updated
+                weight.grad.add_(gradient * scale.to(gradient))
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Log where training metrics are."""
+        module = cast(TrainingModule, pl_module)
+        if completes_update(trainer) and module.logs_at(trainer.global_step):
+            with torch.no_grad():
+                norms = {name: self._norm(layer) for name, layer in _layers(module.network)}
+            values = torch.stack(list(norms.values())).tolist() if norms else []
+            tagged = {f"norm_lpq/{x}": y for x, y in zip(norms, values, strict=True)}
+            module.record(tagged, trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the optimiser go."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def _norm(self, layer: _Layer) -> Tensor:
+        return lpq_norm(_matrix(layer), p=self.p, q=self.q)
+
+    @torch.no_grad()
+    def _project(self, network: nn.Module) -> None:
+        for _, layer in _layers(network):
+            # In float64, so that the norm of what is rounded is the bound to 1e-7.
+            V = project_lpq(_matrix(layer).double(), p=self.p, q=self.q, bound=self.bound)
+            weights = V if layer.bias is None else V[:-1]
+            layer.weight.copy_(weights.T.view_as(layer.weight))
+            if layer.bias is not None:
+                layer.bias.copy_(V[-1])
+
+
+def _layers(network: nn.Module) -> Iterator[tuple[str, _Layer]]:
+    for name, module in network.named_modules():
+        if isinstance(module, _Layer):
+            yield name.replace("_orig_mod.", ""), module
+
+
+def _matrix(layer: _Layer) -> Tensor:
+    """Return a layer's weights by input and output, and in a last row its bias `[i, o]`."""
+    weights = layer.weight.flatten(1).T
+    return weights if layer.bias is None else torch.cat([weights, layer.bias[None]])
