@@ -108,6 +108,7 @@ def train(composition: Composition, verified: Verified | None) -> dict[str, Any]
             config["trainer"],
             callbacks=callbacks,
             logger=loggers,
+            profiler=run.profiler(config["trainer"]["profiler"], folder),
             plugins=run.plugins(),
             strategy=run.strategy(config["trainer"], timeout=config["rank_timeout"]),
         )

@@ -70,6 +70,8 @@ def build_parts(
         except ValueError as error:
             raise ConfigError(f"model.recompute=true: {error}") from error
     module = build("module", config["module"], network)
+    if config["trainer"]["precision"] == "64-true":
+        module.double()  # before a checkpoint is loaded, whose weights would be rounded else
     if config["compile"]:
         compile_network(module.network)
     return module, data

@@ -56,12 +56,23 @@ class Pattern:
         return None if re.fullmatch(self.regex, value) else f"must look like {self.example}"
 
 
+@dataclass(frozen=True)
+class Because:
+    """Why a key takes no other value, or, where its type is None, none at all."""
+
+    reason: str
+
+
 class Section:
     """A part of the configuration whose keys are all listed."""
 
 
 class OpenSection(Section):
     """A part of the configuration whose options may bring further keys."""
+
+
+class PartsSection(OpenSection):
+    """A part of the configuration whose further keys are null, or what is built each."""
 
 
 class WholeSection(Section):
@@ -76,7 +87,7 @@ def check_section(values: Mapping[str, Any], schema: type[Section], where: str =
     """
     hints = get_type_hints(schema, include_extras=True)
     if issubclass(schema, WholeSection) and (
-        missing := [key for key in hints if key not in values]
+        missing := [key for key in hints if key not in values and not _is_none(hints[key])]
     ):
         raise ConfigError(
             f"{where}{missing[0]} is in none of the chosen files of conf/; let an option of one's "
@@ -88,8 +99,14 @@ def check_section(values: Mapping[str, Any], schema: type[Section], where: str =
             fault = _fault(value, hints[key], name)
             if fault:
                 raise ConfigError(f"{name}={_shown(value)} {fault}")
+        elif issubclass(schema, PartsSection):
+            if value is not None and not (isinstance(value, Mapping) and "_target_" in value):
+                raise ConfigError(
+                    f"{name} is no section with a _target_; let its file begin with a name of its "
+                    "own, and have _target_ and the keys below it"
+                )
         elif not key.startswith("_") and not issubclass(schema, OpenSection):
-            known = ", ".join(hints)
+            known = ", ".join(key for key in hints if not _is_none(hints[key]))
             raise ConfigError(f"{name} is not a key; {where.rstrip('.') or 'there'} has: {known}")
 
 
@@ -99,6 +116,8 @@ def _fault(value: Any, hint: Any, name: str) -> str | None:
     if origin is Annotated:
         base, *marks = get_args(hint)
         fault = _fault(value, base, name)
+        if fault and (reason := because(hint)):
+            return f"is refused: {reason}"
         for bound in (mark for mark in marks if isinstance(mark, Range | Pattern)):
             if fault and isinstance(bound, Pattern):
                 return f"must look like {bound.example}"
@@ -128,12 +147,22 @@ def _fault(value: Any, hint: Any, name: str) -> str | None:
     return None if fits else f"is not {_names(hint)[0]}"
 
 
+def because(hint: Any) -> str | None:
+    """Return why a type is as narrow as it is, if it is said."""
+    marks = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    return next((mark.reason for mark in marks if isinstance(mark, Because)), None)
+
+
 def metadata(hint: Any) -> tuple[type[Section] | None, frozenset[Kind]]:
     """Return the section that a type is, if it is one, and the kinds beside it."""
     base, *marks = get_args(hint) if get_origin(hint) is Annotated else [hint]
     options = get_args(base) if get_origin(base) in (Union, types.UnionType) else [base]
     sections = [x for x in options if isinstance(x, type) and issubclass(x, Section)]
     return next(iter(sections), None), frozenset(x for x in marks if isinstance(x, Kind))
+
+
+def _is_none(hint: Any) -> bool:
+    return get_origin(hint) is Annotated and get_args(hint)[0] is types.NoneType
 
 
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

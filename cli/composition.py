@@ -180,6 +180,8 @@ def check_together(values: dict[str, Any]) -> None:
         raise ConfigError(f"action={action} needs ckpt=PATH, as runs/.../checkpoints/best.ckpt")
     if action == "generate" and (values["prompt"] is None) == (values["input"] is None):
         raise ConfigError("action=generate needs prompt=TEXT or input=FILE, and only one of them")
+    if action != "fit" and trainer["profiler"] is not None:
+        raise ConfigError("trainer.profiler is of action=fit: its reports go into the run's folder")
     if action == "generate" and values["model"].get("positions") == "sinusoidal_reversed":
         raise ConfigError("action=generate cannot decode with model.positions=sinusoidal_reversed")
     if action == "fit" and values["resume"] == "auto" and values["run_dir"] is None:
@@ -285,6 +287,11 @@ def _adapt(nodes: DictConfig, given: Container[str]) -> list[str]:
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
+    if "trainer.max_epochs" in given and "trainer.max_steps" not in given:
+        changes.append(
+            f"trainer.max_steps={steps} ends the training too, if it comes before "
+            f"trainer.max_epochs={nodes.trainer.max_epochs}; optimizer.schedule ends there"
+        )
 
 def _warnings(values: dict[str, Any], choices: dict[str, str]) -> list[str]:
     return [

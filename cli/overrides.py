@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from cli.kinds import Kind
-from cli.schema import kinds_of
+from cli.schema import kinds_of, why_refused
 from fwlight.errors import ConfigError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -126,6 +126,8 @@ def set_value(config: DictConfig, choices: dict[str, str], key: str, value: Any)
     for depth, part in enumerate(parts):
         inner = (
             node._get_node(part, validate_access=False) if isinstance(node, DictConfig) else None
+    if reason := why_refused(key):
+        return f"{key} is refused: {reason}"
         )
         if inner is None or part.startswith("_"):
             raise ConfigError(_unknown(config, choices, node, parts, depth))

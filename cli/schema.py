@@ -11,13 +11,20 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
 
-from cli.checks import OpenSection, Pattern, Range, Section, WholeSection, metadata
+from cli.checks import (
+    OpenSection,
+    PartsSection,
+    Range,
+    Section,
+    WholeSection,
+    because,
+    metadata,
+)
 from cli.kinds import ONE_OF, Kind
 from cli.model_schema import Count, Model, Natural, Positive, Size
 from cli.optimizer_schema import Optimizer
+from cli.trainer_schema import Trainer
 
-BatchLimit = Count | Annotated[float, Range(above=0, high=1)] | None
-MAX_TIME = r"(?!00:00:00:00)[0-9][0-9](:[0-9][0-9]){3}"
 Temperature = Annotated[float, Range(low=1e-6, high=1e30, or_zero=True)]
 TopP = Annotated[float, Range(low=1e-6, high=1)]
 DataPath = Annotated[str | None, Kind.TEXT, Kind.FREE]
@@ -89,33 +96,6 @@ class Task(OpenSection):
 
 
 @dataclass
-class Trainer(WholeSection):
-    """trainer=: arguments of `lightning.Trainer`."""
-
-    max_steps: Annotated[Count, Kind.TRAINING]
-    max_time: Annotated[str, Pattern(MAX_TIME, "DD:HH:MM:SS, above 0")] | None
-    accelerator: Literal["cpu", "gpu", "auto"]
-    devices: Annotated[int, Range(low=1, high=4096)] | Literal["auto"] | list[Natural]
-    num_nodes: Count
-    strategy: str
-    precision: Annotated[Literal["32-true", "bf16-mixed", "16-mixed"], Kind.TRAINING]
-    gradient_clip_val: Annotated[Positive | None, Kind.TRAINING]
-    accumulate_grad_batches: Annotated[Count, Kind.TRAINING]
-    val_check_interval: Count
-    check_val_every_n_epoch: Count | None
-    limit_train_batches: BatchLimit
-    limit_val_batches: Natural | Annotated[float, Range(low=0, high=1)] | None
-    limit_test_batches: BatchLimit
-    num_sanity_val_steps: Natural
-    log_every_n_steps: Count
-    deterministic: bool
-    use_distributed_sampler: Literal[False]
-    enable_checkpointing: bool
-    enable_progress_bar: bool
-    enable_model_summary: bool
-
-
-@dataclass
 class Checkpoint(WholeSection):
     """callbacks.checkpoint."""
 
@@ -162,7 +142,7 @@ class EarlyStopping(OpenSection):
 
 
 @dataclass
-class Callbacks(OpenSection):
+class Callbacks(PartsSection):
     """callbacks=: one node per callback; null switches it off."""
 
     checkpoint: Checkpoint
@@ -266,6 +246,16 @@ def kinds_of(key: str) -> frozenset[Kind]:
         section, kinds = metadata(hints[part])
         found = (found - ONE_OF if kinds & ONE_OF else found) | kinds
     return found
+def why_refused(key: str) -> str | None:
+    """Return why a key that is known all the same takes no value, or only its own."""
+    section: type[Section] | None = Config
+    hint: Any = None
+    for part in key.split("."):
+        hint = _hints(section).get(part) if section else None
+        section, _ = metadata(hint)
+    return because(hint)
+
+
 
 
 @cache

@@ -19,6 +19,7 @@ from fwlight.run.files import write_atomically
 from fwlight.run.folder import RunFolder, note_failure
 from fwlight.run.loggers import build_loggers
 from fwlight.run.moving_average import MovingAverage, averaged
+from fwlight.run.profiling import profiler
 from fwlight.run.ranks import conclude, end_at_once, leave, strategy
 from fwlight.run.rehearsal import Rehearsal
 from fwlight.run.restoring import load_weights
@@ -47,6 +48,7 @@ __all__ = [
     "load_weights",
     "note_failure",
     "plugins",
+    "profiler",
     "quiet",
     "run_callbacks",
     "strategy",

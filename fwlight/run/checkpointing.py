@@ -100,7 +100,7 @@ class RunCheckpoint(Callback):
             return
         if _is_last_step(trainer):
             # Lightning evaluates once more where it is told to stop, though not at max_steps.
-            trainer.should_stop = True
+            trainer.should_stop, trainer.fit_loop.min_epochs = True, 0
         if not evaluates_now(trainer):
             self._save_if_due(trainer)
 
@@ -180,8 +180,8 @@ def _divides(interval: int | None, step: int) -> bool:
 
 
 def _is_last_step(trainer: Trainer) -> bool:
-    if trainer.max_steps != -1:
-        return trainer.global_step >= trainer.max_steps
+    if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
+        return True
     epochs = trainer.max_epochs
     if epochs is None or epochs == -1:
         return False

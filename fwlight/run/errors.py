@@ -7,7 +7,7 @@ from types import TracebackType
 from lightning import Callback
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from fwlight.errors import FwlightError, error_line
+from fwlight.errors import FwlightError, NumericalError, error_line
 from fwlight.run.signals import Stopped
 
 INTERRUPTED, UNEXPECTED = 130, 1
@@ -50,6 +50,8 @@ def exit_code_and_line(error: BaseException) -> tuple[int, str]:
             "another rank is gone, or did not answer within rank_timeout= seconds; resume=auto "
             f"goes on from the last checkpoint ({error})"
         )
+    if isinstance(error, RuntimeError) and _NOT_A_NUMBER in str(error):
+        return NumericalError.exit_code, error_line(f"trainer.detect_anomaly: {error}")
     callback = _callback_in(error.__traceback__)
     place = f" in the callback {callback}" if callback else ""
     return UNEXPECTED, error_line(
@@ -66,6 +68,9 @@ _MISTAKES = {
 
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|Storage size calculation overflowed")
 """What torch says of it, on a CPU in a plain RuntimeError."""
+
+_NOT_A_NUMBER = "returned nan values in its"
+"""What torch says of the first one where it looks for it."""
 
 _LOST_RANK = re.compile(
     r"gloo|NCCL|Connection (closed|reset)|wait.*timeout|TCPStore|clients joined", re.IGNORECASE

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import sys
 import time
 import weakref
@@ -46,6 +47,8 @@ class RunFolder:
         """Updates made there; 0 where an earlier start got to no checkpoint; None for a new run."""
         self.checkpoint: dict[str, Any] | None = None
         """What the checkpoint holds, until `take_checkpoint`."""
+        self._places: set[Path] = set()
+        """Folders of loggers and the like, which go with all that is in them."""
         self._lock: IO[str] | None = None
         self._new: list[Path] = []
         """What was not there before this start: its own files first, then folders inside out."""
@@ -103,6 +106,14 @@ class RunFolder:
         checkpoint, self.checkpoint = self.checkpoint, None
         return checkpoint
 
+    def place(self, name: str) -> Path:
+        """Return the path of a folder for a part of the run; it is not made here."""
+        path = self.path / name
+        if self._lock is not None and not os.path.lexists(path):
+            self._places.add(path)
+            self._new.insert(0, path)
+        return path
+
     def undo(self) -> None:
         """Remove what this start made, and nothing that was there; a run is kept."""
         if self.metrics_csv.exists() or any(self.checkpoints.glob("*.ckpt")):
@@ -110,7 +121,9 @@ class RunFolder:
         events = self._event_files() if self._events is not None else set()
         for path in (*(events - (self._events or set())), *self._new):
             with contextlib.suppress(OSError):  # not made, or others have put something there
-                if path.is_dir():
+                if path in self._places:
+                    shutil.rmtree(path)
+                elif path.is_dir():
                     path.rmdir()
                 else:
                     path.unlink()

@@ -63,6 +63,14 @@ def stopped_early(trainer: Trainer, checkpoint: dict[str, Any]) -> bool:
     return False
 
 
+def epochs_made(checkpoint: Mapping[str, Any]) -> int:
+    """Return how many epochs a training has behind it, the one counted whose last batch is made."""
+    loop = checkpoint["loops"]["fit_loop"]
+    epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
+    ends = epochs["ready"] > epochs["processed"] and batches["is_last_batch"]
+    return epochs["processed"] + ends
+
+
 def _check_kinds(stored: Any, fresh: Any, where: str) -> None:
     """Compare names and types of nested mappings, but for the loaders', which are not made yet."""
     if type(stored) is not type(fresh):

@@ -1,8 +1,11 @@
 """Loss and perplexity over every target token of a data set, and the loss by its position."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, float64, zeros
+from torch.nn import Module
 from torchmetrics import Metric
 
 from fwlight.types import IGNORE_INDEX
@@ -11,7 +14,14 @@ _RANGES = 32
 """Of positions, each twice as long as the one before: more than any sequence has."""
 
 
-class TokenLoss(Metric):
+class ExactMetric(Metric):
+    """A metric whose sums keep their types, whatever the types of the weights become."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
+        return super()._apply(lambda x: fn(x).to(x.dtype), exclude_state)
+
+
+class TokenLoss(ExactMetric):
     """Mean negative log-likelihood per target token, and its exponential.
 
     The sums are kept in float64 and added over batches and ranks, so the result is the mean over
@@ -47,7 +57,7 @@ class TokenLoss(Metric):
         return {"loss": loss, "ppl": loss.exp(), "tokens": self.tokens}
 
 
-class PositionLoss(Metric):
+class PositionLoss(ExactMetric):
     """Mean negative log-likelihood by position: of 1, 2, 3 to 4, 5 to 8, ... in the sequence.
 
     Counted as in `TokenLoss`. Beyond the trained length the curve says whether a memory goes on.

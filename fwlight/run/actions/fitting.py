@@ -23,7 +23,7 @@ from fwlight.run.clock import RunClock
 from fwlight.run.files import write_atomically
 from fwlight.run.folder import RunFolder
 from fwlight.run.moving_average import MovingAverage, averaged
-from fwlight.run.restoring import load_weights, stopped_early
+from fwlight.run.restoring import epochs_made, load_weights, stopped_early
 from fwlight.run.text import as_json, as_text, say
 from fwlight.training.module import TrainingModule, perplexity
 
@@ -163,7 +163,11 @@ def _go_on(
 
 
 def _is_complete(trainer: Trainer, checkpoint: dict[str, Any]) -> bool:
-    return step_of(checkpoint) >= trainer.max_steps or stopped_early(trainer, checkpoint)
+    return (
+        step_of(checkpoint) >= trainer.max_steps
+        or 0 < (trainer.max_epochs or 0) <= epochs_made(checkpoint)
+        or stopped_early(trainer, checkpoint)
+    )
 
 
 def _of_kind(trainer: Trainer, kind: type[Any]) -> Any:
