@@ -1,6 +1,5 @@
 """From configuration to objects; the one place that imports what a `_target_` names."""
 
-import logging
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -8,9 +7,9 @@ from functools import partial
 from typing import Any
 
 import lightning
-from hydra.utils import get_object
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from cli.folders import imported
 from cli.launch import first_process
 from cli.room import build_in_memory
 from fwlight.compiling import compile_network
@@ -31,7 +30,7 @@ def build(name: str, node: Mapping[str, Any], /, *args: Any, **kwargs: Any) -> A
         return bound(node)(*args, **kwargs)
     except FwlightError:
         raise
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ImportError, ValueError, TypeError) as error:
         raise ConfigError(f"{name}: {error}") from error
 
 
@@ -104,13 +103,5 @@ def _made(node: Any) -> Any:
     }
     if "_target_" not in node:
         return arguments
-    factory = partial(_imported(node["_target_"]), **arguments)
+    factory = partial(imported(node["_target_"]), **arguments)
     return factory if node.get("_partial_") else factory()
-
-
-def _imported(name: Any) -> Any:
-    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # the error below says it once
-    try:
-        return get_object(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"_target_={name} in conf/ cannot be imported: {error}") from error

@@ -5,6 +5,7 @@ one line that names the choices.
 """
 
 import os
+import re
 from collections.abc import Container, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from cli.checks import check_section
+from cli.folders import folders, groups
 from cli.kinds import Kind
-from cli.overrides import CONF, actions, chooses_option, groups, parse, set_value
+from cli.overrides import actions, chooses_option, parse, set_value
 from cli.rows import with_row
 from cli.schema import Config, filled_sections, kinds_of
 from fwlight.errors import ConfigError
@@ -105,7 +107,7 @@ def compose_config(arguments: Sequence[str]) -> Composition:
     except OmegaConfBaseException as error:
         raise ConfigError(_first_line(error)) from error
     config = _filled(config, texts)
-    own = [name for name in actions() if name not in Config.__annotations__]
+    own = {*actions(), *groups()} - Config.__annotations__.keys()
     check_section({key: value for key, value in config.items() if key not in own}, Config)
     check_together(config)
     overrides = [argument for key, (argument, _) in parsed.items() if key not in chosen]
@@ -178,10 +180,10 @@ def check_together(values: dict[str, Any]) -> None:
         raise ConfigError("action=fit takes no ckpt=; resume=PATH goes on from a checkpoint")
     if action != "fit" and values["ckpt"] is None:
         raise ConfigError(f"action={action} needs ckpt=PATH, as runs/.../checkpoints/best.ckpt")
-    if action == "generate" and (values["prompt"] is None) == (values["input"] is None):
-        raise ConfigError("action=generate needs prompt=TEXT or input=FILE, and only one of them")
     if action != "fit" and trainer["profiler"] is not None:
         raise ConfigError("trainer.profiler is of action=fit: its reports go into the run's folder")
+    if action == "generate" and (values["prompt"] is None) == (values["input"] is None):
+        raise ConfigError("action=generate needs prompt=TEXT or input=FILE, and only one of them")
     if action == "generate" and values["model"].get("positions") == "sinusoidal_reversed":
         raise ConfigError("action=generate cannot decode with model.positions=sinusoidal_reversed")
     if action == "fit" and values["resume"] == "auto" and values["run_dir"] is None:
@@ -213,8 +215,14 @@ def _compose_groups(chosen: dict[str, tuple[str, Any]]) -> tuple[DictConfig, dic
     """Let Hydra put together the chosen options."""
     try:
         texts = (f"action=[{','.join(actions())}]", *(text for text, _ in chosen.values()))
-        config, choices = _load(CONF, texts)
+        config, choices = _load(folders(), texts)
     except ConfigCompositionException as error:
+        found = re.search("Could not override '([^']+)'", str(error))
+        absent = found[1] if found else ""
+        if absent in chosen and not (folders()[0] / absent.partition("@")[0]).is_dir():
+            # A group of one's own, which no option in force has among its defaults, is added.
+            text, value = chosen[absent]
+            return _compose_groups({**chosen, absent: (f"+{text}", value)})
         inner = [key for key in chosen if "/" in key or "@" in key or key == "network"]
         if not inner or "Could not override" not in str(error):
             raise ConfigError(_first_line(error)) from error
@@ -244,9 +252,14 @@ def _compose_groups(chosen: dict[str, tuple[str, Any]]) -> tuple[DictConfig, dic
 
 
 @cache  # the points of a sweep choose among few combinations
-def _load(folder: Path, arguments: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
-    with initialize_config_dir(str(folder), version_base="1.3"):
-        config = compose("config", overrides=list(arguments), return_hydra_config=True)
+def _load(
+    searched: tuple[Path, ...], arguments: tuple[str, ...]
+) -> tuple[DictConfig, dict[str, str]]:
+    conf, *own = (str(folder) for folder in searched)
+    places = ", ".join("'" + path.replace("'", "\\'") + "'" for path in own)
+    with initialize_config_dir(conf, version_base="1.3"):
+        texts = [*([f"hydra.searchpath=[{places}]"] if own else []), *arguments]
+        config = compose("config", overrides=texts, return_hydra_config=True)
     runtime = config.hydra.runtime.choices.items()
     choices = {
         group: option
@@ -274,6 +287,11 @@ def _adapt(nodes: DictConfig, given: Container[str]) -> list[str]:
             f"trainer.max_steps={steps}: shortened to {steps // 10}"
         )
         optimizer.warmup_steps = steps // 10
+    if "trainer.max_epochs" in given and "trainer.max_steps" not in given:
+        changes.append(
+            f"trainer.max_steps={steps} ends the training too, if it comes before "
+            f"trainer.max_epochs={nodes.trainer.max_epochs}; optimizer.schedule ends there"
+        )
     reversed_positions = nodes.model.get("positions") == "sinusoidal_reversed"
     if reversed_positions and nodes.callbacks.get("text_samples") is not None:
         changes.append(
@@ -287,11 +305,6 @@ def _adapt(nodes: DictConfig, given: Container[str]) -> list[str]:
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
-    if "trainer.max_epochs" in given and "trainer.max_steps" not in given:
-        changes.append(
-            f"trainer.max_steps={steps} ends the training too, if it comes before "
-            f"trainer.max_epochs={nodes.trainer.max_epochs}; optimizer.schedule ends there"
-        )
 
 def _warnings(values: dict[str, Any], choices: dict[str, str]) -> list[str]:
     return [

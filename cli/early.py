@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_object
-
+from cli.folders import imported
 from fwlight.errors import ConfigError
 from fwlight.integrity import Verified, check_whole
 
@@ -32,5 +31,5 @@ def check_files(config: dict[str, Any]) -> Verified | None:
     if config["resume"] not in ("never", "auto"):
         verified = check_whole(config["resume"], most_bytes=_MOST_BYTES)
     if check := config["task"].get("_check_"):
-        get_object(check)(config["task"])
+        imported(check)(config["task"])
     return verified

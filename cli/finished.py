@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from cli.composition import Composition
+from cli.folders import folders
 from cli.kinds import Kind
-from cli.overrides import CONF
 from cli.schema import kinds_of
 from cli.stored import leaves
 
@@ -108,5 +108,6 @@ def _classes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _classes_of_options() -> set[str]:
-    words = (file.read_text(encoding="utf-8").split() for file in CONF.rglob("*.yaml"))
+    files = (file for folder in folders() for file in folder.rglob("*.yaml"))
+    words = (file.read_text(encoding="utf-8").split() for file in files)
     return {word for text in words for word in text}

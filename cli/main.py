@@ -11,6 +11,7 @@ from typing import NoReturn
 from cli.acting import act
 from cli.composition import compose_config
 from cli.early import check_files
+from cli.folders import own, without_own
 from cli.launch import first_process, first_to_tell
 from cli.output import check_told, lasting_output, mend_streams, tell
 from cli.stored import before_checkpoint
@@ -46,28 +47,34 @@ def exit_code_and_line(error: BaseException) -> tuple[int, str]:
 
 def _obey(arguments: list[str]) -> int:
     """Do what a command line says, and tell what went wrong."""
-    known = ("-h", "--help", "--version", "--cfg", "-m")
-    flags = {flag for flag in known if flag in arguments}
-    arguments = [argument for argument in arguments if argument not in flags]
     try:
-        if flags & {"-h", "--help"}:
-            tell(usage() + "\n")
-        elif "--version" in flags:
-            tell(f"fwlight {__version__}\n")
-        elif flags >= {"-m", "--cfg"}:
-            tell("".join(shlex.join(point.arguments) + "\n" for point in expand(arguments)))
-        elif "-m" in flags:
-            return run_sweep(arguments)
-        elif "--cfg" in flags:
-            tell(compose_config(arguments).yaml())
-        else:
-            _run(arguments)
+        paths, arguments = without_own(arguments)
+        with own(paths):
+            return _do(arguments)
     except SystemExit:
         raise
     except BaseException as error:
         if os.environ.get("FWLIGHT_DEBUG") == "1":
             print(printable(traceback.format_exc()), end="", file=sys.stderr)
         return _conclude(*exit_code_and_line(error), error)
+
+
+def _do(arguments: list[str]) -> int:
+    known = ("-h", "--help", "--version", "--cfg", "-m")
+    flags = {flag for flag in known if flag in arguments}
+    arguments = [argument for argument in arguments if argument not in flags]
+    if flags & {"-h", "--help"}:
+        tell(usage() + "\n")
+    elif "--version" in flags:
+        tell(f"fwlight {__version__}\n")
+    elif flags >= {"-m", "--cfg"}:
+        tell("".join(shlex.join(point.command) + "\n" for point in expand(arguments)))
+    elif "-m" in flags:
+        return run_sweep(arguments)
+    elif "--cfg" in flags:
+        tell(compose_config(arguments).yaml())
+    else:
+        _run(arguments)
     return _conclude(0, None)
 
 

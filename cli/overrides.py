@@ -7,8 +7,6 @@ of the texts that it stores, from a checkpoint.
 import difflib
 import itertools
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -16,29 +14,13 @@ from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from cli.folders import FLAG, groups
 from cli.kinds import Kind
 from cli.schema import kinds_of, why_refused
 from fwlight.errors import ConfigError
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
-
 MOST_POINTS = 100_000
 """Of a sweep, and values of one of its keys."""
-
-
-def groups() -> dict[str, list[str]]:
-    """Return every configuration group with its options."""
-    return _groups(CONF)
-
-
-@cache  # every key of every point of a sweep asks
-def _groups(conf: Path) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for folder in sorted(path for path in conf.rglob("*") if path.is_dir()):
-        options = sorted(f.stem for f in folder.glob("*.yaml") if not f.stem.startswith("_"))
-        if options or not folder.name.startswith("_"):
-            found[folder.relative_to(conf).as_posix()] = options
-    return found
 
 
 def actions() -> list[str]:
@@ -109,7 +91,8 @@ def _check_option(group: str, value: Any) -> None:
     for option in value if isinstance(value, list) else [value]:
         option = "null" if option is None else option
         if option not in options:
-            raise ConfigError(unknown_option(group, str(option), options))
+            unknown = unknown_option(group, str(option), options)
+            raise ConfigError(f"{unknown}; {FLAG} FOLDER adds those of one's own")
 
 
 def unknown_option(key: str, option: str, options: list[str]) -> str:
@@ -126,8 +109,6 @@ def set_value(config: DictConfig, choices: dict[str, str], key: str, value: Any)
     for depth, part in enumerate(parts):
         inner = (
             node._get_node(part, validate_access=False) if isinstance(node, DictConfig) else None
-    if reason := why_refused(key):
-        return f"{key} is refused: {reason}"
         )
         if inner is None or part.startswith("_"):
             raise ConfigError(_unknown(config, choices, node, parts, depth))
@@ -145,6 +126,8 @@ def _unknown(
 ) -> str:
     """Say what is wrong with a key of which the part at `depth` does not exist."""
     key, where = ".".join(parts), ".".join(parts[:depth])
+    if reason := why_refused(key):
+        return f"{key} is refused: {reason}"
     known = _keys(node) if isinstance(node, DictConfig) else []
     if not where:
         bare = {x for x in actions() if not _keys(config[x])}

@@ -12,13 +12,14 @@ from typing import Any
 
 import yaml
 
-from cli import overrides
+from cli.folders import folders
+from cli.overrides import unknown_option
 from fwlight.errors import ConfigError
 
 
 def rows() -> dict[str, dict[str, dict[str, Any]]]:
     """Return key and value of every row, by experiment and row."""
-    return _rows(overrides.CONF / "experiment")
+    return {k: v for folder in folders() for k, v in _rows(folder / "experiment").items()}
 
 
 @cache  # every point of a sweep asks
@@ -78,5 +79,5 @@ def with_row(arguments: Sequence[str]) -> list[str]:
         )
         raise ConfigError(f"row={row}: {fault} They are in {', '.join(rows())}")
     if row not in listed:
-        raise ConfigError(overrides.unknown_option("row", row, list(listed)))
+        raise ConfigError(unknown_option("row", row, list(listed)))
     return [*(f"{key}={value}" for key, value in listed[row].items()), *arguments]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cli.composition import Composition, compose_config
+from cli.folders import FLAG, groups
 from cli.kinds import Kind
 from cli.overrides import actions
 from cli.rows import replaced
@@ -48,6 +49,9 @@ def recompose(stored: Any, arguments: Sequence[str]) -> Composition:
     for text in [*texts, *arguments]:
         if text in arguments or not _is_of_a_start(text):
             merged[text.partition("=")[0]] = text
+    for key in choices:
+        if key in merged and merged[key] not in arguments:
+            _check_there(merged[key])
     composition = compose_config(list(merged.values()))
     _refuse_changes(stored, composition, {Kind.ARCHITECTURE})
     return composition
@@ -72,6 +76,17 @@ def check_resume(stored: Any, composition: Composition) -> list[str]:
     if any(text.startswith("seed=") for text in changes):
         changes.append("the random state is the checkpoint's")
     return [f"resuming with {', '.join(changes)}"] if changes else []
+
+
+def _check_there(choice: str) -> None:
+    """Look an option of a checkpoint up in the listings of the folders that there are."""
+    key, _, option = choice.partition("=")
+    group = key.partition("@")[0]
+    if option not in groups().get(group, []):
+        raise ConfigError(
+            f"the checkpoint was trained with {choice}, which is no option here: give {FLAG} "
+            f"FOLDER, the one that holds {group}/{option}.yaml"
+        )
 
 
 def _is_of_a_start(argument: str) -> bool:

@@ -18,7 +18,8 @@ from typing import Any
 
 from cli.composition import Composition, compose_config
 from cli.finished import is_finished, settings
-from cli.overrides import CONF, MOST_POINTS, parse
+from cli.folders import CONF, own_arguments
+from cli.overrides import MOST_POINTS, parse
 from cli.sweep_progress import SweepProgress
 from fwlight.errors import ConfigError
 from fwlight.runs import as_text, read_run
@@ -38,6 +39,11 @@ class Point:
     composition: Composition
     swept: Mapping[str, str]
     """Value of each swept key, as typed; of several curves, the `curve` too."""
+
+    @property
+    def command(self) -> list[str]:
+        """The whole command line of the run."""
+        return [*own_arguments(), *self.arguments]
 
     @property
     def folder(self) -> Path:
@@ -145,7 +151,7 @@ def _run(points: list[Point], progress: SweepProgress, *, workers: int) -> int:
         while waiting or running:
             while waiting and len(running) < workers:
                 point = waiting.pop(0)
-                process = context.Process(target=_run_point, args=(point.arguments, _log(point)))
+                process = context.Process(target=_run_point, args=(point.command, _log(point)))
                 process.start()
                 running[process] = point
                 progress.started(point.folder)

@@ -5,15 +5,19 @@ import textwrap
 
 import yaml
 
-from cli.overrides import CONF, actions, groups
+from cli.folders import file_of, groups
+from cli.overrides import actions
 from cli.rows import rows
 
 _TEXT = """\
-usage: python train.py [--cfg] [-m] key=value ...
+usage: python train.py [--cfg] [-m] [--config-dir FOLDER] key=value ...
 
   --cfg   print the composed configuration and stop; with -m, the arguments of every run
   -m      run every combination of values given as a,b,c or range(20,601,20) or choice(a,b),
           one process per core; finished ones are skipped; a table of all of them at the end
+  --config-dir FOLDER
+          also take options of one's own, FOLDER/<group>/<option>.yaml, whose classes are looked for
+          beside FOLDER and in the current folder; may be given more than once
   --version
 
 Runs side by side, finished or not: python -m fwlight.runs [FOLDER] (--help)
@@ -63,7 +67,7 @@ FWLIGHT_NATIVE=0 runs no compiled code; FWLIGHT_CACHE=PATH keeps it, and downloa
 
 
 def usage() -> str:
-    """Return the text, with the options that conf/ has now."""
+    """Return the text, with the options that there are now."""
     lines = [f"  {group}={'|'.join(options)}" for group, options in groups().items() if options]
     tables = [f"  {experiment}: {'|'.join(listed)}" for experiment, listed in rows().items()]
     told = [line for name in actions() for line in _about_action(name)]
@@ -77,7 +81,7 @@ def block_parameters() -> dict[str, int]:
     """Return the parameters of all blocks of a network, by size; of those with every width."""
     found = {}
     for name in groups()["size"]:
-        text = (CONF / "size" / f"{name}.yaml").read_text(encoding="utf-8")
+        text = file_of("size", name).read_text(encoding="utf-8")
         size = yaml.safe_load(text)
         if "d_model" not in size:
             continue
@@ -90,7 +94,7 @@ def block_parameters() -> dict[str, int]:
 
 def _about_action(name: str) -> list[str]:
     """Return the comment that the file of an action begins with, beside its name."""
-    text = (CONF / "action" / f"{name}.yaml").read_text(encoding="utf-8")
+    text = file_of("action", name).read_text(encoding="utf-8")
     comment = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     about = [line.lstrip("# ") for line in comment if "@package" not in line] or [""]
     first, *others = about

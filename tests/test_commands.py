@@ -18,7 +18,7 @@ import torch
 import yaml
 
 import cli.composition
-import cli.overrides
+import cli.folders
 import fwlight
 from cli.finished import is_finished, settings
 from cli.sweep import expand, run_sweep
@@ -262,7 +262,7 @@ def test_train_traceback_on_demand(monkeypatch, capsys):
 def test_help_names_every_option(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for group, options in cli.overrides.groups().items():
+    for group, options in cli.folders.groups().items():
         assert not options or f"{group}={'|'.join(options)}" in shown
 
 
@@ -384,15 +384,14 @@ def test_sweep_runs_every_combination(tmp_path):
 
 def test_sweep_of_an_experiment(tmp_path, monkeypatch):
     copy = tmp_path / "conf"
-    shutil.copytree(cli.overrides.CONF, copy, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    shutil.copytree(cli.folders.CONF, copy, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     (copy / "experiment").mkdir(exist_ok=True)
     (copy / "experiment" / "two.yaml").write_text(
         "# @package _global_\n"
         "defaults:\n  - override /model: linear\n"
         "sweep: {task.seq_len: 'range(10,31,10)', seed: '1,2'}\n"
     )
-    monkeypatch.setattr(cli.overrides, "CONF", copy)
-    monkeypatch.setattr(cli.composition, "CONF", copy)
+    monkeypatch.setattr(cli.folders, "CONF", copy)
     points = expand(["experiment=two", "seed=5"])
     assert [p.composition.config["task"]["seq_len"] for p in points] == [10, 20, 30]
     assert {p.composition.config["seed"] for p in points} == {5}

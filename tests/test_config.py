@@ -9,14 +9,13 @@ import warnings
 import pytest
 import torch
 
-import cli.composition
-import cli.overrides
+import cli.folders
 import cli.room
 from cli.building import bound, build, build_callbacks
 from cli.composition import Composition, compose_config
+from cli.folders import CONF, groups
 from cli.launch import run_dir
 from cli.main import exit_code_and_line
-from cli.overrides import CONF, groups
 from cli.rows import rows
 from cli.stored import check_resume, recompose
 from fwlight.errors import CheckpointError, ConfigError
@@ -546,8 +545,7 @@ def own_conf(monkeypatch, tmp_path):
     """A copy of conf/ that files can be put into: call it with a place below conf/ and a text."""
     copy = tmp_path / "conf"
     shutil.copytree(CONF, copy)
-    for module in (cli.composition, cli.overrides):
-        monkeypatch.setattr(module, "CONF", copy)
+    monkeypatch.setattr(cli.folders, "CONF", copy)
 
     def add(place: str, text: str) -> None:
         (copy / place).write_text(text, encoding="utf-8")

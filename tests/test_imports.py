@@ -109,8 +109,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     ),
     "cli": ({"fwlight.errors", "fwlight.integrity"}, {"hydra", "omegaconf", "yaml"}),
     "cli.building": (
-        {"cli.launch", "cli.room", "fwlight.compiling", "fwlight.errors", "fwlight.integrity"}
-        | {"fwlight.models"},
+        {"cli.folders", "cli.launch", "cli.room", "fwlight.compiling", "fwlight.errors"}
+        | {"fwlight.integrity", "fwlight.models"},
         {"hydra", "lightning"},
     ),
     "cli.sweep": (

@@ -110,6 +110,26 @@ def _dense(x: Tensor) -> bool:
     return x.layout == torch.strided and x.device.type == "cpu" and not x.is_quantized
 
 
+def check_callbacks(states: Mapping[str, Any]) -> None:
+    """Check that what callbacks keep can be read again; a reader takes plain data and tensors.
+
+    Raises:
+        ValueError: One keeps something else.
+    """
+    for name, state in states.items():
+        _kept(state, name.partition("{")[0])
+
+
+def _kept(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _kept(item, f"{where}.{name}")
+    elif isinstance(value, list | tuple | set):
+        _each(_kept)(list(value), where)
+    elif not isinstance(value, Tensor):
+        _leaf(value, where)
+
+
 def _plain(value: Any, where: str) -> None:
     if isinstance(value, dict):
         _named(_plain)(value, where)

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from lightning import Callback, LightningModule, Trainer
 
+from fwlight.errors import ConfigError
 from fwlight.integrity import damaged
 from fwlight.lightning_internals import (
     completes_epoch,
@@ -13,6 +14,7 @@ from fwlight.lightning_internals import (
     evaluates_now,
     stores_position,
 )
+from fwlight.run.checkpoint_form import check_callbacks
 from fwlight.run.restoring import check_loops
 from fwlight.training.module import TrainingModule
 
@@ -125,7 +127,18 @@ class RunCheckpoint(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Say what was trained."""
+        """Say what was trained.
+
+        Raises:
+            ConfigError: A callback keeps what no reader of checkpoints takes.
+        """
+        try:
+            check_callbacks(checkpoint["callbacks"])
+        except ValueError as error:
+            raise ConfigError(
+                f"a checkpoint cannot hold what a callback keeps, {error}: let its state_dict "
+                "return numbers, text, tensors, lists and mappings"
+            ) from error
         checkpoint["fwlight"] = self.identity
 
     def state_dict(self) -> dict[str, Any]:

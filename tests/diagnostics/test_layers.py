@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from cli.building import build
 from cli.composition import compose_config
-from cli.overrides import groups
+from cli.folders import groups
 from fwlight.diagnostics.layers import (
     Layer,
     Observer,

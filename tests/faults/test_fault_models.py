@@ -6,7 +6,7 @@ import pytest
 
 from cli.building import build
 from cli.composition import compose_config
-from cli.overrides import groups
+from cli.folders import groups
 from fwlight.diagnostics.layers import memory_layers
 from tests.faults.processes import assert_same_run, rows, run
 from train import main

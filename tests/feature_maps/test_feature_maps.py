@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cli.building import build
 from cli.composition import compose_config
-from cli.overrides import groups
+from cli.folders import groups
 from fwlight.feature_maps import (
     DPFPFeatureMap,
     EluFeatureMap,

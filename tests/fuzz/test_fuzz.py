@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cli.composition import compose_config
-from cli.overrides import groups
+from cli.folders import groups
 from cli.stored import leaves
 from fwlight.errors import CheckpointError, ConfigError
 from fwlight.run.checkpoint_io import load_checkpoint

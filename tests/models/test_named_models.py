@@ -7,7 +7,7 @@ import torch
 
 from cli.building import build
 from cli.composition import compose_config
-from cli.overrides import groups
+from cli.folders import groups
 from fwlight.models import DecoderLM, generate
 
 SIZES = ["size.d_model=16", "size.n_layers=2", "size.n_heads=2", "size.d_head=8", "size.d_ff=16"]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from cli.building import build
 from cli.composition import compose_config
-from cli.overrides import groups
+from cli.folders import groups
 from fwlight.models import DecoderLM, EncoderDecoder, map_state
 from fwlight.types import IGNORE_INDEX
 from tasks.pairs import EncodedPairs

@@ -5,7 +5,7 @@ import torch
 
 from cli.building import build
 from cli.composition import compose_config
-from cli.overrides import groups
+from cli.folders import groups
 from fwlight.errors import ConfigError
 from fwlight.mixers import FastWeights, TwoDirections
 from fwlight.models import ConvNet

@@ -13,7 +13,7 @@ import cli.composition
 import cli.overrides
 from cli.building import build
 from cli.composition import compose_config
-from cli.overrides import CONF
+from cli.folders import CONF
 from fwlight.errors import ConfigError
 from fwlight.run import load_checkpoint
 from fwlight.training.groups import parameters_by_kind
