@@ -67,7 +67,7 @@ def use(
 
 def train(composition: Composition, verified: Verified | None) -> dict[str, Any]:
     """Train, or go on training, in the run's folder; return the summary."""
-    from cli.building import bound, build, build_callbacks, build_parts
+    from cli.building import bound, build, build_callbacks, build_parts, logger_makers
     from cli.stored import check_resume
     from fwlight import run
 
@@ -101,7 +101,7 @@ def train(composition: Composition, verified: Verified | None) -> dict[str, Any]
             hyperparameters=composition.hyperparameters(),
             all_scalars=config["diagnostics"]["scalars"] == "all",
             monitor=monitor,
-            **config["logger"],
+            others=logger_makers(config),
         )
         trainer = build(
             "trainer",
@@ -115,7 +115,8 @@ def train(composition: Composition, verified: Verified | None) -> dict[str, Any]
         run.check_goes_on(trainer, folder, changes)
         _keep(composition, folder, fingerprint=getattr(data, "fingerprint", None))
         fit = bound(config["fit"])
-        return fit(trainer, module, data, folder=folder, settings=settings(composition))
+        with run.closing(loggers):
+            return fit(trainer, module, data, folder=folder, settings=settings(composition))
 
 
 def _keep(composition: Composition, folder: Any, *, fingerprint: str | None) -> None:

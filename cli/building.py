@@ -1,5 +1,6 @@
 """From configuration to objects; the one place that imports what a `_target_` names."""
 
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -83,6 +84,25 @@ def build_callbacks(config: Mapping[str, Any]) -> list[Any]:
         for name, node in config["callbacks"].items()
         if name != "checkpoint" and node is not None
     ]
+
+
+def logger_makers(config: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
+    """Return what builds the loggers that are not switched off by null, by name.
+
+    Each takes keywords, of which the logger gets those that it has parameters for, unless its file
+    gives them another value.
+    """
+    return {
+        name: partial(_build_logger, name, node)
+        for name, node in config["logger"].items()
+        if node is not None
+    }
+
+
+def _build_logger(name: str, node: Mapping[str, Any], /, **offered: Any) -> Any:
+    wanted = inspect.signature(imported(node["_target_"])).parameters
+    given = {key: value for key, value in offered.items() if key in wanted and key not in node}
+    return build(f"logger.{name}", node, **given)
 
 
 def _made(node: Any) -> Any:

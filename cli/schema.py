@@ -153,10 +153,8 @@ class Callbacks(PartsSection):
 
 
 @dataclass
-class Logger(WholeSection):
-    """logger=."""
-
-    tensorboard: bool
+class Logger(PartsSection):
+    """logger=: one node per logger; null switches it off."""
 
 
 @dataclass
@@ -209,7 +207,7 @@ class Config(Section):
     trainer: Annotated[Trainer, Kind.OF_A_START]
     diagnostics: Annotated[Diagnostics, Kind.OF_A_START]
     callbacks: Annotated[Callbacks, Kind.OF_A_START, Kind.SEVERAL]
-    logger: Annotated[Logger, Kind.OF_A_START, Kind.NO_RESULT]
+    logger: Annotated[Logger, Kind.OF_A_START, Kind.NO_RESULT, Kind.SEVERAL]
     network: Annotated[dict, Kind.ARCHITECTURE, Kind.DERIVED]
     module: Annotated[dict, Kind.DERIVED]
     action: Annotated[str, Kind.OF_A_START]
@@ -246,6 +244,8 @@ def kinds_of(key: str) -> frozenset[Kind]:
         section, kinds = metadata(hints[part])
         found = (found - ONE_OF if kinds & ONE_OF else found) | kinds
     return found
+
+
 def why_refused(key: str) -> str | None:
     """Return why a key that is known all the same takes no value, or only its own."""
     section: type[Section] | None = Config
@@ -254,8 +254,6 @@ def why_refused(key: str) -> str | None:
         hint = _hints(section).get(part) if section else None
         section, _ = metadata(hint)
     return because(hint)
-
-
 
 
 @cache

@@ -49,7 +49,9 @@ Often used keys (all of them: --cfg):
   model@alternate= model.alternate_every=   another model in every so many layers: a hybrid
   optimizer.{{lr,weight_decay,warmup_steps}}  optimizer.groups.{{matrices,...}}.{{lr,weight_decay}}
   optimizer.schedule=cosine|linear|wsd|inverse_sqrt|constant  optimizer.ema_decay
-  trainer.{{max_steps,max_time,devices,precision}}  seed  compile=true|false
+  seed  compile=true|false
+  trainer.{{max_steps,max_time,devices,precision,profiler}}, and what else Lightning's Trainer takes
+  callbacks=[default,NAME]  logger=[tensorboard,NAME]  several at once
   callbacks.checkpoint.every_n_train_steps  diagnostics.{{every_n_steps,sequences}}
   diagnostics.scalars=main|all   which of them TensorBoard shows; metrics.csv has all
   run_dir=PATH     everything of a run: config.yaml, run.json, metrics.csv, summary.json,

@@ -17,7 +17,7 @@ from fwlight.run.denormals import flushing_denormals
 from fwlight.run.errors import exit_code_and_line
 from fwlight.run.files import write_atomically
 from fwlight.run.folder import RunFolder, note_failure
-from fwlight.run.loggers import build_loggers
+from fwlight.run.loggers import build_loggers, closing
 from fwlight.run.moving_average import MovingAverage, averaged
 from fwlight.run.profiling import profiler
 from fwlight.run.ranks import conclude, end_at_once, leave, strategy
@@ -36,6 +36,7 @@ __all__ = [
     "averaged",
     "build_loggers",
     "check_goes_on",
+    "closing",
     "conclude",
     "end_at_once",
     "exit_code_and_line",

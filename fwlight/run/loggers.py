@@ -1,8 +1,10 @@
-"""Where metrics go: metrics.csv always, TensorBoard if wanted. Logging never ends a run."""
+"""Where metrics go: metrics.csv always, and wherever else. Logging never ends a run."""
 
+import contextlib
 import errno
 import os
 import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from fwlight.run.files import write_atomically
 from fwlight.run.folder import RunFolder
-from fwlight.run.run_logger import RunLogger
+from fwlight.run.run_logger import RunLogger, guarded
 from fwlight.run.tensorboard import TensorBoard
 
 
@@ -20,37 +22,50 @@ def build_loggers(
     folder: RunFolder,
     *,
     hyperparameters: dict[str, Any],
-    tensorboard: bool = True,
+    others: Mapping[str, Callable[..., Logger]] | None = None,
     all_scalars: bool = False,
     monitor: str = "val/loss",
 ) -> list[Logger]:
-    """Return the loggers of a run.
+    """Return the loggers of a run: that of metrics.csv, and others.
 
     On resume, what was logged after the step the run goes on from is dropped, and what was logged
-    of the test, so that every curve is continuous.
+    of the test, so that every curve is continuous. A logger of others goes on as it can.
 
     Args:
         folder: The run's folder.
         hyperparameters: The configuration, nested plain containers.
-        tensorboard: Whether TensorBoard events are written beside metrics.csv.
+        others: By name, TensorBoard by default. Each is called with the other arguments, with
+            `save_dir`, a folder of its name in the run's (TensorBoard's is the run's folder itself,
+            after which the page names the run), and with `resumed_at`, the step the run goes on
+            from where there is one.
         all_scalars: Whether TensorBoard shows every scalar of metrics.csv, or the main ones.
         monitor: The metric whose best value is the run's result.
     """
-    step = folder.resume_step
-    resumed_at = step if folder.is_rank_zero else None
+    others = {"tensorboard": TensorBoard} if others is None else others
+    resumed_at = folder.resume_step if folder.is_rank_zero else None
     loggers: list[Logger] = [CsvLogger(folder.metrics_csv, resumed_at=resumed_at)]
-    if tensorboard:
-        loggers.append(
-            TensorBoard(
-                folder.tensorboard,
-                purge_step=None if step is None else step + 1,
-                hyperparameters=hyperparameters,
-                drop_tests=resumed_at is not None,
-                all_scalars=all_scalars,
-                monitor=monitor,
-            )
+    for name, make in others.items():
+        logger = make(
+            save_dir=folder.tensorboard if name == "tensorboard" else folder.place(name),
+            resumed_at=resumed_at,
+            hyperparameters=hyperparameters,
+            all_scalars=all_scalars,
+            monitor=monitor,
         )
+        own = isinstance(logger, RunLogger)
+        loggers.append(logger if own else guarded(logger, f"logger.{name}", hyperparameters))
     return loggers
+
+
+@contextlib.contextmanager
+def closing(loggers: Sequence[Logger]) -> Iterator[None]:
+    """At the end of the block, close the loggers that have something to close."""
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            if (close := getattr(logger, "close", None)) is not None:
+                close()
 
 
 class CsvLogger(RunLogger):

@@ -40,32 +40,31 @@ class TensorBoard(RunLogger):
     a step whose other events stay.
 
     Args:
-        path: Folder of the event files.
-        purge_step: Events from this step on, written by an earlier process, are not shown.
+        save_dir: Folder of the event files.
         hyperparameters: What the HPARAMS tab lists, those first that differ between runs.
-        drop_tests: Whether to remove the results of earlier processes' tests.
+        resumed_at: The step a resumed run goes on from: later events of earlier processes are not
+            shown, and the results of their tests are removed.
         all_scalars: Whether there are as many tags as there are.
         monitor: The metric whose best value is the run's result.
     """
 
     def __init__(
         self,
-        path: Path,
+        save_dir: Path,
         *,
-        purge_step: int | None,
         hyperparameters: dict[str, Any],
-        drop_tests: bool = False,
+        resumed_at: int | None = None,
         all_scalars: bool = False,
         monitor: str = "val/loss",
     ) -> None:
-        old_place = path.name == "tensorboard"
-        super().__init__(path, run_dir=path.parent if old_place else path)
+        run_dir = save_dir.parent if save_dir.name == "tensorboard" else save_dir
+        super().__init__(save_dir, run_dir=run_dir, told=f"TensorBoard's part of {save_dir}")
         self.takes_all = all_scalars
         self._results = {*_RESULTS, monitor.removeprefix("val/")}
         self._shown: set[str] = set()
-        if drop_tests:
-            self._try(lambda: _remove_tests(path))
-        self._purge_step = purge_step
+        if resumed_at is not None:
+            self._try(lambda: _remove_tests(save_dir))
+        self._purge_step = None if resumed_at is None else resumed_at + 1
         self._hyperparameters = _flat(hyperparameters)
         self._writer: Any = None
         self._test_writer: Any = None
@@ -129,17 +128,14 @@ class TensorBoard(RunLogger):
             self._shown.add(tag)
         return True
 
-    def _told(self) -> str:
-        return f"TensorBoard's part of {self.path}"
-
     @rank_zero_only
-    def log_text(self, tag: str, text: str, step: int) -> None:
+    def show_text(self, tag: str, text: str, step: int) -> None:
         """Show text as it is, line breaks and all."""
         indented = "\n".join("    " + line for line in text.splitlines())  # Markdown for verbatim
         self.call("add_text", tag, indented, step)
 
     @rank_zero_only
-    def log_figure(self, tag: str, figure: Any, step: int) -> None:
+    def show_figure(self, tag: str, figure: Any, step: int) -> None:
         """Show a matplotlib figure: a card is too small for more than one of its columns.
 
         They are called `tag`, `tag/2`, `tag/3` and so on.
@@ -153,7 +149,7 @@ class TensorBoard(RunLogger):
         self._try(write)
 
     @rank_zero_only
-    def log_layout(self, layout: dict[str, dict[str, list[str]]]) -> None:
+    def show_layout(self, layout: dict[str, dict[str, list[str]]]) -> None:
         """Fill the custom scalars tab: patterns of tags by category and chart."""
         charts = {
             category: {title: ["Multiline", tags] for title, tags in charts.items()}

@@ -144,7 +144,7 @@ def test_text_samples_are_logged_at_every_evaluation_and_repeat(tmp_path, monkey
     def log_text(self, tag, text, step):
         shown.setdefault(tag, {})[step] = text
 
-    monkeypatch.setattr("fwlight.run.loggers.TensorBoard.log_text", log_text)
+    monkeypatch.setattr("fwlight.run.loggers.TensorBoard.show_text", log_text)
     samples = TextSamples(prompts=("ab", "c"), max_new_tokens=5)
     fit(tmp_path / "a", samples, max_steps=12, val_every=6)
     first = {tag: dict(texts) for tag, texts in shown.items()}
@@ -161,7 +161,7 @@ def test_text_samples_are_logged_at_every_evaluation_and_repeat(tmp_path, monkey
 def test_text_samples_continue_the_data_s_own_prompts(tmp_path, monkeypatch):
     shown = {}
     monkeypatch.setattr(
-        "fwlight.run.loggers.TensorBoard.log_text",
+        "fwlight.run.loggers.TensorBoard.show_text",
         lambda self, tag, text, step: shown.setdefault(tag, text),
     )
     own = [[5, 6], [7]]

@@ -204,11 +204,11 @@ def test_tables_of_tokens_figures_and_layout_reach_the_logger(tmp_path, monkeypa
     shown = {"text": {}, "figure": {}, "layout": {}}
     for kind in ("text", "figure"):
         monkeypatch.setattr(
-            f"fwlight.run.loggers.TensorBoard.log_{kind}",
+            f"fwlight.run.loggers.TensorBoard.show_{kind}",
             lambda self, tag, x, step, kind=kind: shown[kind].setdefault(tag, []).append((step, x)),
         )
     monkeypatch.setattr(
-        "fwlight.run.loggers.TensorBoard.log_layout", lambda self, x: shown["layout"].update(x)
+        "fwlight.run.loggers.TensorBoard.show_layout", lambda self, x: shown["layout"].update(x)
     )
     found, _ = fit(tmp_path, monkeypatch, *watchers())
     (step, table), *_ = shown["text"]["beta/layer0/tokens"]

@@ -121,9 +121,9 @@ def test_what_lies_beside_the_events_is_left_alone(tmp_path, capsys):
 
 @pytest.mark.fault(40)
 def test_logging_that_raises_anything_at_all_is_one_warning(tmp_path, capsys):
-    logger = TensorBoard(tmp_path, purge_step=None, hyperparameters={})
-    logger.log_figure("tag", "no figure", 1)
-    logger.log_figure("tag", "no figure", 2)
+    logger = TensorBoard(tmp_path, hyperparameters={})
+    logger.show_figure("tag", "no figure", 1)
+    logger.show_figure("tag", "no figure", 2)
     logger.log_metrics({"a": 1.0}, 3)
     (line,) = capsys.readouterr().err.splitlines()
     assert f"warning: TensorBoard's part of {tmp_path} cannot be written (AttributeError" in line
@@ -148,7 +148,7 @@ def test_resumed_curves_are_continuous(tmp_path):
 
 
 def test_only_csv_is_written_without_tensorboard(tmp_path):
-    _, loggers = start(tmp_path, tensorboard=False)
+    _, loggers = start(tmp_path, others={})
     assert [type(logger) for logger in loggers] == [CsvLogger]
     assert not list(tmp_path.glob("events.*"))
 
@@ -168,7 +168,6 @@ def test_hparams_tab_has_the_configuration_and_real_metrics(tmp_path):
 
     logger = TensorBoard(
         tmp_path,
-        purge_step=None,
         hyperparameters={
             "optimizer": {"lr": 0.1, "betas": [0.9, 0.999]},
             "run_dir": None,
@@ -198,8 +197,8 @@ def test_hparams_tab_has_the_configuration_and_real_metrics(tmp_path):
 
 
 def test_text_is_shown_verbatim(tmp_path):
-    logger = TensorBoard(tmp_path, purge_step=None, hyperparameters={})
-    logger.log_text("samples/0", "one\n# two *three*", 4)
+    logger = TensorBoard(tmp_path, hyperparameters={})
+    logger.show_text("samples/0", "one\n# two *three*", 4)
     logger.save()
     (event,) = accumulator(tmp_path).Tensors("samples/0/text_summary")
     assert event.step == 4
@@ -210,10 +209,7 @@ def test_text_is_shown_verbatim(tmp_path):
 def test_logger_that_cannot_write_warns_once_and_goes_on(tmp_path, capsys, kind):
     (tmp_path / "file").touch()
     path = tmp_path / "file" / "x"
-    if kind == "csv":
-        logger = CsvLogger(path)
-    else:
-        logger = TensorBoard(path, purge_step=None, hyperparameters={})
+    logger = CsvLogger(path) if kind == "csv" else TensorBoard(path, hyperparameters={})
     for step in range(3):
         logger.log_metrics({"a": 1.0}, step)
         logger.save()
@@ -232,7 +228,7 @@ def test_csv_on_a_full_disk_warns_once_and_goes_on(tmp_path, capsys):
 
 
 def test_tensorboard_has_room_for_the_results_however_much_there_is(tmp_path):
-    logger = TensorBoard(tmp_path, purge_step=None, hyperparameters={}, monitor="val/reward")
+    logger = TensorBoard(tmp_path, hyperparameters={}, monitor="val/reward")
     logger.log_metrics({f"gradient_norm/blocks.{i}": 1.0 for i in range(200)}, 1)
     results = {f"{split}/{x}": 1.0 for split in ("val", "test") for x in ("loss", "reward")}
     logger.log_metrics(results, 1)
@@ -241,7 +237,7 @@ def test_tensorboard_has_room_for_the_results_however_much_there_is(tmp_path):
     tags = accumulator(tmp_path).Tags()["scalars"]
     assert len(tags) == 60
     assert {*results, *(f"_overview/{x}" for x in results)} <= {*tags}
-    whole = TensorBoard(tmp_path / "all", purge_step=None, hyperparameters={}, all_scalars=True)
+    whole = TensorBoard(tmp_path / "all", hyperparameters={}, all_scalars=True)
     whole.log_metrics({f"gradient_norm/blocks.{i}": 1.0 for i in range(200)}, 1)
     whole.save()
     assert len(accumulator(tmp_path / "all").Tags()["scalars"]) == 200
@@ -253,7 +249,7 @@ def test_every_column_of_a_figure_is_an_image(tmp_path):
         axes.set_position([shade / 4, 0, 0.25, 1])
         axes.set_facecolor(str(shade / 4))
         axes.set_axis_on()
-    logger = TensorBoard(tmp_path, purge_step=None, hyperparameters={})
+    logger = TensorBoard(tmp_path, hyperparameters={})
     logger.log_figure("beta", figure, 4)
     logger.save()
     events = accumulator(tmp_path)

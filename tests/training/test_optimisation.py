@@ -2,18 +2,14 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-import cli.composition
-import cli.overrides
 from cli.building import build
 from cli.composition import compose_config
-from cli.folders import CONF
 from fwlight.errors import ConfigError
 from fwlight.run import load_checkpoint
 from fwlight.training.groups import parameters_by_kind
@@ -156,20 +152,18 @@ def test_options_of_an_unknown_kind_are_refused():
 
 
 @pytest.fixture
-def own_optimizer(tmp_path, monkeypatch) -> str:
-    """The optimiser of CONTRIBUTING.md, in a copy of conf/."""
-    shutil.copytree(CONF, tmp_path / "conf")
+def own_optimizer(tmp_path) -> list[str]:
+    """The optimiser of CONTRIBUTING.md, in a folder of one's own."""
+    (tmp_path / "mine" / "optimizer").mkdir(parents=True)
     recipe = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## An optimiser")[1]
     lines = recipe.split("```yaml\n")[1].split("```")[0].splitlines()
     text = "\n".join(line.removeprefix("   ") for line in lines)
-    (tmp_path / "conf" / "optimizer" / "mine.yaml").write_text(text, encoding="utf-8")
-    for module in (cli.composition, cli.overrides):
-        monkeypatch.setattr(module, "CONF", tmp_path / "conf")
-    return "optimizer=mine"
+    (tmp_path / "mine" / "optimizer" / "mine.yaml").write_text(text, encoding="utf-8")
+    return [f"--config-dir={tmp_path / 'mine'}", "optimizer=mine"]
 
 
 def test_optimizer_of_ones_own_with_two_rates(text, tmp_path, own_optimizer):
-    run = resumed(tmp_path, text, own_optimizer, "optimizer.schedule=linear")
+    run = resumed(tmp_path, text, *own_optimizer, "optimizer.schedule=linear")
     assert rates(run) == pytest.approx([2e-3, 2e-3 * 2 / 3, 2e-3 / 3, 0.0])
     assert rates(run, "train/lr_embeddings") == pytest.approx([x / 4 for x in rates(run)])
     (stored,) = last(run)["optimizer_states"]
