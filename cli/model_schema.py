@@ -107,6 +107,13 @@ class Model(OpenSection):
     strength_mean: Annotated[float, Range(low=-100, high=100)]
     depth: Annotated[int, Range(low=1, high=16)]
     slow_base_weights: bool
+    sizes: list[Count] | None
+    reads: Annotated[int, Range(low=1, high=16)]
+    write_scale: Positive | None
+    act_q: Literal["identity", "tanh"]
+    act_r: Literal["identity", "tanh"]
+    residual: bool
+    forget_bias: Annotated[float, Range(low=-100, high=100)] | None
     attention_dropout: Annotated[Probability, Kind.TRAINING]
     positions: Positions
     norm: Literal["post", "pre"]

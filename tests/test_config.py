@@ -55,6 +55,7 @@ def test_config_groups_are_every_yaml_file():
     others = {path for path in CONF.rglob("*.yaml") if path not in listed}
     bases = {
         "_fast_weight.yaml",
+        "_fwm_lstm.yaml",
         "_network.yaml",
         "_any.yaml",
         "_lm_mini.yaml",

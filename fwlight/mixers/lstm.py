@@ -1,8 +1,9 @@
 """The LSTM, a baseline: a recurrent net whose weights are all slow."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -29,6 +30,8 @@ class LSTM(Mixer):
         d_model: Width of input, output and state.
         n_heads: Not used.
         d_head: Not used.
+        forget_bias: One bias in place of torch's two, which starts at 0, in the forget gate at this
+            value; None: as torch has it.
 
     Raises:
         ValueError: If the width is below 1.
@@ -36,11 +39,21 @@ class LSTM(Mixer):
 
     bare = True
 
-    def __init__(self, d_model: int, n_heads: int, d_head: int) -> None:
+    def __init__(
+        self, d_model: int, n_heads: int, d_head: int, *, forget_bias: float | None = None
+    ) -> None:
         super().__init__()
         del n_heads, d_head
         check_sizes(d_model=d_model)
-        self.lstm = nn.LSTM(d_model, d_model, batch_first=True)
+        self.one_bias = forget_bias is not None
+        if forget_bias is None:
+            self.lstm = nn.LSTM(d_model, d_model, batch_first=True)
+            return
+        # One bias is the weight of an input that is always 1.
+        self.lstm = nn.LSTM(d_model + 1, d_model, bias=False, batch_first=True)
+        with torch.no_grad():
+            bias = cast(Tensor, self.lstm.weight_ih_l0)[:, -1]
+            bias.zero_()[d_model : 2 * d_model] = forget_bias  # after the input gate
 
     @property
     def state_size(self) -> int:
@@ -66,6 +79,8 @@ class LSTM(Mixer):
         state = self.empty_state(x) if initial_state is None else initial_state
         if x.shape[1] == 0:
             return x, state
+        if self.one_bias:
+            x = F.pad(x, (0, 1), value=1.0)
         if starts is not None:
             if padding_mask is not None:
                 raise ValueError("rows of several sequences have no padding between tokens")
@@ -73,9 +88,9 @@ class LSTM(Mixer):
         if padding_mask is None:
             y, (h, c) = self.lstm(x, self._given(state))
             return y, LSTMState(h[0], c[0])
-        order = padding_mask.int().argsort(dim=1, stable=True)[..., None].expand_as(x)
-        y, after = self._real(x.gather(1, order), (~padding_mask).sum(1), state)
-        y = torch.zeros_like(y).scatter(1, order, y)
+        order = padding_mask.int().argsort(dim=1, stable=True)[..., None]
+        y, after = self._real(x.gather(1, order.expand_as(x)), (~padding_mask).sum(1), state)
+        y = torch.zeros_like(y).scatter(1, order.expand_as(y), y)
         return y.masked_fill(padding_mask[..., None], 0.0), after
 
     def empty_state(self, like: Float[Tensor, "b t m"]) -> LSTMState:

@@ -17,6 +17,7 @@ from fwlight.models.positions import make_positions
 from fwlight.models.stack import MixerFactory, Stack, pattern
 
 OUTPUTS = ("dense", "adaptive", "chunked")
+READ_OUTS = ("biased", "xavier")
 
 
 class LMState(NamedTuple):
@@ -40,6 +41,8 @@ class DecoderLM(nn.Module):
         vocab_size: Number of token ids.
         n_outputs: Number of ids that are answered, the first of them, by a read-out of their own;
             None: all, tied to the embedding.
+        read_out: What that is: "biased", as torch starts it, or "xavier", without a bias and Xavier
+            normal at first, as of Schlag et al. 2021a.
         d_model: Width.
         n_layers: Number of blocks.
         n_heads: Heads per block.
@@ -75,6 +78,7 @@ class DecoderLM(nn.Module):
         *,
         vocab_size: int,
         n_outputs: int | None = None,
+        read_out: str = "biased",
         d_model: int,
         n_layers: int,
         n_heads: int,
@@ -99,6 +103,7 @@ class DecoderLM(nn.Module):
         super().__init__()
         check_sizes(vocab_size=vocab_size, n_layers=n_layers, d_ff=d_ff)
         check_choice("output", output, OUTPUTS)
+        check_choice("read_out", read_out, READ_OUTS)
         if n_outputs is not None and (output != "dense" or not 1 <= n_outputs <= vocab_size):
             raise ValueError(
                 f"n_outputs={n_outputs} must be at most vocab_size={vocab_size}, with output=dense"
@@ -133,7 +138,8 @@ class DecoderLM(nn.Module):
         else:
             if output == "chunked":
                 check_chunked()
-            linear = nn.Linear(d_model, n_outputs or vocab_size)
+            biased = n_outputs is None or read_out == "biased"
+            linear = nn.Linear(d_model, n_outputs or vocab_size, bias=biased)
             if n_outputs is None and not untied_output:
                 linear.weight = self.embedding.weight
             self.output = linear
@@ -142,6 +148,8 @@ class DecoderLM(nn.Module):
             self.apply(lambda module: initialise(module, init_std))
         for block in self.blocks.blocks() if scaled_residuals else ():
             block.scale_residuals((2 * n_layers) ** -0.5)
+        if n_outputs is not None and read_out == "xavier":
+            nn.init.xavier_normal_(cast(nn.Linear, self.output).weight)
 
     @property
     def state_size(self) -> int | None:

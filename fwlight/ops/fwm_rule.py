@@ -1,5 +1,7 @@
 """The rule of the fast weight memory: a delta write, then a projection onto the unit ball."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -18,6 +20,7 @@ def fwm_rule(
     beta: Float[Tensor, "b h t"],
     *,
     empties: Bool[Tensor, "b h t"] | None = None,
+    project_first: bool = False,
     initial_state: Float[Tensor, "b h k v"] | None = None,
     backend: str = "auto",
 ) -> tuple[Float[Tensor, "b h r v"] | None, Float[Tensor, "b h k v"]]:
@@ -27,7 +30,8 @@ def fwm_rule(
         S_t = S'_t / max(1, |S'_t|_F)      o_t = S_t^T q_t
 
     Schlag et al. 2021a (arXiv 2011.07831), the baseline of Schlag et al. 2021b (arXiv 2102.11174).
-    As in the reference code the first write, into a memory that is exactly zero, is not projected.
+    As in the reference code of the latter the first write, into a memory that is exactly zero, is
+    not projected; in that of the former, whose cell `fwlight.mixers.fwm_lstm` is, it is.
     (The native back end takes what has no square in the number format, below 1e-23 in float32, for
     zero, and smaller numbers than the format's exponent allows, below 1e-38, everywhere.)
     Neither is a write of nothing (beta_t = 0 or k_t = 0), which leaves the state untouched.
@@ -46,6 +50,7 @@ def fwm_rule(
         empties: True where the memory is emptied before the write; None is nowhere. (A decay that
             leaves something would change what a format's smallest number is, and with it which
             write is the first.)
+        project_first: Whether the write into an empty memory is projected too.
         initial_state: Fast weights S_0 to continue from; None is zero.
         backend: "recurrent" (token by token), "native" (chunkwise in C++ on a CPU, compiled at
             first use, differentiable once) or "auto", which is "native" on a CPU. Where "native"
@@ -60,7 +65,8 @@ def fwm_rule(
     decay = None
     if empties is not None:
         decay = k.new_zeros(k.shape[:3]).masked_fill(empties, -torch.inf)
-    return run_rule(BACKENDS, backend, q, k, v, beta, initial_state, decay)
+    backends = PROJECTING if project_first else BACKENDS
+    return run_rule(backends, backend, q, k, v, beta, initial_state, decay)
 
 
 def recurrent_fwm_rule(
@@ -71,6 +77,7 @@ def recurrent_fwm_rule(
     S: Tensor,
     *,
     decay: Tensor | None = None,
+    project_first: bool = False,
 ) -> tuple[Tensor | None, Tensor]:
     """Run token by token; this is the specification."""
     null = (beta == 0) | (k == 0).all(-1)
@@ -89,7 +96,7 @@ def recurrent_fwm_rule(
     for q_t, k_t, v_t, b_t, null_t, left in tokens:
         if left is not None:
             S_t = left * S_t
-        unprojected = null_t | ~S_t.flatten(-2).any(-1)
+        unprojected = null_t if project_first else null_t | ~S_t.flatten(-2).any(-1)
         u_t = b_t * (v_t - (k_t[..., None, :] @ S_t).squeeze(-2))
         S_t = S_t + k_t[..., :, None] * u_t[..., None, :]
         size = _frobenius_norm(S_t).clamp(min=1.0).masked_fill(unprojected, 1.0)
@@ -112,10 +119,11 @@ def _native_between_resets(
     S: Tensor | None,
     *,
     decay: Tensor | None = None,
+    project_first: bool = False,
 ) -> tuple[Tensor | None, Tensor]:
     """Run the kernel on what stands between tokens that empty the memory, side by side."""
     if decay is None or 0 in k.shape:
-        return native_fwm_rule(q, k, v, beta, S)
+        return native_fwm_rule(q, k, v, beta, S, project_first=project_first)
     (b, h), rows = k.shape[:2], k.shape[0] * k.shape[1]
     starts = decay.flatten(0, 1) == -torch.inf  # every head is a row of its own
     pieces = Pieces(starts)
@@ -131,7 +139,8 @@ def _native_between_resets(
         row = torch.empty_like(goes_on, dtype=torch.int64)
         row[piece] = torch.arange(rows)[:, None].expand_as(piece)
         state = S.flatten(0, 1)[row, None].masked_fill(~goes_on[:, None, None, None], 0.0)
-    o, last = native_fwm_rule(None if q is None else cut(q), cut(k), cut(v), cut(beta), state)
+    parts = (None if q is None else cut(q), cut(k), cut(v), cut(beta))
+    o, last = native_fwm_rule(*parts, state, project_first=project_first)
     last = last[piece[:, -1]].view(b, h, *last.shape[2:])
     return o if o is None else pieces.back(o).view(v.shape), last
 
@@ -147,3 +156,4 @@ BACKENDS = (
     Backend("native", _native_between_resets, _obstacle),
     Backend("recurrent", recurrent_fwm_rule, no_obstacle),
 )
+PROJECTING = tuple(x._replace(run=partial(x.run, project_first=True)) for x in BACKENDS)

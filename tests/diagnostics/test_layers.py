@@ -43,7 +43,8 @@ def watch(network, *inputs):
     return layers, watch_forward(network, layers, lambda: network(*inputs))
 
 
-RECURRENT = ("delta_rnn", "delta_lstm", "delta_mlp", "delta_delta", "recurrent_delta", "srwm")
+FWM = ("fwm_lstm", "fwm_lstm_lm", "fwm_lstm_meta_rl")
+RECURRENT = ("delta_rnn", "delta_lstm", "delta_mlp", "delta_delta", "recurrent_delta", "srwm", *FWM)
 BESIDES = ("softmax", "lstm", *RECURRENT)
 FAST_WEIGHTS = [m for m in groups()["model"] if m not in BESIDES]
 FULL = ("delta_dpfp", "delta_linear", "delta_performer", "deltanet", "fwm", "deltaproduct")
@@ -87,7 +88,8 @@ def test_every_fast_matrix_of_a_recurrent_core_is_shown(model):
     """What is shown written, and read with, gives what the state after it says."""
     network = make_network(f"model={model}")
     layers, watchers = watch(network, make_tokens())
-    beside = {"delta_delta": ["outer"], "delta_mlp": ["fast1"], "recurrent_delta": []}
+    beside = {"delta_delta": ["outer"], "delta_mlp": ["fast1"]}
+    beside |= {name: [] for name in (*FWM, "recurrent_delta")}
     beside["srwm"] = ["queries", "keys", "strengths"]
     names = [
         f"layer{i}{x}"

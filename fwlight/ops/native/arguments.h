@@ -19,7 +19,8 @@ inline int guarded(F f) noexcept {
   }
 }
 
-enum Rule : Index { SUM, DELTA, FWM };  // as in kernels.py
+// As in kernels.py. The last is FWM, its first write projected too.
+enum Rule : Index { SUM, DELTA, FWM, FWM_PROJECTED };
 
 class Arguments {
  public:
@@ -56,11 +57,13 @@ struct Sizes {
   Index batch, heads, tokens, keys, values, every, rule, threads;
   Index writes;  // of one token of queries: the last one is read
   Index keys_pad, values_pad, slices, slice;  // `slice`: columns of each slice but the last
+  bool projects_first;  // of the FWM rule: also the write into an empty memory
 
   explicit Sizes(Arguments& a)
       : batch(a.number()), heads(a.number()), tokens(a.number()), keys(a.number()),
         values(a.number()), every(a.number()), rule(a.number()), threads(a.number()),
-        writes(a.number()) {
+        writes(a.number()), projects_first(rule == FWM_PROJECTED) {
+    if (projects_first) rule = FWM;
     keys_pad = (keys + PAD - 1) / PAD * PAD;
     values_pad = (values + PAD - 1) / PAD * PAD;
     // Heads share the threads; where there are fewer, each is cut into slices of columns, which

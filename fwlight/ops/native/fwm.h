@@ -9,7 +9,8 @@
 //     |S'_i|^2 = |S_{i-1}|^2 + 2 u_i.y_i + |u_i|^2 |k_i|^2
 //
 // The square is measured afresh at every chunk, and where it shrinks so much that the sum above has
-// lost its digits; exactly zero it is for an empty memory, whose first write is not projected.
+// lost its digits; exactly zero it is for an empty memory, whose first write is not projected unless
+// that is asked for.
 //
 // Backward, G_i is the gradient of S_i with the read of token i in it, r_i = <G_i, S_i> and
 // dS'_i = (G_i - r_i S_i) / n_i where token i is projected. As |S_i| = 1 there, <dS'_i, S'_i> = 0,

@@ -9,7 +9,8 @@ inline Index fwm_forward_scratch(const Shape& s) {
 }
 
 template <class T>
-void fwm_forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
+void fwm_forward_head(
+    const Shape& s, const ForwardHead<T>& a, T* scratch, bool projects_first) {
   const Index Kp = s.keys_pad, Vp = s.values_pad, C = CHUNK;
   const bool reads = a.q != nullptr;
   T* S = scratch;           // [Kp, Vp]
@@ -68,7 +69,8 @@ void fwm_forward_head(const Shape& s, const ForwardHead<T>& a, T* scratch) {
           for (Index j = 0; j <= i; ++j) remains[j] = j == i ? T(1) : left.write[i][j];
           after = measure(s, left.state[i], S, remains, K, U, i + 1, row);
         }
-        if (square != 0 && !(after <= 1)) {  // also what is not a number spoils the whole state
+        // Also what is not a number spoils the whole state.
+        if ((projects_first || square != 0) && !(after <= 1)) {
           sizes[i] = std::sqrt(after);
           after = 1;
         }

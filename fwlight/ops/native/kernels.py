@@ -26,7 +26,7 @@ from fwlight.ops.native.launch import (
 
 # As in simd.h and arguments.h.
 PAD = 16
-RULES = {"sum": 0, "delta": 1, "fwm": 2}
+RULES = {"sum": 0, "delta": 1, "fwm": 2, "fwm_projected": 3}
 
 STATES_AT_HAND = 1 << 18
 """Bytes of recomputed states that the backward pass may keep in the processor's second cache."""
@@ -82,7 +82,7 @@ def _numbers_kept(shape: tuple[Any, ...], values: Any, itemsize: int, rule: str)
     # Of every token, as in arguments.h: what was missing, under the FWM rule also what it divided
     # the state by, and products with the others of its chunk; in float32 what is missing of those.
     products = CHUNK * (2 if itemsize < torch.float64.itemsize else 1)
-    per_token = {"sum": CHUNK, "delta": values + products, "fwm": values + 1}[rule]
+    per_token = {"sum": CHUNK, "delta": values + products}.get(rule, values + 1)
     return b * h * (groups * keys * values + chunks * CHUNK * per_token)
 
 
@@ -289,7 +289,7 @@ class _Rule(Function):
         q, k, v, beta, kept, *gates = ctx.saved_tensors
         d_o, d_last = grads
         rule, started = ctx.rule, ctx.started
-        if d_last is None and rule == "fwm":
+        if d_last is None and rule.startswith("fwm"):
             d_last = v.new_zeros(_state_shape(k, v))
         if not _traced(k):
             return None, *_backward(q, k, v, beta, d_o, d_last, kept, rule, started, *gates)
@@ -427,7 +427,14 @@ def native_sum_rule(
 
 
 def native_fwm_rule(
-    q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor, S: Tensor | None
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    S: Tensor | None,
+    *,
+    project_first: bool = False,
 ) -> tuple[Tensor | None, Tensor]:
     """Run the FWM rule in compiled code, in chunks that stay in the processor's cache."""
-    return _run(q, k, v, beta, v.new_zeros(_state_shape(k, v)) if S is None else S, "fwm")
+    state = v.new_zeros(_state_shape(k, v)) if S is None else S
+    return _run(q, k, v, beta, state, "fwm_projected" if project_first else "fwm")

@@ -93,7 +93,7 @@ struct Forward {
       const Shape shape = s.shape(i % s.slices);
       const ForwardHead<T> a = head(i / s.slices, i % s.slices);
       if constexpr (RULE == FWM) {
-        fwm_forward_head(shape, a, own);
+        fwm_forward_head(shape, a, own, s.projects_first);
       } else {
         forward_head<T, RULE == DELTA, GATES>(shape, a, own);
       }
