@@ -21,7 +21,7 @@ from cli.checks import (
     metadata,
 )
 from cli.kinds import ONE_OF, Kind
-from cli.model_schema import Count, Model, Natural, Positive, Size
+from cli.model_schema import Count, Model, Natural, Size
 from cli.optimizer_schema import Optimizer
 from cli.trainer_schema import Trainer
 
