@@ -82,6 +82,13 @@ class Task(OpenSection):
     n_variables: Annotated[int, Range(low=1, high=10)]
     n_statements: Annotated[int, Range(low=2)]
     conditional_assign: Literal["first_only", "always"]
+    tasks: list[Annotated[int, Range(low=1, high=20)]] | None
+    mode: Literal["qm", "lm"]
+    n_stories: Count
+    drop_last_story: bool
+    valid_seed: Natural
+    task_numbers: bool
+    test_batch_size: Annotated[Count, Kind.FREE]
     test_statements: list[Annotated[int, Range(low=2)]] | None
     depth: Annotated[int, Range(low=1, high=19)]
     operators: list[str]

@@ -62,6 +62,8 @@ class CarriedBatch(NamedTuple):
     """Whether the next batch goes on from these rows."""
     documents: Tensor | None = None
     """As in `PackedBatch`."""
+    kinds: Tensor | None = None
+    """Kind of the question at each position `[B, T]`, int64, from 1 on; 0 where there is none."""
 
 
 class ImageBatch(NamedTuple):

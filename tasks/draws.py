@@ -30,6 +30,17 @@ def rows(batch: Batch, chosen: slice) -> Batch:
     return of_batch(*(x[chosen] for x in batch))
 
 
+def period_of(epoch_limit: int | float) -> int | None:
+    """Return after how many batches data without end begins again; None: never.
+
+    Args:
+        epoch_limit: So many, or a share (float) of `EPOCH_BATCHES`; 1.0 is never.
+    """
+    if isinstance(epoch_limit, int):
+        return max(1, epoch_limit)
+    return None if epoch_limit == 1.0 else max(1, int(EPOCH_BATCHES * epoch_limit))
+
+
 class TrainDraws(TrainBatches[Batch]):
     """The batches `draw(0), draw(1), ...` without end, for rank r rows [r B/W, (r+1) B/W) of each.
 
@@ -60,14 +71,10 @@ class TrainDraws(TrainBatches[Batch]):
         num_workers: int = 0,
     ) -> None:
         mine = rows_of_rank(batch_size, rank=rank, world_size=world_size)
-        period = None
-        if epoch_limit != 1.0 or isinstance(epoch_limit, int):
-            share = isinstance(epoch_limit, float)
-            period = max(1, int(EPOCH_BATCHES * epoch_limit) if share else int(epoch_limit))
         super().__init__(
             lambda number: rows(draw(number), mine),
             n_batches=EPOCH_BATCHES,
-            period=period,
+            period=period_of(epoch_limit),
             meaning={"batch_size": batch_size, "seed": seed},
             num_workers=num_workers,
         )

@@ -205,7 +205,8 @@ def test_own_feature_map_lives_and_is_asked_for_by_name(place, capsys):
 
 
 @pytest.mark.slow
-def test_own_feature_map_is_swept(place):
+def test_own_feature_map_is_swept(place, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(folders.CONF.parent))  # whatever checkout is installed
     assert main([*command("-m"), *TINY, "trainer.max_steps=2", "run_dir=both"]) == 0
     found = {path.parent.name for path in Path("both").glob("*/summary.json")}
     assert found == {"model_feature_map-squares", "model_feature_map-dpfp"}

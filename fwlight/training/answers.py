@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from fwlight.models import DecoderLM
 from fwlight.training.lm import AnyBatch, LanguageModelingModule
 from fwlight.training.optim import OptimizerConfig
-from fwlight.types import IGNORE_INDEX, LMBatch
+from fwlight.types import IGNORE_INDEX, CarriedBatch
 
 
 class AnswerAccuracy(Metric):
@@ -42,23 +42,25 @@ class AnswerAccuracy(Metric):
         self,
         predictions: Int[Tensor, "b t"],
         targets: Int[Tensor, "b t"],
-        kinds: Int[Tensor, " b"],
+        kinds: Int[Tensor, " b"] | Int[Tensor, "b t"],
     ) -> None:
         """Add a batch; predictions are not read where the target is `IGNORE_INDEX`.
 
         Args:
             predictions: Token ids.
             targets: Token ids.
-            kinds: The number of each sequence's kind; any other is of no kind.
+            kinds: The number of each sequence's kind, or of each target's; any other is of no kind.
         """
         asked = targets != IGNORE_INDEX
-        numbers = torch.arange(len(self.kinds), device=kinds.device)
-        of_kind = (kinds == numbers[:, None]).long()  # [kinds, b]
-        for total, counts in (
-            (self.right, ((predictions == targets) & asked).sum(1)),
-            (self.asked, asked.sum(1)),
+        numbers = torch.arange(len(self.kinds), device=kinds.device)[:, None, None]
+        kinds = kinds if kinds.ndim == 2 else kinds[:, None]
+        of_kind = (kinds == numbers) & asked  # [kinds, b, t]
+        right = predictions == targets
+        for total, of_all, counted in (
+            (self.right, right & asked, of_kind & right),
+            (self.asked, asked, of_kind),
         ):
-            total += torch.cat((counts.sum()[None], (of_kind * counts).sum(1)))
+            total += torch.cat((of_all.sum()[None], counted.sum((1, 2))))
 
     def compute(self) -> dict[str, Tensor]:
         """Return the metrics of `names`, float64; NaN without targets."""
@@ -102,8 +104,8 @@ class AnswerModule(LanguageModelingModule):
         self.accuracy = AnswerAccuracy(kinds, unions)
         self.monitored = ("val/loss", *(f"val/{name}" for name in self.accuracy.names))
 
-    def kinds_of(self, batch: LMBatch) -> Int[Tensor, " b"]:
-        """Return the number of each sequence's kind; a subclass with kinds says."""
+    def kinds_of(self, batch: Any) -> Tensor:
+        """Return kinds as `AnswerAccuracy` takes them; a subclass with kinds says."""
         return batch.targets.new_zeros(len(batch.targets))
 
     def answer_metrics(self) -> dict[str, float]:
@@ -134,7 +136,9 @@ class AnswerModule(LanguageModelingModule):
 
     def _hidden(self, batch: AnyBatch) -> Tensor:
         """Return the hidden states of the asked positions `[1, N, d_model]`."""
-        hidden, _ = cast(DecoderLM, self.network).features(batch.inputs)
+        padding = self.padding_of(batch)
+        masks: dict[str, Any] = {} if padding is None else {"padding_mask": padding}
+        hidden, _ = cast(DecoderLM, self.network).features(batch.inputs, **masks)
         return hidden[batch.targets != IGNORE_INDEX][None]
 
     def _nll(self, batch: AnyBatch, hidden: Tensor) -> Tensor:
@@ -142,12 +146,13 @@ class AnswerModule(LanguageModelingModule):
         nll = cast(DecoderLM, self.network).nll(hidden, batch.targets[asked][None])
         return nll.new_zeros(asked.shape).masked_scatter(asked, nll)
 
-    def _evaluate(self, batch: LMBatch) -> None:
-        hidden = self._hidden(batch)
+    def _evaluate(self, batch: AnyBatch) -> None:
+        asked = batch.targets != IGNORE_INDEX
+        carried = isinstance(batch, CarriedBatch)
+        hidden = self._carry(batch)[asked][None] if carried else self._hidden(batch)
         self.evaluation.update(self._nll(batch, hidden), batch.targets)
         answers = cast(DecoderLM, self.network).output(hidden).argmax(-1)
         predictions = torch.full_like(batch.targets, IGNORE_INDEX)
-        asked = batch.targets != IGNORE_INDEX
         predictions = predictions.masked_scatter(asked, answers)
         self.accuracy.update(predictions, batch.targets, self.kinds_of(batch))
 

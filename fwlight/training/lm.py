@@ -84,6 +84,10 @@ class LanguageModelingModule(SupervisedModule):
         super().rehearse(batch)
         self._evaluation_state = None
 
+    def padding_of(self, batch: AnyBatch) -> Tensor | None:
+        """Return where a batch is padding `[B, T]`, which leaves no trace; a subclass may say."""
+        return None
+
     # Lightning's hooks
 
     def on_train_start(self) -> None:
@@ -158,8 +162,9 @@ class LanguageModelingModule(SupervisedModule):
         network = cast(DecoderLM, self.network)
         if network.state_size is None:
             raise ConfigError(
-                "task.context=carried and task.eval=carried need a memory of constant size; that "
-                "of softmax attention grows with the text: use segment or sliding"
+                "task.context=carried, task.eval=carried and task=catbabi need a memory of "
+                "constant size; that of softmax attention grows with the text: use segment or "
+                "sliding"
             )
         if batch.documents is not None and network.positions is not None:
             raise ConfigError(
@@ -177,7 +182,10 @@ class LanguageModelingModule(SupervisedModule):
         if lanes not in (None, rows):  # only where it came out of a checkpoint
             error = ValueError(f"it carries the state of {lanes} lanes, where there are {rows}")
             raise damaged(Path(self.trainer.ckpt_path or ""), error)
-        hidden, state = network.features(batch.inputs, initial_state=state, starts=batch.documents)
+        padding = self.padding_of(batch)
+        masks = {"starts": batch.documents}
+        masks |= {} if padding is None else {"padding_mask": padding}
+        hidden, state = network.features(batch.inputs, initial_state=state, **masks)
         setattr(self, name, map_state(Tensor.detach, state) if batch.continues else None)
         return hidden
 

@@ -35,6 +35,10 @@ TASKS = {
         *("task=image", *SHORT, "task.data=folder", "task.path={images}", "size=tiny"),
         *("task.batch_size=4", "model.directions=two"),
     ),
+    "catbabi": (
+        *("task=catbabi", *SHORT, "size.d_model=16", "size.d_head=4", "task.n_stories=10"),
+        *("task.batch_size=4", "task.eval_batch_size=4", "task.seq_len=24"),
+    ),
 }
 HARDER = {
     "batches made ahead": ("task.num_workers=2",),
