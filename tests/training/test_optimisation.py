@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from cli.building import build
 from cli.composition import compose_config
@@ -14,6 +13,7 @@ from fwlight.errors import ConfigError
 from fwlight.run import load_checkpoint
 from fwlight.training.groups import parameters_by_kind
 from fwlight.training.optim import OptimizerConfig, build_optimizer
+from tests.exactness import same
 from train import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,23 +51,6 @@ def rates(folder: Path, name: str = "train/lr") -> list[float]:
     """Return the learning rate of every update."""
     found = (line.split(",") for line in curve(folder))
     return [float(value) for _, metric, value in found if metric == name]
-
-
-def same(found: object, expected: object) -> None:
-    """Hold nested containers to each other, to the last bit."""
-    assert type(found) is type(expected)
-    if isinstance(found, dict) and isinstance(expected, dict):
-        assert found.keys() == expected.keys()
-        for name, value in found.items():
-            same(value, expected[name])
-    elif isinstance(found, list | tuple) and isinstance(expected, list | tuple):
-        assert len(found) == len(expected)
-        for pair in zip(found, expected, strict=True):
-            same(*pair)
-    elif isinstance(found, Tensor) and isinstance(expected, Tensor):
-        assert torch.equal(found, expected)
-    else:
-        assert found == expected
 
 
 def resumed(folder: Path, *arguments: str) -> Path:
