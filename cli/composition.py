@@ -4,7 +4,6 @@ Hydra's compose API reads the YAML files; keys and values are checked here, so t
 one line that names the choices.
 """
 
-import os
 import re
 from collections.abc import Container, Sequence
 from copy import deepcopy
@@ -25,9 +24,8 @@ from cli.kinds import Kind
 from cli.overrides import actions, chooses_option, parse, set_value
 from cli.rows import with_row
 from cli.schema import Config, filled_sections, kinds_of
+from cli.together import check_together
 from fwlight.errors import ConfigError
-
-_PROCESSES_A_CORE = 4
 
 
 @dataclass(frozen=True)
@@ -122,93 +120,6 @@ def _filled(node: Any, texts: dict[str, str]) -> Any:
     if isinstance(node, list):
         return [_filled(value, texts) for value in node]
     return texts.get(node, node) if isinstance(node, str) else node
-
-
-def check_together(values: dict[str, Any]) -> None:
-    """Check what no key can be checked for alone.
-
-    Raises:
-        ConfigError: Naming both values.
-    """
-    size, action = values["size"], values["action"]
-    if size.get("d_model", 0) % size.get("n_heads", 1):
-        raise ConfigError(
-            f"size.n_heads={size['n_heads']} does not divide size.d_model={size['d_model']}"
-        )
-    optimizer, trainer = values["optimizer"], values["trainer"]
-    warmup = optimizer.get("warmup_steps", 0)
-    if optimizer.get("schedule") != "constant" and warmup > trainer["max_steps"]:
-        raise ConfigError(
-            f"optimizer.warmup_steps={warmup} is longer than "
-            f"trainer.max_steps={trainer['max_steps']}"
-        )
-    decay = (optimizer.get("decay_steps") or 0) if optimizer.get("schedule") == "wsd" else 0
-    if decay and warmup + decay > trainer["max_steps"]:
-        raise ConfigError(
-            f"optimizer.warmup_steps={warmup} and optimizer.decay_steps={decay} together are "
-            f"longer than trainer.max_steps={trainer['max_steps']}"
-        )
-    devices, batch = trainer["devices"], values["task"].get("batch_size", 0)
-    ranks = (len(devices) if isinstance(devices, list) else devices) if devices != "auto" else 1
-    if batch % (ranks * trainer["num_nodes"] or 1):
-        raise ConfigError(
-            f"task.batch_size={batch} sequences cannot be shared evenly by "
-            f"{ranks * trainer['num_nodes']} processes"
-        )
-    if action == "fit":
-        _check_processes(values, max(ranks, 1))
-    if len(optimizer.get("betas", (0, 0))) != 2:
-        raise ConfigError(f"optimizer.betas={optimizer['betas']} are not two numbers")
-    checkpoint = values["callbacks"]["checkpoint"]
-    if checkpoint["average_last"] and optimizer.get("ema_decay"):
-        raise ConfigError(
-            f"callbacks.checkpoint.average_last={checkpoint['average_last']} and optimizer."
-            f"ema_decay={optimizer['ema_decay']} are two averages of the weights; choose one"
-        )
-    every, last = checkpoint["keep_every_n_train_steps"], checkpoint["average_last"] or 0
-    if (kept := trainer["max_steps"] // every if every else 0) < last:
-        raise ConfigError(
-            f"callbacks.checkpoint.average_last={last}, but of trainer.max_steps="
-            f"{trainer['max_steps']} only {kept} copies are kept: "
-            f"callbacks.checkpoint.keep_every_n_train_steps={'null' if every is None else every}"
-        )
-    if values["compile"] and values["model"].get("recompute"):
-        raise ConfigError(
-            "model.recompute=true beside compile=true, which chooses itself what is computed again"
-        )
-    if action == "fit" and values["ckpt"] is not None:
-        raise ConfigError("action=fit takes no ckpt=; resume=PATH goes on from a checkpoint")
-    if action != "fit" and values["ckpt"] is None:
-        raise ConfigError(f"action={action} needs ckpt=PATH, as runs/.../checkpoints/best.ckpt")
-    if action != "fit" and trainer["profiler"] is not None:
-        raise ConfigError("trainer.profiler is of action=fit: its reports go into the run's folder")
-    if action == "generate" and (values["prompt"] is None) == (values["input"] is None):
-        raise ConfigError("action=generate needs prompt=TEXT or input=FILE, and only one of them")
-    if action == "generate" and values["model"].get("positions") == "sinusoidal_reversed":
-        raise ConfigError("action=generate cannot decode with model.positions=sinusoidal_reversed")
-    if action == "fit" and values["resume"] == "auto" and values["run_dir"] is None:
-        raise ConfigError("resume=auto needs run_dir=PATH: the run to go on with")
-
-
-def _check_processes(values: dict[str, Any], ranks: int) -> None:
-    """Check that no more processes are started here than the machine has use for."""
-    started = {"task.num_workers": values["task"].get("num_workers", 0) * ranks}
-    if values["trainer"]["accelerator"] == "cpu":
-        started["trainer.devices"] = ranks
-    most = _PROCESSES_A_CORE * _cores()
-    for key, n in started.items():
-        if n > most:
-            raise ConfigError(
-                f"{key} asks for {n} processes on {_cores()} cores; at most {most}, "
-                f"{_PROCESSES_A_CORE} a core, may be started"
-            )
-
-
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _compose_groups(chosen: dict[str, tuple[str, Any]]) -> tuple[DictConfig, dict[str, str]]:

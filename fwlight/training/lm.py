@@ -16,8 +16,7 @@ from fwlight.models import (
     pack_state,
     unpack_state,
 )
-from fwlight.training.metrics import PositionLoss
-from fwlight.training.module import perplexity
+from fwlight.training.metrics import PositionLoss, perplexity
 from fwlight.training.optim import OptimizerConfig
 from fwlight.training.supervised import SupervisedModule
 from fwlight.types import IGNORE_INDEX, CarriedBatch, LMBatch, PackedBatch, Sequences

@@ -1,5 +1,6 @@
 """Loss and perplexity over every target token of a data set, and the loss by its position."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -94,3 +95,11 @@ class PositionLoss(ExactMetric):
             for end, nll, tokens in zip(ends, self.nll, self.tokens, strict=True)
             if tokens
         }
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that overflows."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

@@ -295,11 +295,3 @@ class TrainingModule(LightningModule):
 
 def _takes_all(logger: Any) -> bool:
     return getattr(logger, "takes_all", True)
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that overflows."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf

@@ -10,7 +10,7 @@ from torchmetrics.text import SacreBLEUScore
 
 from fwlight.models import EncoderDecoder, beam_search, greedy_search
 from fwlight.packing import Pieces
-from fwlight.training.module import perplexity
+from fwlight.training.metrics import perplexity
 from fwlight.training.optim import OptimizerConfig
 from fwlight.training.supervised import SupervisedModule
 from fwlight.types import IGNORE_INDEX, PackedPairs, Sequences, TranslationBatch

@@ -25,7 +25,8 @@ from fwlight.run.folder import RunFolder
 from fwlight.run.moving_average import MovingAverage, averaged
 from fwlight.run.restoring import epochs_made, load_weights, stopped_early
 from fwlight.run.text import as_json, as_text, say
-from fwlight.training.module import TrainingModule, perplexity
+from fwlight.training.metrics import perplexity
+from fwlight.training.module import TrainingModule
 
 
 def fit(
