@@ -310,7 +310,7 @@ MISTAKES = [
     (["model.output=sparse"], ["model.output=sparse", "dense, adaptive"]),
     (["model.cutoffs=[0,4]"], ["model.cutoffs=[0, 4]", "at least 1"]),
     (["model.cutoffs=4"], ["model.cutoffs=4", "list"]),
-    (["model.positions=learned"], ["sinusoidal, sinusoidal_reversed, none"]),
+    (["model.positions=learned"], ["sinusoidal, sinusoidal_reversed, rotary, none"]),
     (["model.beta_max=3"], ["model.beta_max=3", "at most 2"]),
     (["model/update_rule=delta", "model.update_rule.backend=cuda"], ["auto, recurrent, chunk"]),
     (["model=softmax", "model/feature_map=favor"], ["model=softmax has no feature map"]),

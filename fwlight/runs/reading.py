@@ -164,7 +164,7 @@ def _configuration(path: Path) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        config = yaml.load(text, _LOADER)
+        config = _LOADER(text).get_single_data()
         found = {key: value for key, value in _leaves(config) if not _WITHOUT_RESULT.fullmatch(key)}
         return {"task": config["task"]["_target_"].split(".")[1], **found}
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError):

@@ -41,7 +41,7 @@ class _Columns:
         self.metrics = list(dict.fromkeys(name for run in runs for name in run.metrics))
 
     def find(self, name: str) -> str:
-        """Return the column of a name, which may be the end of a setting's key.
+        """Return the column of a name, which may be the end of a key: of the least deep one.
 
         Raises:
             ConfigError: There is none, or several.
@@ -50,8 +50,9 @@ class _Columns:
         if name in known:
             return name
         ends = [key for key in self.settings if key.rpartition(".")[2] == name]
-        if len(ends) == 1:
-            return ends[0]
+        depth = min((key.count(".") for key in ends), default=0)
+        if len(least := [key for key in ends if key.count(".") == depth]) == 1:
+            return least[0]
         near = ends or difflib.get_close_matches(name, known, n=1)
         guess = f"; did you mean {' or '.join(near[:4])}?" if near else ""
         raise ConfigError(f"no run has {name}{guess}")

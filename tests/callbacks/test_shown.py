@@ -47,7 +47,7 @@ def test_demo_s_page_and_dashboard_begin_with_the_loss(demo):
     (event,) = events.Tensors("custom_scalars__config__")
     layout = Layout.FromString(event.tensor_proto.string_val[0])
     assert [category.title for category in layout.category][:2] == ["results", "layer0"]
-    assert [chart.title for chart in layout.category[0].chart] == ["loss", "ppl"]
+    assert [chart.title for chart in layout.category[0].chart] == ["loss", "ppl", "bpb"]
     tags = events.Tags()["scalars"]
     for category in layout.category:
         for chart in category.chart:

@@ -66,12 +66,20 @@ def same(one, other) -> bool:
     return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
-def is_asked(recorded, point) -> bool:
-    """Whether all that is recorded is asked for, and all that was asked for is recorded."""
-    asked = settings(point.composition)
+def is_asked(recorded, point, *, earlier=False) -> bool:
+    """Whether all that is recorded is asked for, and all that was asked for is recorded.
+
+    An earlier version recorded the values that options have, and not which options.
+    """
+    asked = settings(values_of(point.composition.config) if earlier else point.composition)
     return all(key in asked and same(asked[key], x) for key, x in recorded.items()) and all(
         key in recorded for key in point.composition.asked & asked.keys()
     )
+
+
+def values_of(config):
+    """A composition that knows no choices."""
+    return SimpleNamespace(choices={}, config=config)
 
 
 def test_point_is_finished_by_its_own_settings_alone(request, points):
@@ -125,9 +133,9 @@ def test_damaged_bookkeeping_leaves_the_point_open(request, points, earlier):
             recorded = summary.get("settings")
             if recorded is None:
                 config = yaml.safe_load((point.folder / "config.yaml").read_bytes())
-                recorded = settings(SimpleNamespace(choices={}, config=config))
+                recorded = settings(values_of(config))
                 assert config["trainer"]["max_steps"] <= summary["global_step"] < math.inf
-            assert is_asked(recorded, point)
+            assert is_asked(recorded, point, earlier="settings" not in summary)
         drop_other_summary(point.folder, point.composition)
         assert (point.folder / "summary.json").exists() == finished
 

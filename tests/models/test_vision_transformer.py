@@ -12,7 +12,7 @@ from fwlight.models import ConvNet
 
 SIZES = ["size.d_model=16", "size.n_layers=2", "size.n_heads=2", "size.d_head=8", "size.d_ff=16"]
 RECURRENT = ("delta_rnn", "delta_lstm", "delta_mlp", "delta_delta", "recurrent_delta")
-IN_ORDER = (*RECURRENT, "srwm", "lstm")
+IN_ORDER = (*RECURRENT, "srwm", "lstm", "fwm_lstm", "fwm_lstm_lm", "fwm_lstm_meta_rl")
 """Models that see no later tokens."""
 
 

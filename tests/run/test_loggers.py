@@ -250,7 +250,7 @@ def test_every_column_of_a_figure_is_an_image(tmp_path):
         axes.set_facecolor(str(shade / 4))
         axes.set_axis_on()
     logger = TensorBoard(tmp_path, hyperparameters={})
-    logger.log_figure("beta", figure, 4)
+    logger.show_figure("beta", figure, 4)
     logger.save()
     events = accumulator(tmp_path)
     assert sorted(events.Tags()["images"]) == ["beta", "beta/2", "beta/3", "beta/4"]
