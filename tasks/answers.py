@@ -11,6 +11,7 @@ from fwlight.types import DataError, LMBatch
 from tasks.draws import EvalSets, TrainDraws, next_of
 from tasks.position import refuse_other_data
 from tasks.ranks import epoch_limit, ranks
+from tasks.required import check_least
 
 
 class AnswersDataModule(lightning.LightningDataModule, ABC):
@@ -38,14 +39,8 @@ class AnswersDataModule(lightning.LightningDataModule, ABC):
         num_workers: int,
     ) -> None:
         super().__init__()
-        sizes = {
-            "batch_size": batch_size,
-            "eval_batch_size": eval_batch_size,
-            "eval_sequences": eval_sequences,
-        }
-        for name, value in sizes.items():
-            if value < 1:
-                raise DataError(f"task.{name}={value} is too small; it must be at least 1")
+        check_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_least(1, eval_sequences=eval_sequences)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.eval_sequences, self.seed, self.num_workers = eval_sequences, seed, num_workers
 

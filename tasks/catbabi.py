@@ -13,6 +13,7 @@ from fwlight.types import DataError
 from tasks.babi import MODES, TASKS, Splits, check_source, open_stories
 from tasks.position import SCORES, refuse_other_data
 from tasks.ranks import epoch_limit, ranks
+from tasks.required import check_least
 from tasks.story_rows import (
     EOS,
     PAD,
@@ -72,16 +73,8 @@ class CatbabiDataModule(lightning.LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        sizes = {
-            "n_stories": n_stories,
-            "batch_size": batch_size,
-            "eval_batch_size": eval_batch_size,
-            "test_batch_size": test_batch_size,
-            "seq_len": seq_len,
-        }
-        for name, value in sizes.items():
-            if value < 1:
-                raise DataError(f"task.{name}={value} is too small; it must be at least 1")
+        check_least(1, n_stories=n_stories, seq_len=seq_len, batch_size=batch_size)
+        check_least(1, eval_batch_size=eval_batch_size, test_batch_size=test_batch_size)
         if mode not in MODES:
             raise DataError(f"task.mode={mode} is none of {', '.join(MODES)}")
         self.tasks = check_source(data, path=path, tasks=tasks)

@@ -14,6 +14,7 @@ from tasks.draws import EvalSets, TrainDraws, next_of, seeded
 from tasks.image_sets import SPLITS, open_images
 from tasks.position import SCORES, refuse_other_data, whose
 from tasks.ranks import epoch_limit, ranks
+from tasks.required import check_least
 
 
 class ImageDataModule(lightning.LightningDataModule):
@@ -50,10 +51,8 @@ class ImageDataModule(lightning.LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        least = {"shift": (shift, 0), "batch_size": (batch_size, 1)}
-        for name, (value, low) in {**least, "eval_batch_size": (eval_batch_size, 1)}.items():
-            if value < low:
-                raise DataError(f"task.{name}={value} is too small; it must be at least {low}")
+        check_least(0, shift=shift)
+        check_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
         self.data, self._path = data, path
         self.shift, self.flip = shift, flip
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size

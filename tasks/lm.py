@@ -13,6 +13,7 @@ from tasks.contexts import CarriedLanes, SlidingWindows
 from tasks.lanes import EvalLanes, TrainLanes
 from tasks.position import SCORES, refuse_other_data, refuse_other_text, whose
 from tasks.ranks import epoch_limit, ranks
+from tasks.required import check_least
 from tasks.text.corpora import SPLITS, open_corpus
 from tasks.text.documents import check_documents, document_starts, line_beginnings
 from tasks.text.encoding import encode, encode_split, stream_hash
@@ -98,19 +99,10 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         self.num_workers = num_workers
-        sizes = {
-            "batch_size": (batch_size, 1),
-            "eval_batch_size": (eval_batch_size, 1),
-            "seq_len": (seq_len, 1),
-            "min_count": (min_count, 1),
-            "max_vocab_size": (max_vocab_size, 3),
-            "vocab_size": (vocab_size if tokenizer == "bpe" else None, 256),  # of every byte one
-            "eval_stride": (eval_stride, 1),
-            "eval_seq_len": (eval_seq_len, 1),
-        }
-        for name, (value, least) in sizes.items():
-            if value is not None and value < least:
-                raise DataError(f"task.{name}={value} is too small; it must be at least {least}")
+        check_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, seq_len=seq_len)
+        check_least(1, min_count=min_count, eval_stride=eval_stride, eval_seq_len=eval_seq_len)
+        check_least(3, max_vocab_size=max_vocab_size)
+        check_least(256, vocab_size=vocab_size if tokenizer == "bpe" else None)  # of every byte one
         for name, value, choices in (
             ("context", context, CONTEXTS),
             ("reset", reset, RESETS),

@@ -1,4 +1,4 @@
-"""Keys that a task cannot do without, though others can; checked before torch is imported."""
+"""What keys of a task must be: given, or large enough; no torch is needed to know."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,3 +15,14 @@ def require(task: Mapping[str, Any], *keys: str) -> None:
     for key in keys:
         if task.get(key, 0) is None:
             raise DataError(f"task.{key}=null: this task needs a number here")
+
+
+def check_least(least: int, /, **values: float | None) -> None:
+    """Check that keys of a task's configuration are not below a number, where they are given.
+
+    Raises:
+        DataError: One is.
+    """
+    for key, value in values.items():
+        if value is not None and value < least:
+            raise DataError(f"task.{key}={value} is too small; it must be at least {least}")

@@ -10,6 +10,7 @@ from fwlight.types import IGNORE_INDEX, DataError, RetrievalBatch
 from tasks.draws import EvalDraw, TrainDraws, rows, seeded
 from tasks.position import refuse_other_data
 from tasks.ranks import epoch_limit, ranks
+from tasks.required import check_least
 
 SETTINGS = ("capacity", "update")
 EVAL_LENGTHS = ("training", "n_keys")
@@ -71,15 +72,8 @@ class RetrievalDataModule(lightning.LightningDataModule):
         ):
             if value not in choices:
                 raise DataError(f"task.{name}={value} is none of {', '.join(choices)}")
-        for name, value in (
-            ("n_keys", n_keys),
-            ("seq_len", seq_len),
-            ("batch_size", batch_size),
-            ("eval_sequences", eval_sequences),
-            ("max_queries", max_queries),
-        ):
-            if value is not None and value < 1:
-                raise DataError(f"task.{name}={value} is too small; it must be at least 1")
+        check_least(1, n_keys=n_keys, seq_len=seq_len, batch_size=batch_size)
+        check_least(1, eval_sequences=eval_sequences, max_queries=max_queries)
         self.setting, self.n_keys, self.seed = setting, n_keys, seed
         self.batch_size, self.eval_sequences = batch_size, eval_sequences
         self.max_queries, self.redraw_eval = max_queries, redraw_eval

@@ -16,6 +16,7 @@ from tasks.io.cache import cached_folder
 from tasks.pairs import EncodedPairs, EvalPairs, TrainPairs
 from tasks.position import SCORES, refuse_other_data, whose
 from tasks.ranks import epoch_limit, ranks
+from tasks.required import check_least
 from tasks.text.bpe import BOS_ID, EOS_ID, PAD_ID, UNK_ID, encode_all, load_bpe, train_bpe
 from tasks.text.pair_files import read_split, write_split
 from tasks.text.parallel import SPLITS, check_source, open_pairs
@@ -88,15 +89,9 @@ class TranslationDataModule(lightning.LightningDataModule):
             "given": {"train": train, "valid": valid, "test": test},
             "drop_blank": drop_blank,
         }
-        for name, value, least in (
-            ("vocab_size", vocab_size, 100),
-            ("batch_tokens", batch_tokens, 1),
-            ("eval_batch_tokens", eval_batch_tokens, 1),
-            ("max_length", max_length, 1),
-            ("max_ratio", max_ratio, 1),
-        ):
-            if value is not None and value < least:
-                raise DataError(f"task.{name}={value} is too small; it must be at least {least}")
+        check_least(100, vocab_size=vocab_size)
+        check_least(1, batch_tokens=batch_tokens, eval_batch_tokens=eval_batch_tokens)
+        check_least(1, max_length=max_length, max_ratio=max_ratio)
         self.data, self.seed = data, seed
         self.vocab_size = vocab_size
         self.batch_tokens, self.eval_batch_tokens = batch_tokens, eval_batch_tokens
