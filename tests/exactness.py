@@ -1,21 +1,17 @@
-"""Holding what two runs leave to each other."""
+"""Whether what two runs leave is the same."""
 
 import torch
-from torch import Tensor
 
 
-def same(found: object, expected: object) -> None:
-    """Hold nested containers to each other, to the last bit."""
-    assert type(found) is type(expected)
-    if isinstance(found, dict) and isinstance(expected, dict):
-        assert found.keys() == expected.keys()
-        for name, value in found.items():
-            same(value, expected[name])
-    elif isinstance(found, list | tuple) and isinstance(expected, list | tuple):
-        assert len(found) == len(expected)
-        for pair in zip(found, expected, strict=True):
-            same(*pair)
-    elif isinstance(found, Tensor) and isinstance(expected, Tensor):
-        assert torch.equal(found, expected)
-    else:
-        assert found == expected
+def identical(one, other):
+    """Whether two values are of one type and, bit for bit, of one content."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        same = one.dtype == other.dtype and one.shape == other.shape
+        return same and torch.equal(*(x.reshape(-1).view(torch.uint8) for x in (one, other)))
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(identical(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(identical, one, other))
+    return one == other

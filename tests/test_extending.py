@@ -18,7 +18,7 @@ from cli.composition import compose_config
 from cli.stored import recompose
 from cli.trainer_schema import Trainer
 from fwlight.errors import ConfigError
-from tests.exactness import same
+from tests.exactness import identical
 from train import main
 
 PAGE = (folders.CONF.parent / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -78,7 +78,7 @@ def assert_lives(*arguments: str, two="trainer.max_steps=2", four="trainer.max_s
     assert rows("parts") == rows("whole")
     ended = [last(run) for run in ("parts", "whole")]
     for part in ("state_dict", "optimizer_states"):
-        same(*(x[part] for x in ended))
+        assert identical(*(x[part] for x in ended))
     assert torch.equal(*(x["rng"][0]["torch"] for x in ended))
 
 

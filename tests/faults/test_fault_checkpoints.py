@@ -11,6 +11,7 @@ import torch
 
 from fwlight.errors import CheckpointError
 from fwlight.run.checkpoint_io import load_checkpoint
+from tests.exactness import identical
 from tests.faults.processes import CONTEXT, assert_same_run, run
 
 
@@ -100,20 +101,6 @@ def at_random(whole, directory, seed):
     else:
         content[place:end] = chance.randbytes(end - place)
     return bytes(content)
-
-
-def identical(one, other):
-    """Whether two values are of one type and, bit for bit, of one content."""
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, torch.Tensor):
-        same = one.dtype == other.dtype and one.shape == other.shape
-        return same and one.numpy().tobytes() == other.numpy().tobytes()
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(identical(one[k], other[k]) for k in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(identical, one, other))
-    return one == other
 
 
 def load_damaged(path, seeds):

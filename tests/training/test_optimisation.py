@@ -13,7 +13,7 @@ from fwlight.errors import ConfigError
 from fwlight.run import load_checkpoint
 from fwlight.training.groups import parameters_by_kind
 from fwlight.training.optim import OptimizerConfig, build_optimizer
-from tests.exactness import same
+from tests.exactness import identical
 from train import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +60,7 @@ def resumed(folder: Path, *arguments: str) -> Path:
     middle = folder / "whole" / "checkpoints" / "step-000002.ckpt"
     again = fit(folder / "again", *arguments, f"resume={middle}")
     for name in ("state_dict", "optimizer_states", "metrics", "average"):
-        same(last(folder / "again").get(name), last(folder / "whole").get(name))
+        assert identical(last(folder / "again").get(name), last(folder / "whole").get(name))
     later = [line for line in curve(folder / "whole") if int(line.split(",")[0]) > 2]
     assert curve(folder / "again") == later
     for name in ("test/loss", "val/best_loss", "tested_checkpoint"):
@@ -199,7 +199,7 @@ def test_state_of_an_optimizer_is_found_by_the_names_of_parameters(text, tmp_pat
     torch.save(content, tmp_path / "old.ckpt")
     fit(tmp_path / "b", text, f"resume={tmp_path / 'old.ckpt'}")
     for name in ("state_dict", "optimizer_states"):
-        same(last(tmp_path / "b")[name], last(tmp_path / "a")[name])
+        assert identical(last(tmp_path / "b")[name], last(tmp_path / "a")[name])
 
 
 # The moving average
@@ -248,7 +248,7 @@ def test_moving_average_of_a_last_state_is_tested_and_may_begin_and_end_later(te
     again = fit(tmp_path / "b", text, "resume=auto", "optimizer.ema_decay=0.6", last_state)
     assert again["test/loss"] == on["test/loss"]  # nothing was left to train
     assert again["tested_checkpoint"] == "last.ckpt"
-    same(last(tmp_path / "b")["state_dict"], last(tmp_path / "a")["state_dict"])
+    assert identical(last(tmp_path / "b")["state_dict"], last(tmp_path / "a")["state_dict"])
     assert on["val/loss"] != last(tmp_path / "a")["metrics"]["val/loss"]
 
 
@@ -272,6 +272,6 @@ def test_recomputed_blocks_change_nothing(text, tmp_path):
     fit(tmp_path / "once", text, *options, kept)
     assert curve(tmp_path / "once") == curve(run)
     for name in ("state_dict", "optimizer_states", "carried"):
-        same(last(tmp_path / "once")[name], last(run)[name])
+        assert identical(last(tmp_path / "once")[name], last(run)[name])
     # Type checks draw of Python's numbers.
-    same(last(tmp_path / "once")["rng"][0]["torch"], last(run)["rng"][0]["torch"])
+    assert identical(last(tmp_path / "once")["rng"][0]["torch"], last(run)["rng"][0]["torch"])
