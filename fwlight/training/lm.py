@@ -161,9 +161,9 @@ class LanguageModelingModule(SupervisedModule):
         network = cast(DecoderLM, self.network)
         if network.state_size is None:
             raise ConfigError(
-                "task.context=carried, task.eval=carried and task=catbabi need a memory of "
-                "constant size; that of softmax attention grows with the text: use segment or "
-                "sliding"
+                "what is carried on (task.context=carried, task.eval=carried, rows that are read "
+                "on and on) needs a memory of constant size; that of softmax attention grows with "
+                "the text: use segment or sliding, or another model"
             )
         if batch.documents is not None and network.positions is not None:
             raise ConfigError(
