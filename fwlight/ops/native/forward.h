@@ -14,7 +14,7 @@ struct ForwardHead {
   Index o_ld;
   T* states;  // null, or this slice's rows of St [state_rows, keys_pad], of every `every`-th chunk
   T* errors;  // null, or Xt [values_pad, CHUNK] of every chunk (delta rule)
-  T* products;  // null, or P [CHUNK, CHUNK] of every chunk, above its diagonal A, and its rest (delta rule)
+  T* products;  // null, or P [CHUNK, CHUNK] of every chunk; delta rule: above its diagonal A^T, then rest
   Index states_step, state_rows, errors_step, products_step, every;
   const T *decay, *erase;  // either may be null
   Index decay_ld, erase_ld;
