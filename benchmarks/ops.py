@@ -26,9 +26,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.fast_transformers import PACKAGE, build_fast_transformers, load
+from benchmarks import peers
 from benchmarks.measuring import (
     Work,
     add_common,
@@ -46,7 +45,6 @@ from benchmarks.scans import CORES, scan_contenders
 from fwlight.ops import delta_rule, sum_rule
 
 RULES = ("delta", "sum", *CORES)
-FLA_CHUNK = 32  # its default
 
 
 @dataclass(frozen=True)
@@ -142,17 +140,19 @@ def contenders(rule: str, shape: Shape, product: Any, *, longest: int = 4096) ->
     if shape.tokens <= 256:
         found["token loop"] = ours("recurrent")
     if shape.tokens <= longest:
-        found["SDPA"] = _softmax(shape, v, d_o)
+        found["SDPA"] = peers.softmax(v, d_o)
     if rule == "delta" and shape.tokens <= 4096 and importlib.util.find_spec("transformers"):
-        found["transformers"] = _transformers(q, k, v, beta, d_o)
-        found["transformers, decay"] = _transformers(q, k, v, beta, d_o, gates()["decay"])
+        found["transformers"] = peers.transformers_chunk(q, k, v, beta, d_o)
+        found["transformers, decay"] = peers.transformers_chunk(
+            q, k, v, beta, d_o, gates()["decay"]
+        )
     # Its backward pass grows with the square of T, to seconds at 4,096.
-    if rule == "delta" and shape.tokens <= 1024 and shape.tokens % FLA_CHUNK == 0:
-        naive = fla_chunkwise()
+    if rule == "delta" and shape.tokens <= 1024 and shape.tokens % peers.FLA_CHUNK == 0:
+        naive = peers.fla_chunkwise()
         if naive is not None:
-            found["fla naive"] = _fla(naive, q, k, v, beta, d_o)
+            found["fla naive"] = peers.fla(naive, q, k, v, beta, d_o)
     if rule == "sum" and product is not None:
-        found["fast-transformers"] = _fast_transformers(product, q, k, v, d_o)
+        found["fast-transformers"] = peers.fast_transformers(product, q, k, v, d_o)
     return found
 
 
@@ -163,63 +163,6 @@ def _twice(leaves: tuple[Tensor, ...], d_o: Tensor, backend: str) -> Work:
         o, _ = delta_rule(q, k, v, beta, backend=backend)
         assert o is not None  # there are queries
         return torch.autograd.grad(o, leaves, d_o)
-
-    return call
-
-
-def _softmax(shape: Shape, v: Tensor, d_o: Tensor) -> Work:
-    q, k = (torch.randn_like(v).requires_grad_() for _ in range(2))
-
-    def call() -> object:
-        o = scaled_dot_product_attention(q, k, v, is_causal=True)
-        return torch.autograd.grad(o, (q, k, v), d_o)
-
-    return call
-
-
-def _transformers(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, d_o: Tensor, decay: Tensor | None = None
-) -> Work:
-    module = importlib.import_module("transformers.models.qwen3_next.modeling_qwen3_next")
-    d_o = d_o.transpose(1, 2)
-    leaves = (q, k, v, beta, *(() if decay is None else (decay,)))
-
-    def call() -> object:
-        turned = (x.transpose(1, 2) for x in (q, k, v))
-        b = beta.transpose(1, 2)
-        g = torch.zeros_like(b) if decay is None else decay.transpose(1, 2)
-        o, _ = module.torch_chunk_gated_delta_rule(*turned, g=g, beta=b)
-        return torch.autograd.grad(o, leaves, d_o)
-
-    return call
-
-
-def fla_chunkwise() -> Any:
-    """Return fla's rule in torch's operators, without the package around it, which wants Triton."""
-    package = importlib.util.find_spec("fla")
-    if package is None or importlib.util.find_spec("einops") is None:
-        return None
-    folder = next(iter(package.submodule_search_locations or []))
-    return load("fla_naive", Path(folder) / "ops/delta_rule/naive.py").delta_rule_chunkwise
-
-
-def _fla(naive: Any, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, d_o: Tensor) -> Work:
-    def call() -> object:
-        o, _ = naive(q, k, v, beta, chunk_size=FLA_CHUNK)
-        return torch.autograd.grad(o, (q, k, v, beta), d_o)
-
-    return call
-
-
-def _fast_transformers(product: Any, q: Tensor, k: Tensor, v: Tensor, d_o: Tensor) -> Work:
-    q, k, v = (x.detach() for x in (q, k, v))
-
-    def call() -> object:
-        o = torch.zeros_like(v)
-        product.causal_dot_product(q, k, v, o)
-        gradients = [torch.zeros_like(x) for x in (q, k, v)]
-        product.causal_dot_backward(q, k, v, d_o, *gradients)
-        return gradients
 
     return call
 
@@ -277,9 +220,9 @@ def main() -> None:
     product = None
     if "sum" in options.rules:
         try:
-            product = build_fast_transformers(options.fast_transformers)
+            product = peers.build_fast_transformers(options.fast_transformers)
         except (OSError, subprocess.SubprocessError, ImportError) as error:
-            print(f"without {PACKAGE}: {error}")
+            print(f"without {peers.PACKAGE}: {error}")
     rate = copy_rate(min(options.seconds, 2.0), clock=clock)
     print(f"{conditions()}, forward + backward, copy {rate / 1e9:.1f} GB/s")
     rows: list[list[object]] = []
