@@ -55,7 +55,7 @@ def _arguments(
     elif core == "delta_lstm":
         scan, leaves = delta_lstm_scan, [*leaves, state(d), state(d)]
     elif core == "recurrent_delta":
-        shared = [*state(d, d)[:3], state(d)[0]]  # by all sequences
+        shared = [*(state(d, d)[0] for _ in range(3)), state(d)[0]]  # by all sequences
         scan, leaves = _recurrent_delta, [*leaves, state(d), *shared]
     else:
         matrices = [*(state(d, d) for _ in range(3)), state(d, 4)]
