@@ -8,6 +8,9 @@ without dropout, whose compiled form drops other numbers; `--losses` compares th
 and tells what another order of sums alone changes. All take turns in one process, each with weights
 of its own. Shares are of the self times of operators in the profiler; what the matrix products
 reach is their operations over their share of the time, as a part of the rate of a large one.
+
+With `--plain`, steps of the demo's size (4 layers, 8 heads, width 128) at several B and T take
+turns with those of a GPT in plain PyTorch, in float32 and under autocast to bfloat16.
 """
 
 import argparse
@@ -24,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import (
     Clock,
+    Work,
     add_common,
     begin,
     conditions,
@@ -33,6 +37,7 @@ from benchmarks.measuring import (
     quantiles,
     write_csv,
 )
+from benchmarks.plain_gpt import GPT, PlainStep
 from cli.building import build_parts
 from cli.composition import compose_config
 from fwlight.ops import native
@@ -63,6 +68,8 @@ PARTS = {
     "loss": ("softmax", "nll"),
     "optimiser": ("adam", "linalg_vector_norm", "foreach"),
 }
+PLAIN_MODELS = ("softmax", "delta_dpfp", "linear", "deltanet")
+PLAIN_SHAPES = ((8, 64), (4, 256), (2, 1024))  # sequences and tokens
 CLIP = 1.0  # largest norm of a gradient
 
 
@@ -190,26 +197,70 @@ def compare(
     return [task, model, *mine, speed, ratio, worst, reached, *parts.values()]
 
 
+def compare_plain(models: list[str], seconds: float, clock: Clock) -> list[list[object]]:
+    """Print steps of `models` and of a plain GPT, in both precisions; return their numbers."""
+
+    def in_bf16(step: Work) -> Work:
+        return torch.autocast("cpu", dtype=torch.bfloat16)(step)
+
+    rows: list[list[object]] = []
+    lines: list[list[object]] = []
+    for sequences, tokens in PLAIN_SHAPES:
+        sizes = ["task=lm", "size=demo", f"task.batch_size={sequences}", f"task.seq_len={tokens}"]
+        steps: dict[str, Work] = {}
+        for precision, wrap in (("", lambda step: step), (" bf16", in_bf16)):
+            ours = {model: Step([*sizes, f"model={model}"], 50) for model in models}
+            first = next(iter(ours.values()))
+            steps[f"plain{precision}"] = wrap(_plain(first, tokens))
+            steps |= {f"{model}{precision}": wrap(step) for model, step in ours.items()}
+        times = measure(steps, seconds, clock=clock)
+        base = quantiles(times["plain"]).median
+        for name, found in times.items():
+            mine = quantiles(found)
+            speed, ratio = sequences * tokens / mine.median, base / mine.median
+            rows.append([f"{sequences}, {tokens}", name, *mine, speed, ratio])
+            low, middle, high = (f"{1e3 * x:.4g}" for x in mine)
+            lines.append([*rows[-1][:2], middle, f"{low}-{high}", f"{speed:.0f}", f"{ratio:.2f}"])
+            print(" ".join(map(str, lines[-1])), flush=True)
+    print(f"\n{markdown(['B, T', 'model', 'ms', 'middle half', 'tokens/s', 'x plain'], lines)}")
+    return rows
+
+
+def _plain(other: Step, tokens: int) -> PlainStep:
+    """Return steps of a GPT on the batches of another."""
+    torch.manual_seed(0)
+    vocab_size = other.module.network.embedding.num_embeddings
+    sizes = {"layers": 4, "heads": 8, "width": 128, "length": tokens}
+    return PlainStep(GPT(vocab_size, **sizes, dropout=0.1), other.batches)
+
+
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--models", nargs="+", choices=MODELS)
     parser.add_argument("--steps", type=int, default=50, help="that must have the same losses")
     parser.add_argument("--losses", action="store_true", help="only compare losses, three ways")
+    parser.add_argument("--plain", action="store_true", help="only beside a plain GPT")
     add_common(parser, seconds=10.0)
     options = parser.parse_args()
     clock = begin(options)
     rates = limits(options.seconds, clock=clock)
     print(f"{conditions()}; {rates}\n", flush=True)
+    models: list[str] = options.models or list(PLAIN_MODELS if options.plain else MODELS)
     if options.losses:
-        compare_losses(options.tasks, options.models, options.steps)
+        return compare_losses(options.tasks, models, options.steps)
+    if options.plain:
+        rows = compare_plain(models, options.seconds, clock)
+        if options.csv is not None:
+            header = ["b_t", "model", "q1", "median", "q3", "tokens_per_second", "x_plain"]
+            write_csv(options.csv, header, rows)
         return
     header = ["task", "model", "q1", "median", "q3", "targets_per_second", "x_before"]
     header += ["loss_difference", "of_matrix", *PARTS, "rest"]
     rows = []
     for task in options.tasks:
-        for model in options.models:
+        for model in models:
             if task == "retrieval" and model == "softmax":
                 continue  # has no state to read
             rows.append(
