@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from callbacks.lpq import LpqNorm
 from fwlight.diagnostics.lpq import lpq_norm
+from fwlight.lightning_internals import count_updates
 from fwlight.models import MLP, ConvNet
 from fwlight.training.classification import ClassificationModule
 from fwlight.training.optim import OptimizerConfig
@@ -72,6 +73,9 @@ def train(module, *callbacks, ckpt_path=None, n=12, **settings):
         callbacks=list(callbacks),
         **{"max_steps": 6, "accumulate_grad_batches": 2} | settings,
     )
+    # As of every run: of Lightning's own loop the first batch after an epoch that the training
+    # ended with is one too many, in that epoch still.
+    count_updates(trainer)
     loader = DataLoader(batches, batch_size=None)
     trainer.fit(module, loader, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     return trainer
@@ -91,6 +95,22 @@ def test_norms_stay_within_the_bound_after_every_update(kind, p, q):
     assert max(watching.largest[1:]) <= bound * (1 + 1e-6)
     assert max(watching.largest[1:]) > bound * (1 - 1e-6)
     assert not module.trainer.optimizers[0]._optimizer_step_post_hooks
+
+
+def test_projection_goes_on_from_the_end_of_an_epoch(tmp_path):
+    settings = {"n": 6, "max_epochs": -1}
+
+    def projecting() -> LpqNorm:
+        return LpqNorm(mode="project", bound=1.5)
+
+    whole, first, rest = Recording(), Recording(), Recording()
+    train(whole, projecting(), **settings)
+    # Three updates of two batches are an epoch.
+    train(first, projecting(), max_steps=3, **settings).save_checkpoint(tmp_path / "x.ckpt")
+    train(rest, projecting(), ckpt_path=tmp_path / "x.ckpt", **settings)
+    assert max(norms(rest.network, p=1.0, q=INF).values()) == pytest.approx(1.5)
+    for one, other in zip(whole.parameters(), rest.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
