@@ -99,6 +99,7 @@ class Task(OpenSection):
     redraw_eval: bool
     shift: Natural
     flip: bool
+    warp: Annotated[float, Range(low=0, high=0.5)]
     num_workers: Annotated[Natural, Kind.FREE, Kind.NO_RESULT]
 
 

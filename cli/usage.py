@@ -44,7 +44,8 @@ Often used keys (all of them: --cfg):
   task.setting=capacity|update  task.n_keys  task.problem=parity|recall|...
   task.{{train_length,test_lengths}}  task.num_workers
   task.data=cldr|multi30k|wmt14|files  task.{{source_lang,target_lang,vocab_size,batch_tokens}}
-  task.data=digits|mnist5k|cifar10|folder  task.{{shift,flip}}  model.{{patch_size,pool,directions}}
+  task.data=digits|mnist5k|cifar10|folder  task.{{shift,flip,warp}}
+  model.{{patch_size,pool,directions}}
   model@encoder= model@decoder= model@cross=   another model in one attention of task=translation
   model@alternate= model.alternate_every=   another model in every so many layers: a hybrid
   optimizer.{{lr,weight_decay,warmup_steps}}  optimizer.groups.{{matrices,...}}.{{lr,weight_decay}}
@@ -100,4 +101,4 @@ def _about_action(name: str) -> list[str]:
     comment = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     about = [line.lstrip("# ") for line in comment if "@package" not in line] or [""]
     first, *others = about
-    return [f"  action={name:<9} {first}".rstrip(), *(f"{'':19}{line}" for line in others)]
+    return [f"  action={name:<10} {first}".rstrip(), *(f"{'':20}{line}" for line in others)]

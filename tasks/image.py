@@ -28,6 +28,7 @@ class ImageDataModule(lightning.LightningDataModule):
         shift: Most pixels that an image is moved by in training, in each direction; what comes in
             is 0. Drawn for every image anew.
         flip: Whether half of the images are mirrored in training.
+        warp: Most that an image is turned, sheared, stretched and moved in training; see `warp`.
         batch_size: Images of a training batch, over all ranks.
         eval_batch_size: Images of an evaluation batch, over all ranks; changes no result.
         seed: Of the order and the movements.
@@ -45,6 +46,7 @@ class ImageDataModule(lightning.LightningDataModule):
         path: str | None = None,
         shift: int = 0,
         flip: bool = False,
+        warp: float = 0.0,
         batch_size: int = 64,
         eval_batch_size: int = 256,
         seed: int = 1,
@@ -54,7 +56,7 @@ class ImageDataModule(lightning.LightningDataModule):
         check_least(0, shift=shift)
         check_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
         self.data, self._path = data, path
-        self.shift, self.flip = shift, flip
+        self.shift, self.flip, self.warp = shift, flip, warp
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.seed, self.num_workers = seed, num_workers
         self.splits: dict[str, ImageBatch] = {}
@@ -148,6 +150,8 @@ class ImageDataModule(lightning.LightningDataModule):
             flip=self.flip,
             generator=seeded("move", self.seed, step),
         )
+        if self.warp:
+            moved = warp(moved, self.warp, generator=seeded("warp", self.seed, step))
         return ImageBatch(moved, labels[chosen])
 
     # Parts
@@ -182,6 +186,17 @@ def move(images: Tensor, *, shift: int, flip: bool, generator: Generator) -> Ten
     padded = F.pad(images, [shift] * 4).movedim(1, -1)
     places = (rows + shift)[:, :, None], (columns + shift)[:, None, :]
     return padded[torch.arange(b)[:, None, None], *places].movedim(-1, 1)
+
+
+def warp(images: Tensor, most: float, *, generator: Generator) -> Tensor:
+    """Map each image `[b, c, h, w]` of bytes by an affine map of its own; what comes in is 0.
+
+    In coordinates from -1 to 1 each of the six numbers of the map differs from those of the
+    identity by up to `most`, evenly drawn. Between pixels values are interpolated linearly.
+    """
+    differences = torch.empty(len(images), 2, 3).uniform_(-most, most, generator=generator)
+    grid = F.affine_grid(torch.eye(2, 3) + differences, list(images.shape), align_corners=False)
+    return F.grid_sample(images.float(), grid, align_corners=False).round().to(images.dtype)
 
 
 def _hash(pixels: np.ndarray, labels: np.ndarray) -> str:

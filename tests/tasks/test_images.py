@@ -13,7 +13,7 @@ from cli.composition import compose_config
 from cli.early import check_files
 from fwlight.types import IGNORE_INDEX, DataError
 from tasks import image_sets
-from tasks.image import ImageDataModule, move
+from tasks.image import ImageDataModule, move, warp
 from tasks.image_sets import open_images
 
 
@@ -170,6 +170,26 @@ def test_images_move_within_black_edges():
     assert len(found) == 18  # each of them, in so many draws
     still = move(images, shift=0, flip=False, generator=torch.Generator())
     assert torch.equal(still, images)
+
+
+def test_images_are_warped_by_an_affine_map_each(folder):
+    at = (torch.arange(8) + 0.5) / 4 - 1
+    ramp = (128 + 60 * at + 30 * at[:, None]).round().byte().expand(64, 2, 8, 8)
+    made = warp(ramp, 0.2, generator=torch.Generator().manual_seed(0))
+    A = torch.empty(64, 2, 3).uniform_(-0.2, 0.2, generator=torch.Generator().manual_seed(0))
+    A = A + torch.eye(2, 3)
+    # Of a ramp linear interpolation is exact, but for bytes.
+    for i, j in ((3, 4), (5, 2)):
+        place = torch.stack((at[j], at[i], torch.tensor(1.0)))
+        across, down = (A @ place).unbind(1)
+        expected = 128 + 60 * across + 30 * down
+        for channel in range(2):
+            got = made[:, channel, i, j].float()
+            torch.testing.assert_close(got, expected, rtol=0, atol=1.1)
+    assert made[:, :, 0, 0].eq(0).any()  # what comes in is black
+    warped = module(folder, warp=0.1)
+    assert torch.equal(warped.training_batch(2).images, warped.training_batch(2).images)
+    assert not torch.equal(warped.training_batch(2).images, module(folder).training_batch(2).images)
 
 
 def test_checkpoint_of_other_images_is_refused_but_tested(folder, tmp_path):
