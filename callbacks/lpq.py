@@ -1,6 +1,5 @@
 """The capacity of a network's layers by their norms: watched, made dear, or bounded."""
 
-from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -9,12 +8,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from fwlight.diagnostics.lpq import check_exponents, lpq_norm, project_lpq
+from fwlight.diagnostics.lpq import (
+    check_exponents,
+    layer_matrix,
+    layer_norms,
+    layers_of,
+    project_lpq,
+)
 from fwlight.lightning_internals import completes_update
 from fwlight.training.module import TrainingModule
 
 MODES = ("log", "penalty", "project")
-_Layer = nn.Linear | nn.Conv1d | nn.Conv2d
 
 
 class LpqNorm(Callback):
@@ -74,10 +78,10 @@ class LpqNorm(Callback):
         module = cast(TrainingModule, pl_module)
         if self.mode != "penalty":
             return
-        layers = [layer for _, layer in _layers(module.network)]
+        layers = layers_of(module.network)
         with torch.enable_grad():
-            total = torch.stack([self._norm(layer) for layer in layers]).sum()
-        weights = [x for layer in layers for x in layer.parameters() if x.requires_grad]
+            total = torch.stack(list(self._norms(module.network).values())).sum()
+        weights = [x for layer in layers.values() for x in layer.parameters() if x.requires_grad]
         # The module multiplies the gradient of several batches by this.
         scale = self.weight / module.gradient_scale()
         for weight, gradient in zip(weights, torch.autograd.grad(total, weights), strict=True):
@@ -96,7 +100,7 @@ class LpqNorm(Callback):
         module = cast(TrainingModule, pl_module)
         if completes_update(trainer) and module.logs_at(trainer.global_step):
             with torch.no_grad():
-                norms = {name: self._norm(layer) for name, layer in _layers(module.network)}
+                norms = self._norms(module.network)
             values = torch.stack(list(norms.values())).tolist() if norms else []
             tagged = {f"norm_lpq/{x}": y for x, y in zip(norms, values, strict=True)}
             module.record(tagged, trainer.global_step)
@@ -107,27 +111,15 @@ class LpqNorm(Callback):
             self._hook.remove()
             self._hook = None
 
-    def _norm(self, layer: _Layer) -> Tensor:
-        return lpq_norm(_matrix(layer), p=self.p, q=self.q)
+    def _norms(self, network: nn.Module) -> dict[str, Tensor]:
+        return layer_norms(network, p=self.p, q=self.q)
 
     @torch.no_grad()
     def _project(self, network: nn.Module) -> None:
-        for _, layer in _layers(network):
+        for layer in layers_of(network).values():
             # In float64, so that the norm of what is rounded is the bound to 1e-7.
-            V = project_lpq(_matrix(layer).double(), p=self.p, q=self.q, bound=self.bound)
+            V = project_lpq(layer_matrix(layer).double(), p=self.p, q=self.q, bound=self.bound)
             weights = V if layer.bias is None else V[:-1]
             layer.weight.copy_(weights.T.view_as(layer.weight))
             if layer.bias is not None:
                 layer.bias.copy_(V[-1])
-
-
-def _layers(network: nn.Module) -> Iterator[tuple[str, _Layer]]:
-    for name, module in network.named_modules():
-        if isinstance(module, _Layer):
-            yield name.replace("_orig_mod.", ""), module
-
-
-def _matrix(layer: _Layer) -> Tensor:
-    """Return a layer's weights by input and output, and in a last row its bias `[i, o]`."""
-    weights = layer.weight.flatten(1).T
-    return weights if layer.bias is None else torch.cat([weights, layer.bias[None]])

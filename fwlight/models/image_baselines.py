@@ -24,6 +24,9 @@ class MLP(nn.Module):
         ValueError: If a size is below 1.
     """
 
+    only_relu = True
+    """Nothing but linear layers in a row and ReLU between them, of inputs in [-1, 1]."""
+
     def __init__(
         self,
         *,

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from fwlight.diagnostics.lpq import lpq_norm, project_lpq
+from fwlight.diagnostics.lpq import log_gap, log_rademacher, lpq_norm, project_lpq
 
 V = torch.tensor([[3.0, -1.0], [-4.0, 2.0], [0.0, 2.0]], dtype=torch.float64)
 INF = math.inf
@@ -83,3 +83,34 @@ def test_projection_leaves_the_inside_alone_and_ends_on_the_sphere(p, q):
 def test_what_is_no_norm_or_no_ball_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         project_lpq(V, **options)
+
+
+def test_bound_of_two_layers_is_that_of_hand():
+    # n = 400, d = 31: 2 ln 64 / 400, and 1 / sqrt(400) = 1 / 20.
+    first = 3 * 2 * math.sqrt(2 * math.log(64) / 400)
+    second = 5 * (2 * first + 1 / 20)
+    found = log_rademacher([3.0, 5.0], n=400, inputs=31, largest=2.0)
+    assert math.exp(found) == pytest.approx(second, rel=1e-12)
+    assert math.exp(log_rademacher([3.0], n=400, inputs=31, largest=0.5)) == pytest.approx(
+        first / 2
+    )
+    gap = 4 * 10 * second / 0.5 + math.sqrt(math.log(20) / 800)
+    assert math.exp(log_gap(found, n=400, classes=10, margin=0.5)) == pytest.approx(gap, rel=1e-12)
+
+
+def test_bound_of_a_deep_network_is_a_number_where_its_exponential_is_none():
+    found = log_rademacher([1e6] * 100, n=1000, inputs=64)
+    assert 100 * math.log(2e6) > found > 100 * math.log(1e6)
+    assert log_rademacher([1.0, 0.0], n=10, inputs=3) == -INF
+    assert log_gap(-INF, n=200, classes=2) == pytest.approx(math.log(math.log(20) / 400) / 2)
+
+
+def test_bound_is_above_what_random_signs_find():
+    """The empirical Rademacher complexity of one layer is largest at a corner of the L1 ball."""
+    generator = torch.Generator().manual_seed(0)
+    x = 2 * torch.rand(50, 6, generator=generator, dtype=torch.float64) - 1
+    x = torch.cat([x, torch.ones(50, 1, dtype=torch.float64)], 1)
+    signs = 2.0 * torch.randint(2, (2000, 50), generator=generator) - 1
+    found = 3 * float((signs.double() @ x / 50).abs().amax(1).mean())
+    bound = math.exp(log_rademacher([3.0], n=50, inputs=6))
+    assert found < bound < 2 * found
