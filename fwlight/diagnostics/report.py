@@ -1,8 +1,6 @@
 """The report of `action=diagnose`: one HTML file that needs nothing else, the verdict first."""
 
-import base64
 import html
-import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -22,6 +20,7 @@ from fwlight.diagnostics.figures import (
 from fwlight.diagnostics.findings import Findings
 from fwlight.diagnostics.kind import rule_kind
 from fwlight.diagnostics.verdict import HEALTHY, LIMIT, OVER_CAPACITY, RULE_LIMITED, UNUSED
+from fwlight.pages import image, page, table
 
 MEANING = {
     OVER_CAPACITY: (
@@ -50,22 +49,6 @@ COLUMNS = (
 )
 """Heading, reported value, its exponent, and the value shown behind it in brackets."""
 HEADING = ("verdict", *(column[0] for column in COLUMNS), "measured capacity")
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1d2329; max-width: 1180px; margin: 2rem auto;
-  padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-.of { color: #5c6670; margin-top: 0; } img { width: 100%; height: auto; }
-img.narrow { width: 32%; min-width: 300px; }
-table { border-collapse: collapse; font-size: 13px; } .wide { overflow-x: auto; }
-th { text-align: right; vertical-align: bottom; font-weight: 600; padding: 3px 8px; }
-td { text-align: right; padding: 3px 8px; border-top: 1px solid #e3e7ea; white-space: nowrap;
-  font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
-.tokens th:nth-child(2), .tokens td:nth-child(2) { text-align: right; }
-.chip { color: #fff; border-radius: 3px; padding: 1px 7px; margin-right: 4px; }
-.tokens { display: flex; flex-wrap: wrap; gap: 2rem; } pre { background: #f4f6f7; padding: 1rem;
-  overflow-x: auto; font-size: 12.5px; }
-"""
 
 
 def html_report(
@@ -86,18 +69,13 @@ def html_report(
         decode: Turns token ids into text; None shows the ids.
     """
     memories = [found for found in findings if not found.layer.is_softmax]
-    parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="of">{html.escape(of)}</p>']
+    parts = []
     if memories:
         parts += [_summary(memories), _figures(memories)]
         parts += [_tokens(found, decode) for found in memories if found.tokens is not None]
         parts += ["<h2>Every head</h2>", *(_heads(found) for found in memories)]
     parts += [_attention([found for found in findings if found.layer.is_softmax])]
-    parts.append(
-        f"<h2>Configuration</h2><details><summary>all keys</summary><pre>"
-        f"{html.escape(configuration)}</pre></details>"
-    )
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
+    return page(parts, title=title, of=of, configuration=configuration)
 
 
 def _summary(memories: Sequence[Findings]) -> str:
@@ -138,7 +116,7 @@ def _summary(memories: Sequence[Findings]) -> str:
         of = f" of {found.layer.d_dot}" if held else ""
         cells = [*_cells(found, found.whole), held + of]
         rows.append([found.layer.name, _chips(found.heads.verdicts), *cells])
-    return f"<h2>Verdict</h2>{''.join(said)}{_table(['layer', *HEADING], rows)}"
+    return f"<h2>Verdict</h2>{''.join(said)}{table(['layer', *HEADING], rows)}"
 
 
 def _turning(found: Findings) -> str:
@@ -179,23 +157,23 @@ def _kind(found: Findings) -> str:
 def _figures(memories: Sequence[Findings]) -> str:
     parts = [
         "<h2>Capacity and recall</h2>",
-        _image(capacity_figure(memories)),
-        _image(recall_figure(memories)),
+        image(capacity_figure(memories)),
+        image(recall_figure(memories)),
         "<p>Dotted: the limit of the verdict, and the share of values that chance would find.</p>",
     ]
     held: dict[int, dict[str, Tensor]] = {}
     for x in memories:
         if x.capacity is not None:
             held.setdefault(x.layer.d_dot, {})[x.layer.name] = x.capacity
-    parts += [_image(limits_figure(y, x), narrow=True) for x, y in sorted(held.items())]
+    parts += [image(limits_figure(y, x), narrow=True) for x, y in sorted(held.items())]
     if held:
         parts.append(
             "<p>Measured capacity: the largest number of Gaussian keys with mean and covariance of "
             "the layer's own of which 99 % are told apart; tried up to 2 d_dot.</p>"
         )
-    parts += ["<h2>Fast weight norms</h2>", _image(norms_figure(memories))]
+    parts += ["<h2>Fast weight norms</h2>", image(norms_figure(memories))]
     if strong := [found for found in memories if found.tokens is not None]:
-        parts += ["<h2>Write strengths</h2>", _image(beta_figure(strong))]
+        parts += ["<h2>Write strengths</h2>", image(beta_figure(strong))]
     return "".join(parts)
 
 
@@ -203,7 +181,7 @@ def _tokens(found: Findings, decode: Callable[[list[int]], str] | None) -> str:
     assert found.tokens is not None
     tables = []
     for title, side in zip(("highest beta", "lowest beta"), found.tokens, strict=True):
-        tables.append(_table([title, "mean", "seen"], list(_token_rows(side, decode))))
+        tables.append(table([title, "mean", "seen"], list(_token_rows(side, decode))))
     name = html.escape(found.layer.name)
     return (
         f"<details><summary>Tokens by beta in {name}</summary>"
@@ -226,8 +204,7 @@ def _heads(found: Findings) -> str:
         cells.append("" if found.capacity is None else _held(found, found.capacity[i]))
         rows.append([str(i), _chips([verdict]), *cells])
     line = html.escape(f"{found.layer.name}: {found.line}")
-    table = _table(["head", *HEADING], rows)
-    return f"<details><summary>{line}</summary>{table}</details>"
+    return f"<details><summary>{line}</summary>{table(['head', *HEADING], rows)}</details>"
 
 
 def _attention(layers: Sequence[Findings]) -> str:
@@ -235,7 +212,7 @@ def _attention(layers: Sequence[Findings]) -> str:
         return ""
     names = [f"{x}/{y}" for x in ("entropy", "span", "distance") for y in ("mean", "p5", "p95")]
     rows = [[x.layer.name, *(_number(x.whole, name, 1) for name in names)] for x in layers]
-    return f"<h2>Softmax attention</h2>{_table(['layer', *names], rows)}"
+    return f"<h2>Softmax attention</h2>{table(['layer', *names], rows)}"
 
 
 def _chips(verdicts: Sequence[str]) -> str:
@@ -246,12 +223,6 @@ def _chips(verdicts: Sequence[str]) -> str:
         for verdict, colour in reversed(COLOURS.items())
         if counts[verdict]
     )
-
-
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(x)}</th>" for x in heading)
-    body = "".join(f"<tr>{''.join(f'<td>{x}</td>' for x in row)}</tr>" for row in rows)
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _cells(found: Findings, values: Any) -> list[str]:
@@ -274,11 +245,3 @@ def _number(values: Any, name: str, power: int) -> str:
 
 def _held(found: Findings, count: Tensor) -> str:
     return f"{'≥ ' if int(count) >= 2 * found.layer.d_dot else ''}{int(count)}"
-
-
-def _image(figure: Any, *, narrow: bool = False) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    kind = ' class="narrow"' if narrow else ""
-    return f'<img{kind} alt="" src="data:image/svg+xml;base64,{data}">'

@@ -1,0 +1,58 @@
+"""HTML pages that need nothing else: style, tables, figures within."""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1d2329; max-width: 1180px; margin: 2rem auto;
+  padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+.of { color: #5c6670; margin-top: 0; } img { width: 100%; height: auto; }
+img.narrow { width: 32%; min-width: 300px; }
+table { border-collapse: collapse; font-size: 13px; } .wide { overflow-x: auto; }
+th { text-align: right; vertical-align: bottom; font-weight: 600; padding: 3px 8px; }
+td { text-align: right; padding: 3px 8px; border-top: 1px solid #e3e7ea; white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
+th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
+.tokens th:nth-child(2), .tokens td:nth-child(2) { text-align: right; }
+.chip { color: #fff; border-radius: 3px; padding: 1px 7px; margin-right: 4px; }
+.tokens { display: flex; flex-wrap: wrap; gap: 2rem; } pre { background: #f4f6f7; padding: 1rem;
+  overflow-x: auto; font-size: 12.5px; }
+"""
+
+
+def page(parts: Iterable[str], *, title: str, of: str, configuration: str) -> str:
+    """Return a page as text.
+
+    Args:
+        parts: What it shows, as HTML.
+        title: What was looked at.
+        of: On what, in words.
+        configuration: Text of the run's configuration, which is shown last.
+    """
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    body = [f"<h1>{html.escape(title)}</h1>", f'<p class="of">{html.escape(of)}</p>', *parts]
+    body.append(
+        f"<h2>Configuration</h2><details><summary>all keys</summary><pre>"
+        f"{html.escape(configuration)}</pre></details>"
+    )
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>'
+
+
+def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table; its cells are HTML, its heading is text."""
+    head = "".join(f"<th>{html.escape(x)}</th>" for x in heading)
+    body = "".join(f"<tr>{''.join(f'<td>{x}</td>' for x in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def image(figure: Any, *, narrow: bool = False) -> str:
+    """Return a figure of matplotlib's as an image that is part of the page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    kind = ' class="narrow"' if narrow else ""
+    return f'<img{kind} alt="" src="data:image/svg+xml;base64,{data}">'
