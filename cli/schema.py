@@ -193,6 +193,18 @@ class Diagnose(OpenSection):
 
 
 @dataclass
+class Robustness(OpenSection, WholeSection):
+    """What action=robustness measures."""
+
+    against: Annotated[str | None, Kind.TEXT]
+    images: Count
+    attacked: Count
+    holes: list[Annotated[float, Range(above=0, below=1)]]
+    eps: list[Annotated[float, Range(above=0, high=1)]]
+    seed: Natural
+
+
+@dataclass
 class Loss(Section):
     """What is minimised."""
 
@@ -231,6 +243,7 @@ class Config(Section):
     diagnose: Annotated[Diagnose, Kind.OF_A_START]
     generate: Annotated[Generate, Kind.OF_A_START]
     translate: Annotated[Translate, Kind.OF_A_START]
+    robustness: Annotated[Robustness, Kind.OF_A_START]
     row: str | None
     sweep: Annotated[dict, Kind.DERIVED, Kind.NO_RESULT]
     report: Annotated[dict | None, Kind.DERIVED, Kind.NO_RESULT]

@@ -52,10 +52,13 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     ),
     "fwlight.diagnostics.layer_capacity": ({"fwlight.diagnostics", "fwlight.mixers"}, LIBRARY),
     "fwlight.diagnostics.figures": ({"fwlight.diagnostics"}, {"torch", "matplotlib"}),
-    **dict.fromkeys(
-        [f"fwlight.diagnostics.{x}" for x in ("findings", "report")],
-        ({"fwlight.diagnostics"}, LIBRARY),
-    ),
+    "fwlight.diagnostics.findings": ({"fwlight.diagnostics"}, LIBRARY),
+    "fwlight.diagnostics.report": ({"fwlight.diagnostics", "fwlight.pages"}, LIBRARY),
+    "fwlight.pages": (set(), set()),
+    "fwlight.robustness": (set(), LIBRARY),
+    "fwlight.robustness.corruptions": ({"fwlight.robustness"}, LIBRARY | {"numpy", "PIL"}),
+    "fwlight.robustness.figures": ({"fwlight.robustness"}, {"torch", "matplotlib"}),
+    "fwlight.robustness.report": ({"fwlight.robustness", "fwlight.pages"}, set()),
     "fwlight.training": (
         {"fwlight.errors", "fwlight.types", "fwlight.models", "fwlight.integrity"}
         | {"fwlight.packing", "fwlight.mixers"},
@@ -70,7 +73,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.run": (
         {"fwlight.errors", "fwlight.types", "fwlight.models", "fwlight.training"}
         | {"fwlight.evaluation", "fwlight.integrity", "fwlight.diagnostics"}
-        | {"fwlight.lightning_internals", "fwlight.pipes"},
+        | {"fwlight.lightning_internals", "fwlight.pipes", "fwlight.robustness"},
         {"torch", "lightning", "tensorboard", "tqdm"},
     ),
     "fwlight.run.tensorboard": ({"fwlight.run"}, {"torch", "lightning", "matplotlib"}),
