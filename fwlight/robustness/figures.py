@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fwlight.robustness.attacks import METHODS
@@ -20,13 +21,13 @@ def corruptions_figure(found: Measured) -> "Figure":
     """Draw one image in all corruptions, and the errors beside it."""
     figure, (left, right) = _axes(2, width=11.5, height=4.6, widths=(1.25, 1))
     names = list(CORRUPTIONS)
-    rows = [torch.cat(list(found.examples[name]), dim=-1) for name in names]
+    rows = [_side_by_side(found.examples[name]) for name in names]
     left.imshow(_shown(torch.cat(rows, dim=-2)), cmap="gray", vmin=0, vmax=1, aspect="auto")
-    h, w = found.examples[names[0]].shape[-2:]
+    h, w = (n + 1 for n in found.examples[names[0]].shape[-2:])
     left.set_xticks(
-        [w * (i + 0.5) - 0.5 for i in range(1 + len(SEVERITIES))], ["clean", *map(str, SEVERITIES)]
+        [w * (i + 0.5) - 1 for i in range(1 + len(SEVERITIES))], ["clean", *map(str, SEVERITIES)]
     )
-    left.set_yticks([h * (i + 0.5) - 0.5 for i in range(len(names))], names)
+    left.set_yticks([h * (i + 0.5) - 1 for i in range(len(names))], names)
     left.set_title("a test image, by severity", fontsize=9)
     errors = [list(found.of("corruption", name).values()) for name in names]
     high = max(0.3, *map(max, errors))
@@ -80,7 +81,7 @@ def frequencies_figure(found: Measured) -> "Figure":
 def smallest_figure(found: Measured) -> "Figure":
     """Draw images, the smallest changes that deceive the network, and both together."""
     clean, changes = found.examples["clean"], found.examples["smallest"]
-    figure, axes = _axes(3, width=8.5, height=1.9)
+    figure, axes = _axes(3, width=8.5, height=0.9)
     high = float(changes.abs().max()) or 1.0
     for ax, images, title in zip(
         axes,
@@ -88,10 +89,15 @@ def smallest_figure(found: Measured) -> "Figure":
         ("images", f"smallest changes (grey: 0, white: {high:.2f})", "together: another class"),
         strict=True,
     ):
-        ax.imshow(_shown(torch.cat(list(images), dim=-1)), cmap="gray", vmin=0, vmax=1)
+        ax.imshow(_shown(_side_by_side(images)), cmap="gray", vmin=0, vmax=1)
         ax.set_title(title, fontsize=9)
         ax.set_axis_off()
     return figure
+
+
+def _side_by_side(images: Tensor) -> Tensor:
+    """Return images in a row `[c, h + 1, n (w + 1)]`, white between them."""
+    return torch.cat(list(F.pad(images, (0, 1, 0, 1), value=1.0)), dim=-1)
 
 
 def _shown(image: Tensor) -> Any:
