@@ -20,6 +20,7 @@ from fwlight.diagnostics.norms import (
     write_norms,
     write_norms_of_states,
 )
+from fwlight.diagnostics.projection import projection_of, shrunk_statistics
 from fwlight.diagnostics.recall import (
     finalise_recall,
     nearest_writes,
@@ -83,7 +84,7 @@ def diagnose(
 def diagnosis_statistics(w: Written, *, mixed: tuple[float, float] = MIXED) -> Statistics:
     """Return what `diagnose` reports as statistics that `merge` adds.
 
-    Their names depend on nothing but on whether there are queries, and a decay.
+    Their names depend on nothing but on whether there are queries, a decay, and a projection.
 
     Args:
         w: What is written, `real`.
@@ -93,6 +94,8 @@ def diagnosis_statistics(w: Written, *, mixed: tuple[float, float] = MIXED) -> S
     parts.append(beta_statistics(w.k, w.beta, padding_mask=w.padding_mask))
     if "decay" in w.gates:
         parts.append(decay_statistics(w.gates["decay"], padding_mask=w.padding_mask))
+    if projection_of(w) != "none":
+        parts.append(shrunk_statistics(w))
     return merge(*parts)
 
 

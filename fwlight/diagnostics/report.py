@@ -110,6 +110,14 @@ def _summary(memories: Sequence[Findings]) -> str:
         said.append(
             f"<p><b>Half of what is stored is left</b> {html.escape('; '.join(forgetting))}.</p>"
         )
+    if shrinking := [x for x in memories if "shrunk/mean" in x.whole]:
+        shares = ", ".join(
+            f"in {x.layer.name} {float(x.whole['shrunk/mean']):.0%}" for x in shrinking
+        )
+        said.append(
+            f"<p><b>Of all writes the norm projection shrinks</b> {html.escape(shares)}: each "
+            "takes from everything that is stored.</p>"
+        )
     rows = []
     for found in memories:
         held = "" if found.capacity is None else _held(found, found.capacity.median())

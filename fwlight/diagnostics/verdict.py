@@ -90,4 +90,7 @@ def in_words(verdicts: Sequence[str], values: Mapping[str, Tensor]) -> str:
     load, best, recall = (
         float(values[x]) for x in ("load/mean", "best/error", "last/scaled_error")
     )
-    return f"{heads}; load {load:.2f}, best possible error {best:.3f}, recall error {recall**2:.3f}"
+    said = f"{heads}; load {load:.2f}, best possible error {best:.3f}, recall error {recall**2:.3f}"
+    if "shrunk/mean" in values:  # of rules that project
+        said += f", {float(values['shrunk/mean']):.0%} of writes shrunk"
+    return said
