@@ -35,7 +35,8 @@ def _results(module: TrainingModule) -> dict[str, list[str]]:
     measured = (*module.loss_metrics("val", 1.0), *module.monitored)
     names = list(dict.fromkeys(name.partition("/")[2] for name in measured))
     return {
-        name: [f"^(train|val|test)/{re.escape(name)}$"] for name in ["loss", *names][:_MOST_RESULTS]
+        name: [rf"^(train|val|test|published_\w+)/{re.escape(name)}$"]
+        for name in ["loss", *names][:_MOST_RESULTS]
     }
 
 

@@ -113,7 +113,7 @@ def _place(trainer: Trainer) -> str:
 
 
 def _figures(metrics: dict[str, float], split: str) -> str:
-    shown = (("loss", ".4f"), ("ppl", ".2f"), ("acc", ".4f"), ("lr", ".2e"))
+    shown = (("loss", ".4f"), ("ppl", ".2f"), ("acc", ".4f"), ("reward", ".2f"), ("lr", ".2e"))
     return "  ".join(
         f"{name} {metrics[f'{split}/{name}']:{form}}"
         for name, form in shown

@@ -21,7 +21,7 @@ from cli.checks import (
     metadata,
 )
 from cli.kinds import ONE_OF, Kind
-from cli.model_schema import Count, Model, Natural, Size
+from cli.model_schema import Count, Model, Natural, NonNegative, Size
 from cli.optimizer_schema import Optimizer
 from cli.trainer_schema import Trainer
 
@@ -29,6 +29,18 @@ Temperature = Annotated[float, Range(low=1e-6, high=1e30, or_zero=True)]
 TopP = Annotated[float, Range(low=1e-6, high=1)]
 DataPath = Annotated[str | None, Kind.TEXT, Kind.FREE]
 OfAStart = Annotated[str | None, Kind.TEXT, Kind.OF_A_START]
+
+
+@dataclass
+class Environment(OpenSection):
+    """task.environment: where agents act; its class checks what else it has."""
+
+    n_islands: Annotated[int, Range(low=3, high=32)]
+    n_transports: Annotated[int, Range(low=3, high=32)]
+    episode_length: Count
+    shifted_actions: bool
+    reward_input: bool
+    reset_timer: bool
 
 
 @dataclass
@@ -100,6 +112,10 @@ class Task(OpenSection):
     shift: Natural
     flip: bool
     warp: Annotated[float, Range(low=0, high=0.5)]
+    n_graphs: Count
+    graph_seed: Annotated[int, Range(low=0, high=2**32 - 1)]
+    randomize_train: bool
+    environment: Environment
     num_workers: Annotated[Natural, Kind.FREE, Kind.NO_RESULT]
 
 
@@ -209,6 +225,10 @@ class Loss(Section):
     """What is minimised."""
 
     label_smoothing: Annotated[float, Range(low=0, below=1)]
+    discount: Annotated[float, Range(low=0, high=1)]
+    value_weight: NonNegative
+    entropy_weight: NonNegative
+    entropy: Literal["shannon", "simpson"]
 
 
 @dataclass

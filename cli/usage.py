@@ -46,6 +46,7 @@ Often used keys (all of them: --cfg):
   task.data=cldr|multi30k|wmt14|files  task.{{source_lang,target_lang,vocab_size,batch_tokens}}
   task.data=digits|mnist5k|cifar10|folder  task.{{shift,flip,warp}}
   model.{{patch_size,pool,directions}}
+  task.environment.{{n_islands,n_transports,episode_length}}  task.{{n_graphs,randomize_train}}
   model@encoder= model@decoder= model@cross=   another model in one attention of task=translation
   model@alternate= model.alternate_every=   another model in every so many layers: a hybrid
   optimizer.{{lr,weight_decay,warmup_steps}}  optimizer.groups.{{matrices,...}}.{{lr,weight_decay}}

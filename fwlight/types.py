@@ -16,6 +16,7 @@ __all__ = [
     "IGNORE_INDEX",
     "CarriedBatch",
     "DataError",
+    "EpisodeBatch",
     "ImageBatch",
     "LMBatch",
     "PackedBatch",
@@ -86,6 +87,18 @@ class RetrievalBatch(NamedTuple):
     """Key ids to read with `[B, N]`, int64."""
     targets: Tensor
     """Value ids `[B, N]`, int64; `IGNORE_INDEX` where a row has fewer queries."""
+
+
+class EpisodeBatch(NamedTuple):
+    """Whole episodes of reinforcement learning, with every random number that they need."""
+
+    worlds: Tensor
+    """What tells environments apart `[B, ...]`."""
+    draws: Tensor
+    """Uniform numbers in [0, 1) `[B, T + 1, D]`, float64: what an environment takes for its
+    beginning and for each of T steps."""
+    choices: Tensor
+    """Uniform numbers in [0, 1) `[B, T]`, float64, with which actions are drawn."""
 
 
 class TranslationBatch(NamedTuple):

@@ -90,6 +90,8 @@ def test_config_every_option_builds(group: str, option: str, row: str | None, tm
     sizes = {"n_keys": 40} if retrieval else {"vocab_size": 267_735 if large else 40}
     if config["network"]["_target_"].endswith("EncoderDecoder"):
         sizes["pad_id"] = 0
+    if config["network"]["_target_"].endswith("ActorCritic"):
+        sizes = {"n_inputs": 17, "n_actions": 3}
     if "network" in composition.choices:
         sizes = {"n_classes": 10, "shape": (1, 8, 8)}
     with torch.device("meta" if large else "cpu"):

@@ -61,7 +61,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.robustness.report": ({"fwlight.robustness", "fwlight.pages"}, set()),
     "fwlight.training": (
         {"fwlight.errors", "fwlight.types", "fwlight.models", "fwlight.integrity"}
-        | {"fwlight.packing", "fwlight.mixers"},
+        | {"fwlight.packing", "fwlight.mixers", "fwlight.evaluation"},
         LIBRARY | {"lightning", "torchmetrics", "sacrebleu"},
     ),
     "fwlight.lightning_internals": ({"fwlight.errors"}, {"lightning"}),
@@ -78,6 +78,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     ),
     "fwlight.run.tensorboard": ({"fwlight.run"}, {"torch", "lightning", "matplotlib"}),
     "tasks": ({"fwlight.types"}, {"torch", "lightning"}),
+    "tasks.graphs": (set(), {"numpy"}),
+    "tasks.graph_pomdp": ({"fwlight.types", "tasks"}, {"numpy", "torch", "lightning"}),
     "tasks.image_sets": (
         {"fwlight.types", "tasks.io", "tasks.image_files"},
         {"numpy", "sklearn", "mlxtend"},

@@ -45,9 +45,10 @@ class FWMLSTM(Mixer):
     but for the LSTM itself; see `fwlight.ops.fwm_reads`.
 
     Args:
-        d_model: Width of input, output and the LSTM.
+        d_model: Width of output and the LSTM, and of the input.
         n_heads: Not used.
         d_head: s, r and t, where `sizes` does not say them.
+        d_in: Width of the input, where it is another.
         sizes: s, r and t.
         reads: N; with more than one s = t, as an answer is the next query.
         write_scale: None is 1/t.
@@ -69,6 +70,7 @@ class FWMLSTM(Mixer):
         n_heads: int,
         d_head: int,
         *,
+        d_in: int | None = None,
         sizes: Sequence[int] | None = None,
         reads: int = 3,
         write_scale: float | None = None,
@@ -95,7 +97,7 @@ class FWMLSTM(Mixer):
         self.write_scale = 1 / t if write_scale is None else write_scale
         self.act_q, self.act_r, self.residual = act_q, act_r, residual
         self.backend = backend
-        self.lstm = LSTM(d_model, n_heads, d_head, forget_bias=forget_bias)
+        self.lstm = LSTM(d_model, n_heads, d_head, d_in=d_in, forget_bias=forget_bias)
         self.write_proj = nn.Linear(d_model, s + r + t + 1)
         self.read_proj = nn.Linear(d_model, s + reads * r)
         self.out_proj = nn.Linear(t, d_model)
@@ -114,7 +116,7 @@ class FWMLSTM(Mixer):
 
     def forward(
         self,
-        x: Float[Tensor, "b t m"],
+        x: Float[Tensor, "b t i"],
         *,
         causal: bool = True,
         padding_mask: Bool[Tensor, "b t"] | None = None,
@@ -140,7 +142,7 @@ class FWMLSTM(Mixer):
             y = y.masked_fill(padding_mask[..., None], 0.0)
         return y, FWMState(lstm, S)
 
-    def empty_state(self, like: Float[Tensor, "b t m"]) -> FWMState:
+    def empty_state(self, like: Float[Tensor, "b t _"]) -> FWMState:
         """Return zeros; see `Mixer`."""
         weights = self.memory.empty_state(like, n_heads=1).weights
         return FWMState(self.lstm.empty_state(like), weights)

@@ -27,9 +27,10 @@ class LSTM(Mixer):
     feed-forward layers.
 
     Args:
-        d_model: Width of input, output and state.
+        d_model: Width of output and state, and of the input.
         n_heads: Not used.
         d_head: Not used.
+        d_in: Width of the input, where it is another.
         forget_bias: One bias in place of torch's two, which starts at 0, in the forget gate at this
             value; None: as torch has it.
 
@@ -40,17 +41,24 @@ class LSTM(Mixer):
     bare = True
 
     def __init__(
-        self, d_model: int, n_heads: int, d_head: int, *, forget_bias: float | None = None
+        self,
+        d_model: int,
+        n_heads: int,
+        d_head: int,
+        *,
+        d_in: int | None = None,
+        forget_bias: float | None = None,
     ) -> None:
         super().__init__()
         del n_heads, d_head
-        check_sizes(d_model=d_model)
+        d_in = d_model if d_in is None else d_in
+        check_sizes(d_model=d_model, d_in=d_in)
         self.one_bias = forget_bias is not None
         if forget_bias is None:
-            self.lstm = nn.LSTM(d_model, d_model, batch_first=True)
+            self.lstm = nn.LSTM(d_in, d_model, batch_first=True)
             return
         # One bias is the weight of an input that is always 1.
-        self.lstm = nn.LSTM(d_model + 1, d_model, bias=False, batch_first=True)
+        self.lstm = nn.LSTM(d_in + 1, d_model, bias=False, batch_first=True)
         with torch.no_grad():
             bias = cast(Tensor, self.lstm.weight_ih_l0)[:, -1]
             bias.zero_()[d_model : 2 * d_model] = forget_bias  # after the input gate
@@ -62,7 +70,7 @@ class LSTM(Mixer):
 
     def forward(
         self,
-        x: Float[Tensor, "b t m"],
+        x: Float[Tensor, "b t i"],
         *,
         causal: bool = True,
         padding_mask: Bool[Tensor, "b t"] | None = None,
@@ -78,7 +86,7 @@ class LSTM(Mixer):
             raise ValueError("LSTM sees no later tokens: no encoder and no cross-attention")
         state = self.empty_state(x) if initial_state is None else initial_state
         if x.shape[1] == 0:
-            return x, state
+            return x.new_zeros(len(x), 0, self.lstm.hidden_size), state
         if self.one_bias:
             x = F.pad(x, (0, 1), value=1.0)
         if starts is not None:
@@ -93,7 +101,7 @@ class LSTM(Mixer):
         y = torch.zeros_like(y).scatter(1, order.expand_as(y), y)
         return y.masked_fill(padding_mask[..., None], 0.0), after
 
-    def empty_state(self, like: Float[Tensor, "b t m"]) -> LSTMState:
+    def empty_state(self, like: Float[Tensor, "b t _"]) -> LSTMState:
         """Return zeros; see `Mixer`."""
         zeros = like.new_zeros(len(like), self.lstm.hidden_size)
         return LSTMState(zeros, zeros.clone())

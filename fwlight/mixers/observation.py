@@ -5,10 +5,12 @@ tensors that the operator used: after feature map, `key_norm` and the substituti
 States and cached keys are valid during the call only: decoding writes over them.
 """
 
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Writes(NamedTuple):
@@ -75,3 +77,20 @@ class AttentionObserver(Protocol):
 
         `seen` says which keys each query sees, where that is neither all nor those before it.
         """
+
+
+@contextmanager
+def unobserved(network: nn.Module) -> Iterator[None]:
+    """Let nobody see what the memories of a network do meanwhile."""
+    watched: list[tuple[Any, Any]] = [
+        (part, observer)
+        for part in network.modules()
+        if (observer := getattr(part, "observer", None)) is not None
+    ]
+    for part, _ in watched:
+        part.observer = None
+    try:
+        yield
+    finally:
+        for part, observer in watched:
+            part.observer = observer

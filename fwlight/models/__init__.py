@@ -1,5 +1,6 @@
 """Models built from attention layers; no loss, no Lightning."""
 
+from fwlight.models.actor_critic import ActorCritic
 from fwlight.models.adaptive import AdaptiveSoftmax
 from fwlight.models.auto_encoder import AutoEncoderLM
 from fwlight.models.carried import (
@@ -19,6 +20,7 @@ from fwlight.models.vision_transformer import VisionTransformer
 
 __all__ = [
     "MLP",
+    "ActorCritic",
     "AdaptiveSoftmax",
     "AutoEncoderLM",
     "ConvNet",

@@ -139,13 +139,13 @@ class DecoderBlock(Block):
 
     def forward(
         self,
-        h: Float[Tensor, "b t m"],
+        h: Float[Tensor, "b t i"],
         *,
         padding_mask: Bool[Tensor, "b t"] | None = None,
         starts: Bool[Tensor, "b t"] | None = None,
         initial_state: Any = None,
     ) -> tuple[Float[Tensor, "b t m"], Any]:
-        """Return the block's output and the attention's state."""
+        """Return the block's output and the attention's state; a bare mixer changes the width."""
         options = {} if starts is None else {"starts": starts}  # of which not all mixers know
         h, state = self.attend(h, padding_mask=padding_mask, initial_state=initial_state, **options)
         return self.feed(h), state

@@ -57,7 +57,7 @@ class Stack(nn.ModuleList):
 
     def forward(
         self,
-        h: Float[Tensor, "b t m"],
+        h: Float[Tensor, "b t i"],
         *,
         initial_state: tuple[Any, ...] | None = None,
         **masks: Bool[Tensor, "b t"] | None,

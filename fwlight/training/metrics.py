@@ -1,4 +1,4 @@
-"""Loss and perplexity over every target token of a data set, and the loss by its position."""
+"""Loss, perplexity and reward over a whole data set, and the loss by its position."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -95,6 +95,28 @@ class PositionLoss(ExactMetric):
             for end, nll, tokens in zip(ends, self.nll, self.tokens, strict=True)
             if tokens
         }
+
+
+class MeanReward(ExactMetric):
+    """Mean reward of an episode, over all batches and ranks, summed in float64."""
+
+    full_state_update = False
+    total: Tensor
+    episodes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", zeros((), dtype=float64), dist_reduce_fx="sum")
+        self.add_state("episodes", zeros((), dtype=float64), dist_reduce_fx="sum")
+
+    def update(self, rewards: Float[Tensor, " b"]) -> None:
+        """Add the sums of the rewards of some episodes."""
+        self.total += rewards.sum(dtype=float64)
+        self.episodes += len(rewards)
+
+    def compute(self) -> Tensor:
+        """Return the mean, a float64 scalar; NaN without episodes."""
+        return self.total / self.episodes
 
 
 def perplexity(loss: float) -> float:

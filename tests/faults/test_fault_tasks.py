@@ -39,6 +39,11 @@ TASKS = {
         *("task=catbabi", *SHORT, "size.d_model=16", "size.d_head=4", "task.n_stories=10"),
         *("task.batch_size=4", "task.eval_batch_size=4", "task.seq_len=24"),
     ),
+    "graph_pomdp": (
+        *("task=graph_pomdp", *SHORT, "size.d_model=8", "size.d_head=4", "task.n_graphs=7"),
+        *("task.batch_size=4", "task.environment.episode_length=9"),
+        "task.randomize_train=true",
+    ),
 }
 HARDER = {
     "batches made ahead": ("task.num_workers=2",),
