@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fwlight.types import DataError, EpisodeBatch
+from fwlight.types import EpisodeBatch
 from tasks.draws import EvalDraw, TrainDraws, rows, seeded
 from tasks.graph_environment import GraphEnvironment
 from tasks.graphs import Graph, draw_graphs
 from tasks.position import refuse_other_data
 from tasks.ranks import epoch_limit, ranks
+from tasks.required import check_least
 
 SPLITS = ("test", "train", "valid")
 """In the order in which they are drawn; the authors' program has no third."""
@@ -56,9 +57,7 @@ class GraphPOMDPDataModule(lightning.LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (("n_graphs", n_graphs), ("batch_size", batch_size)):
-            if value < 1:
-                raise DataError(f"task.{name}={value} must be at least 1")
+        check_least(1, n_graphs=n_graphs, batch_size=batch_size)
         self.environment = environment
         self.n_graphs, self.graph_seed = n_graphs, graph_seed
         self.randomize_train = randomize_train
