@@ -74,6 +74,8 @@ def _summary(found: Measured, name: str | None, relative: dict[str, float] | Non
         known = [value for value in relative.values() if not math.isnan(value)]
         mean = sum(known) / len(known) if len(known) == len(relative) else math.nan
         rows.insert(2, (f"mCE against {name}", mean))
+    if gap := found.of("capacity", "log10_gap"):
+        rows.append(("log10 of what norms let errors grow by (above 0: nothing said)", gap[0]))
     return table(["", "value"], [(html.escape(text), _number(value)) for text, value in rows])
 
 

@@ -1,11 +1,13 @@
 """`action=robustness` from a command line to its page and table."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from cli.main import main
+from fwlight.diagnostics.lpq import log_gap, log_rademacher
 from fwlight.errors import ConfigError
 from fwlight.models import MLP
 from fwlight.robustness.corruptions import CORRUPTIONS
@@ -49,7 +51,12 @@ def test_page_and_table_are_in_the_run(run, tmp_path, capsys):
     assert len(errors) == 5 * len(CORRUPTIONS)
     assert all(0 <= row.value <= 1 for row in errors)
     assert len([row for row in rows if row.measure == "wave"]) == 64
-    assert {row.kind for row in rows if row.measure == "norm_lpq"} >= {"layers.0", "output"}
+    norms = {row.kind: row.value for row in rows if row.measure == "norm_lpq"}
+    assert list(norms) == ["layers.0", "layers.3", "output"]
+    (bound,) = [row.value for row in rows if row.kind == "log10_gap"]
+    log_r = log_rademacher(list(norms.values()), n=1260, inputs=64)
+    assert bound == pytest.approx(log_gap(log_r, n=1260, classes=10) / math.log(10), abs=1e-4)
+    assert bound > 0
     # Against itself every relative error is 1; the page can be put elsewhere.
     assert act(run, f"robustness.against={run}", f"output={tmp_path}/x.html") == 0
     assert "mCE against" in (tmp_path / "x.html").read_text()

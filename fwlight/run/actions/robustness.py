@@ -101,8 +101,9 @@ def robustness(
 
 def _capacity(module: ClassificationModule, data: Any) -> list[Row]:
     """Return |V|_{1,inf} of all layers, training errors and, of a ReLU network, their bound."""
-    norms = layer_norms(module.network, p=1, q=math.inf)
-    rows = [Row("norm_lpq", name, 0, float(norm)) for name, norm in norms.items()]
+    found = layer_norms(module.network, p=1, q=math.inf)
+    norms = {name: float(norm) for name, norm in found.items()}
+    rows = [Row("norm_lpq", name, 0, norm) for name, norm in norms.items()]
     images, labels = data.splits["train"]
     margins = _margins(module, images, labels)
     for margin, kind in ((0.0, "train_error"), (1.0, "train_error_margin_1")):
@@ -111,7 +112,7 @@ def _capacity(module: ClassificationModule, data: Any) -> list[Row]:
         say("norms: no bound, which is of ReLU networks of linear layers alone")
         return rows
     n, inputs = len(labels), images[0].numel()
-    log_r = log_rademacher([row.value for row in rows], n=n, inputs=inputs)
+    log_r = log_rademacher(list(norms.values()), n=n, inputs=inputs)
     classes = data.network_sizes["n_classes"]
     log10_gap = log_gap(log_r, n=n, classes=classes) / math.log(10)
     rows.append(Row("capacity", "log10_rademacher", 0, log_r / math.log(10)))
