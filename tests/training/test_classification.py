@@ -48,7 +48,7 @@ def folder(tmp_path_factory) -> Path:
 
 def test_image_run_learns_resumes_exactly_and_is_tested_and_diagnosed(folder, tmp_path, capsys):
     point = ["task=image", "task.data=folder", f"task.path={folder}", "task.batch_size=12"]
-    point += ["size=tiny", "logger=none", "trainer.log_every_n_steps=1", "task.shift=0"]
+    point += ["size=tiny", "logger=none", "trainer.log_every_n_steps=1", "task.warp=0"]
     point += ["trainer.max_steps=30", "trainer.val_check_interval=10", "model.directions=two"]
     point += ["diagnostics.every_n_steps=10", "callbacks.checkpoint.keep_every_n_train_steps=10"]
     point += ["callbacks=[default,lpq]", "callbacks.lpq.mode=project", "callbacks.lpq.bound=4"]
