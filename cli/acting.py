@@ -58,6 +58,7 @@ def use(
             config["trainer"],
             callbacks=[same, *build_callbacks(config)],
             logger=False,
+            plugins=run.environment(),
             strategy=run.strategy(config["trainer"], timeout=config["rank_timeout"]),
         )
 

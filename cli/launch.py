@@ -2,16 +2,20 @@
 
 import hashlib
 import os
+import re
+import socket
 import tempfile
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from cli.composition import Composition
 from fwlight.errors import ConfigError
 
-_RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
-_SIZES = ("WORLD_SIZE", "SLURM_NTASKS")
+_RANKS = ("NODE_RANK", "LOCAL_RANK")
+_SIZES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 _STEP = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")
 _ANOTHER_RUN = 60.0
 """Seconds after which the same line is that of a later run: a step of srun may be a script."""
@@ -20,7 +24,81 @@ _RUN_DIR = "FWLIGHT_RUN_DIR"
 
 def first_process() -> bool:
     """Say whether this is the only process of a run, or the first."""
-    return all(int(os.environ.get(name) or 0) == 0 for name in _RANKS)
+    # torchrun may be started by srun, and ranks its processes itself.
+    ranks = ("RANK",) if "RANK" in os.environ else ("SLURM_PROCID",) if _of_srun() else _RANKS
+    return all(int(os.environ.get(name) or 0) == 0 for name in ranks)
+
+
+def check_launched(trainer: Mapping[str, Any]) -> None:
+    """Check that the processes of a run were started as the trainer expects, and can meet.
+
+    Args:
+        trainer: Its section of the configuration.
+
+    Raises:
+        ConfigError: They were not; with what to write instead.
+    """
+    devices, nodes = trainer["devices"], trainer["num_nodes"]
+    if "RANK" in os.environ:
+        _check_torchrun()
+    elif _of_srun():
+        _check_srun(len(devices) if isinstance(devices, list) else devices, nodes)
+        where = os.environ.get("SLURM_STEP_NODELIST", "127.0.0.1")
+        os.environ.setdefault("MASTER_ADDR", _first_node(where))
+    elif nodes > 1 and "MASTER_ADDR" not in os.environ:
+        raise ConfigError(
+            f"trainer.num_nodes={nodes}, but only this one process was started: put `srun "
+            f"--nodes={nodes} --ntasks-per-node={devices}` before python, or use torchrun"
+        )
+    if (address := os.environ.get("MASTER_ADDR")) is not None:
+        _check_address(address)
+
+
+def _of_srun() -> bool:
+    """Say whether srun started this process as one of several; an allocation may hold more."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1
+
+
+def _check_srun(devices: int | str, nodes: int) -> None:
+    tasks, places = (int(os.environ.get(f"SLURM_STEP_NUM_{x}") or 1) for x in ("TASKS", "NODES"))
+    if "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise ConfigError(
+            f"srun started {tasks} processes wherever there was room: say how many a node gets, "
+            f"with --nodes={nodes} --ntasks-per-node={devices} instead of --ntasks={tasks}"
+        )
+    if places != nodes or devices not in (tasks // places, "auto"):
+        raise ConfigError(
+            f"srun started {tasks} processes on {places} node{'s' * (places > 1)}, but "
+            f"trainer.num_nodes={nodes} trainer.devices={devices}: use `srun --nodes={nodes} "
+            f"--ntasks-per-node={devices}`, or trainer=ddp trainer.num_nodes={places} "
+            f"trainer.devices={tasks // places}"
+        )
+
+
+def _check_torchrun() -> None:
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    # Gloo finds the addresses of the processes that are gone: PyTorch's issues 135712 and 167288.
+    if restarted and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise ConfigError(
+            "torchrun cannot start processes again that meet in its own store; start it as "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun ... train.py ... resume=auto"
+        )
+
+
+def _first_node(listed: str) -> str:
+    """Return the first name in SLURM's short form, such as `node[03-05,09],other`."""
+    return re.sub(r"\[([^],-]*)[^]]*\]", r"\1", listed).split(",")[0]
+
+
+def _check_address(address: str) -> None:
+    try:
+        socket.getaddrinfo(address, None)
+    except OSError as error:  # torch would try for several times rank_timeout
+        raise ConfigError(
+            f"MASTER_ADDR={address}, where the processes of the run meet, is no name that this "
+            f"machine knows ({error.strerror or error}); put an address of the first node into "
+            "the environment as MASTER_ADDR"
+        ) from error
 
 
 def first_to_tell(line: str) -> bool:
@@ -50,7 +128,7 @@ def _place_for(line: str) -> Path | None:
     name = f"told-{hashlib.sha256(line.encode()).hexdigest()}"
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         return Path(file).parent.parent / name
-    if os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":
+    if not _of_srun():
         return None
     step = ".".join(os.environ.get(key, "0") for key in _STEP)
     return Path(tempfile.gettempdir(), f"fwlight-{step}-{name}")

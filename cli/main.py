@@ -12,7 +12,7 @@ from cli.acting import act
 from cli.composition import compose_config
 from cli.early import check_files
 from cli.folders import own, without_own
-from cli.launch import first_process, first_to_tell
+from cli.launch import check_launched, first_process, first_to_tell
 from cli.output import check_told, lasting_output, mend_streams, tell
 from cli.stored import before_checkpoint
 from cli.sweep import expand, run_sweep
@@ -81,6 +81,7 @@ def _do(arguments: list[str]) -> int:
 def _run(arguments: list[str]) -> None:
     """Act, and write or print the result."""
     composition = compose_config(before_checkpoint(arguments))
+    check_launched(composition.config["trainer"])
     verified = check_files(composition.config)
     result = act(composition, arguments, verified=verified)
     from fwlight import run

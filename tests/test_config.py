@@ -30,7 +30,7 @@ OPTIONS = [
 ]
 ROWS = rows()
 MODELS = groups()["model"]
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "WORLD_SIZE", "SLURM_NTASKS")
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
 def network(*arguments: str, vocab_size: int = 40) -> DecoderLM:
@@ -821,8 +821,8 @@ def composed(*arguments: str) -> Composition:
 @pytest.mark.usefixtures("one_process")
 def test_run_dir_is_chosen_once_and_handed_on(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SLURM_PROCID", "0")  # a batch job of one task is one process
-    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_PROCID", "0")  # a process in an allocation, which srun did not start
+    monkeypatch.setenv("SLURM_NTASKS", "2")
     first = run_dir(composed())
     assert first.startswith(str(tmp_path / "runs" / "lm_linear"))
     monkeypatch.setenv("LOCAL_RANK", "1")
@@ -831,7 +831,7 @@ def test_run_dir_is_chosen_once_and_handed_on(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("one_process")
-@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_NTASKS", "LOCAL_RANK", "NODE_RANK"])
+@pytest.mark.parametrize("variable", RANK_VARIABLES)
 def test_run_dir_is_asked_for_under_a_launcher(monkeypatch, variable):
     monkeypatch.setenv(variable, "2")
     with pytest.raises(ConfigError, match="run_dir=PATH"):

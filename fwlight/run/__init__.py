@@ -20,7 +20,7 @@ from fwlight.run.folder import RunFolder, note_failure
 from fwlight.run.loggers import build_loggers, closing
 from fwlight.run.moving_average import MovingAverage, averaged
 from fwlight.run.profiling import profiler
-from fwlight.run.ranks import conclude, end_at_once, leave, strategy
+from fwlight.run.ranks import conclude, end_at_once, environment, leave, strategy
 from fwlight.run.rehearsal import Rehearsal
 from fwlight.run.restoring import load_weights
 from fwlight.run.rng import RandomState
@@ -39,6 +39,7 @@ __all__ = [
     "closing",
     "conclude",
     "end_at_once",
+    "environment",
     "exit_code_and_line",
     "fit",
     "flushing_denormals",
@@ -57,9 +58,9 @@ __all__ = [
 ]
 
 
-def plugins() -> list[AtomicCheckpointIO]:
+def plugins() -> list[Any]:
     """Return the plug-ins every Trainer of a run needs."""
-    return [AtomicCheckpointIO()]
+    return [AtomicCheckpointIO(), *environment()]
 
 
 def run_callbacks(

@@ -48,7 +48,7 @@ def exit_code_and_line(error: BaseException) -> tuple[int, str]:
     if isinstance(error, RuntimeError) and _LOST_RANK.search(str(error)):
         return UNEXPECTED, error_line(
             "another rank is gone, or did not answer within rank_timeout= seconds; resume=auto "
-            f"goes on from the last checkpoint ({error})"
+            f"goes on from the last checkpoint ({_without_trace(error)})"
         )
     if isinstance(error, RuntimeError) and _NOT_A_NUMBER in str(error):
         return NumericalError.exit_code, error_line(f"trainer.detect_anomaly: {error}")
@@ -62,7 +62,6 @@ def exit_code_and_line(error: BaseException) -> tuple[int, str]:
 _MISTAKES = {
     "conditioned on metric": "callbacks",
     "multiple optimizers": "configure_optimizers must give one optimizer",
-    "You set `--ntasks=": "srun",
 }
 """What Lightning says of a user's mistakes in a plain RuntimeError, and where they are made."""
 
@@ -73,9 +72,15 @@ _NOT_A_NUMBER = "returned nan values in its"
 """What torch says of the first one where it looks for it."""
 
 _LOST_RANK = re.compile(
-    r"gloo|NCCL|Connection (closed|reset)|wait.*timeout|TCPStore|clients joined", re.IGNORECASE
+    r"gloo|NCCL|Connection (closed|reset)|wait.*timeout|TCPStore|clients joined|client socket",
+    re.IGNORECASE,
 )
 """What torch.distributed says of it; its errors have no types of their own."""
+
+
+def _without_trace(error: BaseException) -> str:
+    """Leave out the places in C++ that torch.distributed adds to what it says."""
+    return re.split(r"\s*Exception raised from |\s*\[?frame #0", str(error))[0]
 
 
 def _callback_in(traceback: TracebackType | None) -> str | None:

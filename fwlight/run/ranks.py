@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from fwlight.errors import StorageError
@@ -49,6 +50,16 @@ def strategy(trainer: Mapping[str, Any], *, timeout: float) -> str | DDPStrategy
     if name == "ddp" or (name == "auto" and (several or trainer["num_nodes"] > 1)):
         return RanksStrategy(timeout=timedelta(seconds=timeout))
     return name
+
+
+def environment() -> list[ClusterEnvironment]:
+    """Return who starts the processes, for a Trainer's plug-ins, where Lightning would be wrong.
+
+    It takes every process in an allocation of SLURM's for one of several that srun has started.
+    """
+    started = int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
+    alone = "SLURM_NTASKS" in os.environ and started == 1 and "RANK" not in os.environ
+    return [LightningEnvironment()] if alone else []
 
 
 class RanksStrategy(DDPStrategy):

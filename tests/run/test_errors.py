@@ -44,7 +44,6 @@ from fwlight.run.signals import Stopped
         ),
         (torch.OutOfMemoryError("CUDA out of memory."), 2),
         (RuntimeError("Early stopping conditioned on metric `x` which is not available."), 2),
-        (RuntimeError("You set `--ntasks=2` in your SLURM bash script, but"), 2),
         (TypeError("a"), 1),
         (RuntimeError("a\nb\n  c"), 1),
     ],
@@ -54,6 +53,18 @@ def test_exception_has_its_exit_code_and_one_line(error, code):
     assert found == code
     assert line.startswith("error: ")
     assert "\n" not in line
+
+
+def test_lost_rank_is_told_without_places_in_cpp():
+    error = torch.distributed.DistNetworkError(
+        "The client socket has timed out after 60000ms while trying to connect to (n1, 15001).\n"
+        "Exception raised from throwTimeoutError at TCPStore.cpp:12 (most recent call first):\n"
+        "frame #0: c10::Error::Error(c10::SourceLocation)"
+    )
+    code, line = exit_code_and_line(error)
+    assert code == 1
+    assert line.endswith("trying to connect to (n1, 15001).)")
+    assert "unexpected" not in line
 
 
 def test_cause_that_is_known_counts():
