@@ -21,6 +21,8 @@ from fwlight.run.checkpointing import RunCheckpoint
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _TOGETHER = 0.5
 """Seconds within which a terminal and a launcher may both pass on what was asked once."""
+_TOGETHER_IN_A_JOB = 30.0
+"""SLURM asks by itself and by way of srun, and kills after about so long what does not end."""
 
 _asked: signal.Signals | None = None
 _deferring = False
@@ -51,7 +53,8 @@ class Stopped(BaseException):
 def listening(*, before_exit: Callable[[int, str], str | None]) -> Iterator[None]:
     """Take signals in the block: the first raises `Stopped`, in training at the end of the step.
 
-    A second one ends the process at once, whatever it is doing or waiting for.
+    A second one ends the process at once, whatever it is doing or waiting for; under SLURM, which
+    asks more than once, not within half a minute.
 
     Args:
         before_exit: Called by that second signal with exit code and error line; returns the line if
@@ -158,6 +161,7 @@ def _handle(signum: int, frame: FrameType | None) -> None:
 
 def _watch(reader: socket.socket, before_exit: Callable[[int, str], str | None]) -> None:
     first: float | None = None
+    together = _TOGETHER_IN_A_JOB if "SLURM_STEP_ID" in os.environ else _TOGETHER
     while numbers := reader.recv(64):
         for number in numbers:
             if number not in SIGNALS:
@@ -165,7 +169,7 @@ def _watch(reader: socket.socket, before_exit: Callable[[int, str], str | None])
             now = time.monotonic()
             if first is None:
                 first = now
-            elif now - first > _TOGETHER:
+            elif now - first > together:
                 name = signal.Signals(number).name
                 line = f"error: ended at once by a second signal, {name}; resume=auto goes on"
                 if (told := before_exit(128 + number, line)) is not None:
