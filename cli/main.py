@@ -13,6 +13,7 @@ from cli.composition import compose_config
 from cli.early import check_files
 from cli.folders import own, without_own
 from cli.launch import check_launched, first_process, first_to_tell
+from cli.launchers import is_local, launch_alone
 from cli.output import check_told, lasting_output, mend_streams, tell
 from cli.stored import before_checkpoint
 from cli.sweep import expand, run_sweep
@@ -74,13 +75,16 @@ def _do(arguments: list[str]) -> int:
     elif "--cfg" in flags:
         tell(compose_config(arguments).yaml())
     else:
-        _run(arguments)
+        return _run(arguments)
     return _conclude(0, None)
 
 
-def _run(arguments: list[str]) -> None:
-    """Act, and write or print the result."""
+def _run(arguments: list[str]) -> int:
+    """Act, and write or print the result; or let a launcher do it."""
     composition = compose_config(before_checkpoint(arguments))
+    if not is_local(composition):
+        check_files(composition.config)
+        return launch_alone(composition, arguments)
     check_launched(composition.config["trainer"])
     verified = check_files(composition.config)
     result = act(composition, arguments, verified=verified)
@@ -94,6 +98,7 @@ def _run(arguments: list[str]) -> None:
         tell(printable(text) if sys.stdout.isatty() else text)
     elif composition.config["action"] != "fit":  # of that everything is in its folder
         check_told()
+    return _conclude(0, None)
 
 
 def _write(path: str | Path, text: str) -> None:

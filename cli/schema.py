@@ -21,6 +21,7 @@ from cli.checks import (
     metadata,
 )
 from cli.kinds import ONE_OF, Kind
+from cli.launcher_schema import Launcher
 from cli.model_schema import Count, Model, Natural, NonNegative, Size
 from cli.optimizer_schema import Optimizer
 from cli.trainer_schema import Trainer
@@ -248,6 +249,7 @@ class Config(Section):
     diagnostics: Annotated[Diagnostics, Kind.OF_A_START]
     callbacks: Annotated[Callbacks, Kind.OF_A_START, Kind.SEVERAL]
     logger: Annotated[Logger, Kind.OF_A_START, Kind.NO_RESULT, Kind.SEVERAL]
+    launcher: Annotated[Launcher, Kind.OF_A_START, Kind.NO_RESULT]
     network: Annotated[dict, Kind.ARCHITECTURE, Kind.DERIVED]
     module: Annotated[dict, Kind.DERIVED]
     action: Annotated[str, Kind.OF_A_START]

@@ -6,6 +6,8 @@ from typing import Any
 from fwlight.errors import ConfigError
 
 _PROCESSES_A_CORE = 4
+_HERE = "cli.launchers.local.run"
+"""What makes the run on this machine."""
 
 
 def check_together(values: dict[str, Any]) -> None:
@@ -39,7 +41,7 @@ def check_together(values: dict[str, Any]) -> None:
             f"task.batch_size={batch} sequences cannot be shared evenly by "
             f"{ranks * trainer['num_nodes']} processes"
         )
-    if action == "fit":
+    if action == "fit" and values["launcher"]["_target_"] == _HERE:
         _check_processes(values, max(ranks, 1))
     if len(optimizer.get("betas", (0, 0))) != 2:
         raise ConfigError(f"optimizer.betas={optimizer['betas']} are not two numbers")

@@ -14,7 +14,8 @@ usage: python train.py [--cfg] [-m] [--config-dir FOLDER] key=value ...
 
   --cfg   print the composed configuration and stop; with -m, the arguments of every run
   -m      run every combination of values given as a,b,c or range(20,601,20) or choice(a,b),
-          one process per core; finished ones are skipped; a table of all of them at the end
+          one process per core, or as jobs of a cluster (launcher=slurm); finished ones are skipped;
+          a table of all of them at the end
   --config-dir FOLDER
           also take options of one's own, FOLDER/<group>/<option>.yaml, whose classes are looked for
           beside FOLDER and in the current folder; may be given more than once
@@ -54,6 +55,8 @@ Often used keys (all of them: --cfg):
   seed  compile=true|false
   trainer.{{max_steps,max_time,devices,precision,profiler}}, and what else Lightning's Trainer takes
   callbacks=[default,NAME]  logger=[tensorboard,NAME]  several at once
+  launcher.{{partition,account,time,stop_before,cpus,gpus,memory,at_a_time,modules,lines,wait}}
+                   of launcher=slurm
   callbacks.checkpoint.every_n_train_steps  diagnostics.{{every_n_steps,sequences}}
   diagnostics.scalars=main|all   which of them TensorBoard shows; metrics.csv has all
   run_dir=PATH     everything of a run: config.yaml, run.json, metrics.csv, summary.json,

@@ -21,6 +21,7 @@ import cli.composition
 import cli.folders
 import fwlight
 from cli.finished import is_finished, settings
+from cli.launchers.local import cores
 from cli.sweep import expand, run_sweep
 from cli.sweep_progress import SweepProgress
 from fwlight.errors import ConfigError
@@ -463,10 +464,8 @@ def test_sweep_of_no_or_too_many_values_is_refused(argument, word):
 
 
 def test_sweep_counts_cores_where_the_system_bounds_them_not(monkeypatch):
-    import cli.sweep
-
     monkeypatch.delattr("os.sched_getaffinity", raising=False)
-    assert cli.sweep.cores() >= 1
+    assert cores() >= 1
 
 
 @pytest.fixture

@@ -122,6 +122,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"cli", "fwlight.errors", "fwlight.runs", "reports.one_key"},
         set(),
     ),
+    "cli.launchers": ({"cli", "fwlight.errors", "fwlight.runs"}, set()),
     "cli.sweep_progress": ({"fwlight.durations", "fwlight.runs"}, set()),
     "reports": ({"fwlight.runs"}, {"torch", "yaml", "matplotlib"}),
     "cli.room": ({"fwlight.errors", "cli.kinds", "cli.schema", "cli.stored"}, {"torch"}),

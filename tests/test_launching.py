@@ -1,13 +1,21 @@
-"""Who started a process, by the variables of SLURM and torchrun."""
+"""Who started a process, by the variables of SLURM and torchrun; and jobs, without a SLURM."""
 
+import shlex
+import subprocess
 from pathlib import Path
 
 import lightning
 import pytest
 
+from cli.composition import compose_config
+from cli.finished import settings
 from cli.launch import first_process
+from cli.launchers.slurm import script
 from cli.main import main
+from cli.sweep import expand
 from fwlight import run
+from fwlight.errors import ConfigError
+from fwlight.runs import read_run
 
 POINT = ("task=retrieval", "task.n_keys=4", "callbacks=none", "logger=none", "trainer.max_steps=2")
 
@@ -113,3 +121,140 @@ def test_first_process_is_torchruns_where_srun_starts_that(monkeypatch):
     assert not first_process()
     monkeypatch.setenv("RANK", "0")
     assert first_process()
+
+
+# Jobs
+
+
+def job(*arguments: str) -> str:
+    """The file for the job of a sweep."""
+    points = expand(["launcher=slurm", *arguments])
+    section = points[0].composition.config["launcher"]
+    return script(points, **{k: v for k, v in section.items() if k not in ("_target_", "wait")})
+
+
+def test_job_of_a_sweep_is_an_array_of_its_commands():
+    text = job(
+        *POINT, "seed=3,4,5", "launcher.at_a_time=2", "launcher.partition=a,b", "run_dir=r s"
+    )
+    assert "#SBATCH --array=0-2%2\n" in text
+    assert "#SBATCH --partition=a,b\n" in text
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    for index in range(3):
+        show = 'exec() { :; }; srun() { shift; printf "%s\\n" "$@"; exit; }\n'
+        environment = {"SLURM_ARRAY_TASK_ID": str(index), "SLURM_CPUS_PER_TASK": "1"}
+        said = subprocess.run(
+            ["bash"], input=show + text, text=True, env=environment, capture_output=True, check=True
+        ).stdout.splitlines()
+        assert f"seed={index + 3}" in said
+        assert f"run_dir={Path.cwd()}/r s/seed-{index + 3}" in said
+        assert said[-1] == "launcher=local"
+
+
+def test_job_keeps_every_value_one_word(tmp_path):
+    hostile = 'a\'; touch hit; echo "$(touch hit)" `touch hit` #'
+    text = job(*POINT, "seed=1,2", f"launcher.account={hostile}", f"run_dir={tmp_path}/{hostile}")
+    (line,) = (x for x in text.splitlines() if "--account" in x)
+    assert shlex.split(line.removeprefix("#SBATCH ")) == [f"--account={hostile}"]
+    shell = "exec() { :; }; srun() { exit; }; module() { :; }\n" + text
+    environment = {"SLURM_ARRAY_TASK_ID": "0", "SLURM_CPUS_PER_TASK": "1", "PATH": "/usr/bin:/bin"}
+    subprocess.run(["bash"], input=shell, text=True, env=environment, check=True)
+    assert not Path("hit").exists()
+
+
+@pytest.mark.parametrize(
+    "key", ["launcher.account=a\nb", 'launcher.modules=["a\nb"]', "run_dir=a\nb", "task.data=a\nb"]
+)
+def test_job_takes_no_line_break(key):
+    with pytest.raises(ConfigError, match=r"line break|cannot be read"):
+        job(*POINT, "seed=1,2", key)
+
+
+def test_job_has_further_lines_where_they_work():
+    text = job(
+        *(*POINT, "seed=1,2", "launcher.modules=[cuda/12,python]", "launcher.time=1-12"),
+        "launcher.lines=['#SBATCH --exclusive','ulimit -n 4096']",
+    )
+    assert text.index("#SBATCH --exclusive\n") < text.index("case ")
+    assert (
+        text.index("module load python\n") < text.index("ulimit -n 4096\n") < text.index("\nsrun")
+    )
+
+
+def test_job_of_several_nodes_asks_for_them_all():
+    text = job(
+        *(*POINT, "seed=1,2", "trainer=ddp", "trainer.num_nodes=3", "trainer.devices=64"),
+        *("task.batch_size=192", "trainer.accelerator=gpu", "launcher.cpus=8"),
+    )
+    for option in ("nodes=3", "ntasks-per-node=64", "gpus-per-node=64", "cpus-per-task=8"):
+        assert f"#SBATCH --{option}\n" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("launcher.time=2", "launcher.time=2 is no minute longer"),
+        ("launcher.time=2:59 launcher.stop_before=120", "is no minute longer"),
+        ("launcher.time=soon", "launcher.time=soon must look like 30"),
+        ("trainer.devices=auto", "trainer.devices"),
+        ("trainer=ddp trainer.devices=1,2", "need the same"),
+        ("launcher.wish=1", "launcher.wish is not a key"),
+    ],
+)
+def test_job_that_makes_no_sense_is_refused(arguments, words):
+    with pytest.raises(ConfigError, match=words):
+        job(*POINT, "seed=1,2", "task.batch_size=16", *arguments.split())
+
+
+@pytest.mark.parametrize("time", ["4", "3:01", "0:04:00", "1-0", "0-0:4"])
+def test_job_may_take_its_time(time):
+    assert f"#SBATCH --time={time}\n" in job(*POINT, "seed=1,2", f"launcher.time={time}")
+
+
+def sbatch(folder: Path, monkeypatch, text: str) -> None:
+    (folder / "bin").mkdir()
+    (folder / "bin" / "sbatch").write_text(f"#!/bin/sh\n{text}\n")
+    (folder / "bin" / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/bin:/bin")
+
+
+def test_job_without_sbatch_is_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    line = refused(capsys, "launcher=slurm", "run_dir=run")
+    assert line.startswith("error: launcher=slurm needs sbatch, which this machine does not have")
+
+
+def test_job_that_sbatch_refuses_is_one_line(monkeypatch, capsys, tmp_path):
+    told = "sbatch: error: Batch job submission failed: Invalid partition name specified"
+    sbatch(tmp_path, monkeypatch, f"echo '{told}' >&2; exit 1")
+    line = refused(capsys, "launcher=slurm", "launcher.partition=nowhere", "run_dir=run")
+    assert line == f"error: sbatch refuses: {told.removeprefix('sbatch: error: ')}"
+
+
+def test_job_that_is_not_waited_for_is_told_with_how_to_look(monkeypatch, capsys, tmp_path):
+    sbatch(tmp_path, monkeypatch, "echo '31;cluster'")
+    assert main([*POINT, "launcher=slurm", "launcher.wait=false", "run_dir=run"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"job 31 of {tmp_path}/run.sbatch\n")
+    assert "squeue --jobs=31; python -m fwlight.runs" in out
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("key", ["action=test ckpt=a", "resume=a.ckpt"])
+def test_job_is_a_training_that_can_be_started_again(capsys, monkeypatch, tmp_path, key):
+    monkeypatch.setattr("cli.main.check_files", lambda config: None)
+    assert "launcher=slurm" in refused(capsys, "launcher=slurm", "run_dir=run", *key.split())
+
+
+def test_launcher_tells_no_two_runs_apart(tmp_path):
+    here, there = (
+        compose_config([*POINT, f"run_dir={tmp_path}", f"launcher={name}"])
+        for name in ("local", "slurm")
+    )
+    assert settings(here) == settings(there)
+
+
+def test_log_of_a_job_tells_the_error_of_its_run_not_what_slurm_adds(tmp_path):
+    said = "error: no such text\nsrun: error: n1: task 0: Exited with exit code 2\n"
+    (tmp_path / "seed-1.log").write_text(said)
+    assert read_run(tmp_path / "seed-1").error == "error: no such text"

@@ -31,7 +31,7 @@ _OF_SUMMARY = {
     "tokens_per_second": "tokens_per_second",
 }
 _WITHOUT_RESULT = re.compile(
-    r"(run_dir|resume|output|rank_timeout|(logger|sweep|report|network|module)\b.*"
+    r"(run_dir|resume|output|rank_timeout|(launcher|logger|sweep|report|network|module)\b.*"
     r"|callbacks\.(progress|throughput)\b.*|(.*\.)?_[^.]*)$"
 )
 """Keys of config.yaml that tell no two runs apart, or repeat others."""
@@ -234,10 +234,10 @@ def _log(path: Path) -> Path:
 
 
 def _error_in(log: Path) -> str | None:
-    """Return the error that a log ends with."""
+    """Return the error that a log ends with, before what SLURM adds."""
     text = (_content(log) or b"")[-_TAIL:].decode(errors="replace").rstrip()
-    line = text.rpartition("\n")[2]
-    return line if line.startswith("error: ") else None
+    lines = [x for x in text.splitlines() if not x.startswith(("srun: ", "slurmstepd: "))]
+    return lines[-1] if lines and lines[-1].startswith("error: ") else None
 
 
 def _is_number(value: Any) -> bool:
