@@ -50,7 +50,8 @@ def check_launched(trainer: Mapping[str, Any]) -> None:
             f"trainer.num_nodes={nodes}, but only this one process was started: put `srun "
             f"--nodes={nodes} --ntasks-per-node={devices}` before python, or use torchrun"
         )
-    if (address := os.environ.get("MASTER_ADDR")) is not None:
+    several = "RANK" in os.environ or _of_srun() or nodes > 1 or devices not in (1, "auto")
+    if several and (address := os.environ.get("MASTER_ADDR")) is not None:
         _check_address(address)
 
 

@@ -101,6 +101,7 @@ def test_restart_that_meets_in_torchruns_store_is_told_the_way(monkeypatch, caps
 def test_one_process_in_an_allocation_of_several_tasks_just_runs(monkeypatch, batch):
     for name, value in {"JOB_ID": 7, "NTASKS": 2, "NPROCS": 2, "NNODES": 2, "PROCID": 0}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setenv("MASTER_ADDR", "nowhere.invalid")  # of no account
     if not batch:
         monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     assert main([*POINT, "run_dir=run"]) == 0
@@ -193,8 +194,8 @@ def test_job_of_several_nodes_asks_for_them_all():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("launcher.time=2", "launcher.time=2 is no minute longer"),
-        ("launcher.time=2:59 launcher.stop_before=120", "is no minute longer"),
+        ("launcher.time=2", "launcher.time=2 is not two minutes longer"),
+        ("launcher.time=3:59 launcher.stop_before=120", "is not two minutes longer"),
         ("launcher.time=soon", "launcher.time=soon must look like 30"),
         ("trainer.devices=auto", "trainer.devices"),
         ("trainer=ddp trainer.devices=1,2", "need the same"),
@@ -206,7 +207,7 @@ def test_job_that_makes_no_sense_is_refused(arguments, words):
         job(*POINT, "seed=1,2", "task.batch_size=16", *arguments.split())
 
 
-@pytest.mark.parametrize("time", ["4", "3:01", "0:04:00", "1-0", "0-0:4"])
+@pytest.mark.parametrize("time", ["4", "4:00", "0:04:00", "1-0", "0-0:4"])
 def test_job_may_take_its_time(time):
     assert f"#SBATCH --time={time}\n" in job(*POINT, "seed=1,2", f"launcher.time={time}")
 

@@ -171,10 +171,10 @@ def _check_time(text: str | None, stop_before: int) -> None:
     # SLURM counts from the left in hours after days, from the right in seconds, alone in minutes.
     units = (3600, 60, 1) if days else {1: (60,), 2: (60, 1), 3: (3600, 60, 1)}[len(numbers)]
     seconds = 86400 * int(days or 0) + sum(n * u for n, u in zip(numbers, units, strict=False))
-    if seconds < stop_before + 60:  # SLURM may send the signal a minute early
+    if seconds < stop_before + 120:  # SLURM may send the signal a minute early
         raise ConfigError(
-            f"launcher.time={text} is no minute longer than launcher.stop_before={stop_before} "
-            "seconds: a run would be stopped as soon as it has begun"
+            f"launcher.time={text} is not two minutes longer than launcher.stop_before="
+            f"{stop_before} seconds: a run would be stopped as soon as it has begun"
         )
 
 
