@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults lint format clean
+.PHONY: help demo test faults cluster lint format clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ test: $(STAMP)  ## Run the tests
 
 faults: $(STAMP)  ## Inject every fault of docs/reliability.md and print a table (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m fault --full -n 2 --dist worksteal
+
+cluster: $(STAMP)  ## Start a SLURM of two nodes on this machine and run under it (minutes; root, slurm-wlm, munge)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cluster --full -n 0 -rs
 
 lint: $(STAMP)  ## Check format, lint and types
 	$(BIN)/ruff format --check .
