@@ -41,7 +41,7 @@ class MemoryCapacity(Part):
         "query_identified": "queries/identified",
         "best_error": "best/error",
     }
-    main: ClassVar = ("load", "best_error", "scaled_recall_error")
+    main: ClassVar = ("best_error", "scaled_recall_error")
     charts: ClassVar = {
         "heads by verdict": "heads_.*",
         "errors": "(best_error|scaled_recall_error|query_scaled_error)",

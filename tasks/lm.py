@@ -14,6 +14,7 @@ from tasks.lanes import EvalLanes, TrainLanes
 from tasks.position import SCORES, refuse_other_data, refuse_other_text, whose
 from tasks.ranks import epoch_limit, ranks
 from tasks.required import check_least
+from tasks.text.bigrams import TrainingBigrams
 from tasks.text.corpora import SPLITS, open_corpus
 from tasks.text.documents import check_documents, document_starts, line_beginnings
 from tasks.text.encoding import encode, encode_split, stream_hash
@@ -98,7 +99,6 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        self.num_workers = num_workers
         check_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, seq_len=seq_len)
         check_least(1, min_count=min_count, eval_stride=eval_stride, eval_seq_len=eval_seq_len)
         check_least(3, max_vocab_size=max_vocab_size)
@@ -122,11 +122,12 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         self._choice = Choice(tokenizer, min_count or rare, max_vocab_size, vocab_size)
         self.context, self.packing, self.reset = context, packing, reset
         self.eval, self.eval_stride, self.test_split = eval, eval_stride, test_split
-        self.eval_seq_len = eval_seq_len or seq_len
+        self.eval_seq_len, self.num_workers = eval_seq_len or seq_len, num_workers
         self._tokens: Tokens | None = None
         self._n_bytes: dict[str, int] = {}
         self._fingerprint: str | None = None
         self._split_hashes: dict[str, str] = {}
+        self._training_bigrams = TrainingBigrams()
         self.streams: dict[str, Tensor] = {}
         """Token ids of each split, int32; filled by `setup`."""
         self.tested_text = ""
@@ -228,8 +229,12 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
 
         A line's end is one byte. The text is that of the files, whatever the tokens keep of it.
         """
-        name = "valid" if split == "val" else self.test_split
+        name = self._name(split)
         return self._n_bytes[name] / (len(self.streams[name]) - 1)
+
+    def training_bigrams(self, split: str) -> tuple[Tensor, Tensor, int] | None:
+        """See `TrainingBigrams`, of `val` or `test`; None where training was not read."""
+        return self._training_bigrams(self.streams, self._name(split), len(self.tokens))
 
     def encode(self, text: str) -> list[int]:
         """Ids of a prompt, cut as the source's own text."""
@@ -244,6 +249,9 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         return line_beginnings(self.streams["valid"], self.tokens, n=n, n_words=n_words)
 
     # Parts
+
+    def _name(self, split: str) -> str:
+        return "valid" if split == "val" else self.test_split
 
     def _read_tested(self) -> None:
         """Read the split that is tested, in the checkpoint's tokens."""

@@ -92,6 +92,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "tasks.io.transfers": ({"fwlight.errors"}, {"tqdm"}),
     "tasks.text": ({"fwlight.errors", "fwlight.types", "tasks.io", "tasks.required"}, set()),
     "tasks.text.documents": ({"fwlight.types", "tasks.text"}, {"torch"}),
+    "tasks.text.bigrams": (set(), {"torch"}),
     **dict.fromkeys(
         [f"tasks.text.{x}" for x in ("tokens", "learning")],
         ({"fwlight.types", "tasks.io", "tasks.text"}, {"numpy"}),

@@ -18,7 +18,7 @@ from fwlight.run.checkpoint_form import check_callbacks
 from fwlight.run.restoring import check_loops
 from fwlight.training.module import TrainingModule
 
-_LOWEST = ("val/loss", "val/bpb")
+_LOWEST = ("val/loss", "val/bpb", "val/loss_ar_hit", "val/loss_other")
 
 
 class RunCheckpoint(Callback):
@@ -33,7 +33,7 @@ class RunCheckpoint(Callback):
         keep_every_n_train_steps: Updates between two copies named `step-000100.ckpt`, or None.
         save_best: Whether `best.ckpt` is written.
         identity: Stored in every checkpoint as `fwlight`.
-        monitor: The metric whose best value makes `best.ckpt`: of `val/loss` and `val/bpb` the
+        monitor: The metric whose best value makes `best.ckpt`: of losses and `val/bpb` the
             smallest, of others the largest.
         keep_best: How many of the best evaluations' states are kept: above 1, each of them is a
             copy named `best-000100.ckpt` beside `best.ckpt`.

@@ -16,6 +16,7 @@ from fwlight.models import (
     pack_state,
     unpack_state,
 )
+from fwlight.training.ar_hits import HitLoss
 from fwlight.training.metrics import PositionLoss, perplexity
 from fwlight.training.optim import OptimizerConfig
 from fwlight.training.supervised import SupervisedModule
@@ -30,7 +31,10 @@ class LanguageModelingModule(SupervisedModule):
     Also logs `{split}/ppl` and the number of targets that it counts, `{split}/tokens`; a test logs
     `test/loss_position_<n>` too, where sequences start from an empty memory: see `PositionLoss`.
     Where the data module has `bytes_per_target(split)`, of its text, an evaluation logs
-    `{split}/bpb`: bits per byte, the loss in bits over those bytes.
+    `{split}/bpb`: bits per byte, the loss in bits over those bytes. Where it has
+    `training_bigrams(split)`, its targets are a text's, and an evaluation logs
+    `{split}/{loss_ar_hit,loss_other}`, and their curves as `recall/{split}/...`, of which
+    metrics.csv has all: see `HitLoss`.
 
     The network has `features(tokens) -> (hidden, state)`, by keyword also the state to go on from
     and the `starts` of documents where batches have those, and `nll(hidden, targets)`, as
@@ -42,13 +46,15 @@ class LanguageModelingModule(SupervisedModule):
     state of all lanes.
     """
 
-    monitored = ("val/loss", "val/bpb")
+    monitored = ("val/loss", "val/bpb", "val/loss_ar_hit", "val/loss_other")
     _training_state: Any = None
     _evaluation_state: Any = None
+    _has_hits = False
 
     def __init__(self, network: nn.Module, *, optimizer: OptimizerConfig, max_steps: int) -> None:
         super().__init__(network, optimizer=optimizer, max_steps=max_steps)
         self.by_position = PositionLoss()
+        self.hits = HitLoss()
 
     def forward(self, batch: AnyBatch) -> Tensor:
         """Negative log-likelihood `[B, T]` of every target; 0 where it is `IGNORE_INDEX`.
@@ -97,6 +103,7 @@ class LanguageModelingModule(SupervisedModule):
     def on_validation_epoch_start(self) -> None:
         """Start from nothing; a draw that training's state depends on is put aside."""
         super().on_validation_epoch_start()
+        self._begin_hits("val")
         self._evaluation_state = None
         self._buffers_of_training = [
             (module, dict(module.named_buffers(recurse=False)))
@@ -113,13 +120,17 @@ class LanguageModelingModule(SupervisedModule):
     def on_test_epoch_start(self) -> None:
         """Start from nothing."""
         super().on_test_epoch_start()
+        self._begin_hits("test")
         self.by_position.reset()
         self._evaluation_state = None
 
+    def validation_step(self, batch: AnyBatch, batch_idx: int) -> None:
+        """Add one batch."""
+        self._add(batch)
+
     def test_step(self, batch: AnyBatch, batch_idx: int) -> None:
         """Add one batch."""
-        nll = self.losses(batch)
-        self.evaluation.update(nll, batch.targets)
+        nll = self._add(batch)
         if not isinstance(batch, CarriedBatch):
             self.by_position.update(nll, batch.targets)
 
@@ -188,6 +199,22 @@ class LanguageModelingModule(SupervisedModule):
         setattr(self, name, map_state(Tensor.detach, state) if batch.continues else None)
         return hidden
 
+    def _add(self, batch: AnyBatch) -> Tensor:
+        nll = self.losses(batch)
+        self.evaluation.update(nll, batch.targets)
+        if self._has_hits:
+            self.hits.update(nll, batch)
+        return nll
+
+    def _begin_hits(self, split: str) -> None:
+        """Start from nothing, and take from the data how often training has its bigrams."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        self.hits.reset()
+        self._has_hits = hasattr(data, "training_bigrams")
+        if self._has_hits and (known := data.training_bigrams(split)) is not None:
+            codes, counts, base = known
+            self.hits.counts = codes.to(self.device), counts.to(self.device), base
+
     def _report(self, split: str) -> None:
         evaluated = self.evaluation.compute()
         measured = {f"{split}/tokens": evaluated["tokens"].item()}
@@ -196,6 +223,13 @@ class LanguageModelingModule(SupervisedModule):
             bits = evaluated["loss"].item() / math.log(2)
             measured[f"{split}/bpb"] = bits / data.bytes_per_target(split)
         self.record(measured, self.trainer.global_step)
+        if self._has_hits:
+            self.hits.finish()
+            main, curves = self.hits.compute()
+            named = {f"{split}/{name}": x for name, x in main.items()}
+            self.record(named, self.trainer.global_step)
+            named = {f"recall/{split}/{name}": x for name, x in curves.items()}
+            self.record(named, self.trainer.global_step, main=False)
         if split == "test" and self.by_position.update_called:
             found = {f"test/{k}": v.item() for k, v in self.by_position.compute().items()}
             self.record(found, self.trainer.global_step)

@@ -11,7 +11,8 @@ def test(of: Restored) -> dict[str, Any]:
     """Evaluate a checkpoint on the test split.
 
     Returns:
-        All `test/` metrics, the `global_step` of the checkpoint and, of a text, which it was.
+        All `test/` metrics, the `global_step` of the checkpoint and, of a text, which it was; also
+        the curves that a run keeps in metrics.csv alone, which are not printed.
 
     Raises:
         DataError: It was trained on another kind of data.
@@ -25,4 +26,5 @@ def test(of: Restored) -> dict[str, Any]:
     if text := getattr(of.data, "tested_text", ""):
         results["tested_text"] = text
     say(as_text(results))
-    return results
+    curves = {k: v for k, v in of.module.latest.items() if k.startswith("recall/test/")}
+    return {**results, **curves}
