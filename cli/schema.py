@@ -139,6 +139,7 @@ class Diagnostics(WholeSection):
     every_n_steps: Count
     sequences: Count | None
     report_sequences: Count
+    intervention_sequences: Natural
     capacity_draws: Natural
     scalars: Annotated[Literal["main", "all"], Kind.NO_RESULT]
 
@@ -207,6 +208,7 @@ class Diagnose(OpenSection):
 
     sequences: Count
     draws: Natural
+    interventions: Natural
 
 
 @dataclass

@@ -49,6 +49,11 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
+def chip(text: str, colour: str) -> str:
+    """Return a word on a colour."""
+    return f'<span class="chip" style="background:{colour}">{html.escape(text)}</span>'
+
+
 def image(figure: Any, *, narrow: bool = False) -> str:
     """Return a figure of matplotlib's as an image that is part of the page."""
     buffer = io.BytesIO()

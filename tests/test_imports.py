@@ -50,6 +50,14 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"fwlight.diagnostics", "fwlight.mixers", "fwlight.evaluation", "fwlight.types"},
         LIBRARY,
     ),
+    "fwlight.diagnostics.changes": (
+        {"fwlight.diagnostics", "fwlight.mixers", "fwlight.packing"},
+        LIBRARY,
+    ),
+    "fwlight.diagnostics.interventions": (
+        {"fwlight.diagnostics", "fwlight.mixers", "fwlight.evaluation", "fwlight.types"},
+        LIBRARY,
+    ),
     "fwlight.diagnostics.layer_capacity": ({"fwlight.diagnostics", "fwlight.mixers"}, LIBRARY),
     "fwlight.diagnostics.figures": ({"fwlight.diagnostics"}, {"torch", "matplotlib"}),
     "fwlight.diagnostics.findings": ({"fwlight.diagnostics"}, LIBRARY),

@@ -18,9 +18,12 @@ from fwlight.diagnostics.figures import (
     recall_figure,
 )
 from fwlight.diagnostics.findings import Findings
+from fwlight.diagnostics.interventions import Effects
 from fwlight.diagnostics.kind import rule_kind
 from fwlight.diagnostics.verdict import HEALTHY, LIMIT, OVER_CAPACITY, RULE_LIMITED, UNUSED
-from fwlight.pages import image, page, table
+from fwlight.diagnostics.worth import Advice
+from fwlight.diagnostics.worth_report import worth_section
+from fwlight.pages import chip, image, page, table
 
 MEANING = {
     OVER_CAPACITY: (
@@ -58,6 +61,8 @@ def html_report(
     of: str,
     configuration: str,
     decode: Callable[[list[int]], str] | None = None,
+    effects: Sequence[Effects] = (),
+    advice: Sequence[Advice] = (),
 ) -> str:
     """Return the report as the text of an HTML file.
 
@@ -67,24 +72,28 @@ def html_report(
         of: On what, in words.
         configuration: Text of the run's configuration.
         decode: Turns token ids into text; None shows the ids.
+        effects: Of changes of every layer, from `intervene`; none leaves the verdict to what the
+            memories hold.
+        advice: What to change, from `advise`.
     """
     memories = [found for found in findings if not found.layer.is_softmax]
-    parts = []
+    parts = [worth_section(effects, advice)] if effects else []
     if memories:
-        parts += [_summary(memories), _figures(memories)]
+        heading = "What the memories hold" if effects else "Verdict"
+        parts += [_summary(memories, heading, advised=not effects), _figures(memories)]
         parts += [_tokens(found, decode) for found in memories if found.tokens is not None]
         parts += ["<h2>Every head</h2>", *(_heads(found) for found in memories)]
     parts += [_attention([found for found in findings if found.layer.is_softmax])]
     return page(parts, title=title, of=of, configuration=configuration)
 
 
-def _summary(memories: Sequence[Findings]) -> str:
+def _summary(memories: Sequence[Findings], heading: str, *, advised: bool) -> str:
     counts = Counter(verdict for found in memories for verdict in found.heads.verdicts)
     total = sum(counts.values())
-    meaning = {**MEANING, RULE_LIMITED: f"{MEANING[RULE_LIMITED]} {_advice(memories)}"}
+    advice = f" {_advice(memories)}" if advised else ""
+    meaning = {**MEANING, RULE_LIMITED: f"{MEANING[RULE_LIMITED]}{advice}"}
     said = [
-        f'<p><span class="chip" style="background:{COLOURS[verdict]}">{verdict}</span>'
-        f"<b>{counts[verdict]} of {total} heads.</b> {html.escape(meaning[verdict])}</p>"
+        f"<p>{chip(verdict, COLOURS[verdict])}<b>{counts[verdict]} of {total} heads.</b> {html.escape(meaning[verdict])}</p>"
         for verdict in (OVER_CAPACITY, RULE_LIMITED, HEALTHY, UNUSED)
         if counts[verdict]
     ]
@@ -124,7 +133,7 @@ def _summary(memories: Sequence[Findings]) -> str:
         of = f" of {found.layer.d_dot}" if held else ""
         cells = [*_cells(found, found.whole), held + of]
         rows.append([found.layer.name, _chips(found.heads.verdicts), *cells])
-    return f"<h2>Verdict</h2>{''.join(said)}{table(['layer', *HEADING], rows)}"
+    return f"<h2>{heading}</h2>{''.join(said)}{table(['layer', *HEADING], rows)}"
 
 
 def _turning(found: Findings) -> str:
@@ -226,8 +235,7 @@ def _attention(layers: Sequence[Findings]) -> str:
 def _chips(verdicts: Sequence[str]) -> str:
     counts = Counter(verdicts)
     return "".join(
-        f'<span class="chip" style="background:{colour}">{verdict}'
-        f"{f' {counts[verdict]}' if len(verdicts) > 1 else ''}</span>"
+        chip(f"{verdict}{f' {counts[verdict]}' if len(verdicts) > 1 else ''}", colour)
         for verdict, colour in reversed(COLOURS.items())
         if counts[verdict]
     )

@@ -12,6 +12,7 @@ from callbacks.dashboard import Dashboard
 from callbacks.decay import Decay
 from callbacks.fast_weight_norm import FastWeightNorm
 from callbacks.gradient_norm import GradientNorm
+from callbacks.interventions import Interventions
 from callbacks.memory_capacity import MemoryCapacity
 from callbacks.softmax_attention import SoftmaxAttention
 from fwlight import run
@@ -83,6 +84,21 @@ def test_watchers_change_nothing_in_training(tmp_path, monkeypatch, memory, accu
         memory, {"fast_weight_norm", "memory_capacity", "beta"}
     )
     assert {tag.split("/")[0] for tag in own} == kinds | {"gradient_norm"}
+
+
+def test_interventions_are_logged_and_change_nothing(tmp_path, monkeypatch):
+    alone, bare = fit(tmp_path / "a", monkeypatch)
+    looking = Interventions(every_n_steps=4, sequences=2)
+    found, watched = fit(tmp_path / "b", monkeypatch, looking)
+    assert {key: found[key] for key in alone} == alone
+    for one, other in zip(bare.parameters(), watched.parameters(), strict=True):
+        assert torch.equal(one, other)
+    own = {key for key in found if key not in alone}
+    assert {step for step, _ in own} == {4, 8, 10}
+    names = {f"interventions/layer0/{x}{y}" for x in ("mean", "linear") for y in ("", "_error")}
+    assert names <= {tag for _, tag in own}
+    with pytest.raises(ValueError, match="at least 1"):
+        Interventions(sequences=0)
 
 
 def test_watchers_log_what_diagnose_says_of_every_so_manieth_sequence(tmp_path, monkeypatch):

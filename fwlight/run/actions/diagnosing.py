@@ -5,19 +5,22 @@ from pathlib import Path
 from typing import Any
 
 from fwlight.diagnostics.findings import Findings, find_out
+from fwlight.diagnostics.interventions import intervene
 from fwlight.diagnostics.layers import n_rows, some_rows
 from fwlight.diagnostics.report import html_report
+from fwlight.diagnostics.worth import advise, in_words
 from fwlight.run.actions import Restored
 from fwlight.training.module import TrainingModule
 
 
-def diagnose(of: Restored, *, sequences: int, draws: int) -> dict[str, Any]:
-    """Look at what every layer does with test sequences, and print a line each.
+def diagnose(of: Restored, *, sequences: int, draws: int, interventions: int = 0) -> dict[str, Any]:
+    """Look at what every layer does with test sequences, and print a line each, then the advice.
 
     Args:
         of: Whose module has a network with memories.
         sequences: Of the test split; more than there are is all.
         draws: Sequences with which the capacity is measured at every size; 0 leaves it out.
+        interventions: Sequences of the test split on which memories are changed; 0 changes none.
 
     Returns:
         The report as "text", and as "output" where it goes if nothing else is said: into the run's
@@ -30,6 +33,12 @@ def diagnose(of: Restored, *, sequences: int, draws: int) -> dict[str, Any]:
     findings = look(of.module, of.data, sequences=sequences, draws=draws)
     for found in findings:
         print(f"{found.layer.name}: {found.line}", flush=True)
+    effects = intervene(of.module, _first(of.data, interventions)) if interventions else []
+    for layer in effects:
+        print(f"{layer.layer.name}: {in_words(layer)}", flush=True)
+    advice = advise(of.module.network, effects)
+    for one in advice[:3]:
+        print(f"to try: {one.change} in {one.layer}", flush=True)
     step = of.checkpoint.get("global_step")
     report = html_report(
         findings,
@@ -37,6 +46,8 @@ def diagnose(of: Restored, *, sequences: int, draws: int) -> dict[str, Any]:
         of=f"step {step}, on up to {sequences} sequences of the test split",
         configuration=of.configuration,
         decode=getattr(of.data, "decode", None),
+        effects=effects,
+        advice=advice,
     )
     folder = Path(of.path).parent
     place = folder.parent if folder.name == "checkpoints" else folder
