@@ -2,6 +2,7 @@
 
 import atexit
 import ctypes
+import multiprocessing
 import multiprocessing.process
 import multiprocessing.util
 import os
@@ -122,6 +123,11 @@ class TrainBatches(Generic[Batch]):
     def _made(self, numbers: list[int]) -> Iterator[Batch]:
         if not self._num_workers:
             return map(self._draw, numbers)
+        if "fork" not in multiprocessing.get_all_start_methods():
+            raise DataError(
+                f"task.num_workers={self._num_workers} needs processes that are forked, which this "
+                "system has not; give task.num_workers=0"
+            )
         loader: DataLoader[Batch] = DataLoader(
             _Numbered(self._draw),  # pyright: ignore[reportArgumentType]
             sampler=numbers,
@@ -151,7 +157,7 @@ def _stay_until_told(parent: int, _: int) -> None:
 
     They end with it however it ends; where it is not Linux, within seconds, by torch's watch.
     """
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):  # who can fork has them all
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)

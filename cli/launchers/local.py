@@ -25,8 +25,10 @@ def run(points: Sequence[Point], progress: SweepProgress) -> int:
     on_cpu = all(point.composition.config["trainer"]["accelerator"] == "cpu" for point in points)
     workers = cores() if on_cpu else 1
     os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cli.building", "fwlight.run"])
+    can_fork = "forkserver" in multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if can_fork else "spawn")
+    if can_fork:
+        context.set_forkserver_preload(["cli.building", "fwlight.run"])
     waiting, failed = list(points), 0
     running: dict[Any, Point] = {}
     try:

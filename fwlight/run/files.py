@@ -36,6 +36,8 @@ def staged(path: Path, write: Callable[[BinaryIO], object]):
 
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder survive a power failure."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows, which opens no folders
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         # Some file systems cannot; the rename itself is atomic all the same.

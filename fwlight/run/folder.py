@@ -1,7 +1,6 @@
 """The folder that holds everything of a run."""
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -10,6 +9,8 @@ import time
 import weakref
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import lock_descriptor
 
 from fwlight.errors import CheckpointError, ConfigError, StorageError, one_line
 from fwlight.integrity import Verified
@@ -179,14 +180,13 @@ class RunFolder:
                 "another run_dir or free some space"
             ) from error
         try:
-            _take(self._lock)
-        except BlockingIOError as error:
-            self._lock.seek(0)
-            owner = self._lock.read().strip() or "unknown"
-            self.release()
-            raise ConfigError(
-                f"run_dir={self.path} is in use by process {owner}; wait for it or choose another"
-            ) from error
+            if not _taken(self._lock):
+                owner = _owner(self._lock)
+                self.release()
+                raise ConfigError(
+                    f"run_dir={self.path} is in use by process {owner}; wait for it or choose "
+                    "another"
+                )
         except OSError:
             _warn(f"the file system of run_dir={self.path} has no locks; start no second run there")
         self._lock.truncate(0)
@@ -195,7 +195,8 @@ class RunFolder:
         # A process that makes batches outlives by seconds one that is killed, and would hold the
         # lock so long.
         mine = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: (folder := mine()) and folder.release())
+        if hasattr(os, "register_at_fork"):  # else there is no forking either
+            os.register_at_fork(after_in_child=lambda: (folder := mine()) and folder.release())
 
     def _find_start(self, resume: str, verified: Verified | None, *, holds_run: bool) -> None:
         if resume != "auto":
@@ -244,15 +245,20 @@ def note_failure(error: BaseException, code: int, line: str) -> None:
         write_atomically(path, lambda file: file.write(json.dumps(content, indent=2).encode()))
 
 
-def _take(lock: IO[str]) -> None:
+def _taken(lock: IO[str]) -> bool:
     """Lock a file for oneself; who only looks whether it is locked holds it for a moment."""
-    for wait in (0.01, 0.02, 0.05, 0.1, 0.2, None):
-        try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if wait is None:
-                raise
-            time.sleep(wait)
+    for wait in (0.01, 0.02, 0.05, 0.1, 0.2):
+        if lock_descriptor(lock.fileno(), blocking=False):
+            return True
+        time.sleep(wait)
+    return lock_descriptor(lock.fileno(), blocking=False)
+
+
+def _owner(lock: IO[str]) -> str:
+    with contextlib.suppress(OSError):  # Windows lets nobody read what is locked
+        lock.seek(0)
+        return lock.read().strip() or "unknown"
+    return "unknown"
 
 
 def _warn(message: str) -> None:

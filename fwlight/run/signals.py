@@ -18,7 +18,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from fwlight.lightning_internals import completes_update, evaluates_now
 from fwlight.run.checkpointing import RunCheckpoint
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+"""Those of them that the system has: Windows lacks the last."""
 _TOGETHER = 0.5
 """Seconds within which a terminal and a launcher may both pass on what was asked once."""
 _TOGETHER_IN_A_JOB = 30.0

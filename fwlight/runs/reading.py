@@ -4,7 +4,6 @@ Nothing is waited for and nothing is changed, so that runs may go on meanwhile. 
 nothing: such a run has not ended, and `resume=auto` completes it.
 """
 
-import fcntl
 import json
 import math
 import os
@@ -15,14 +14,13 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import yaml
+from filelock import lock_descriptor
 
 from fwlight.errors import one_line
 
 FINISHED, RUNNING, STOPPED, FAILED = "finished", "running", "stopped", "failed"
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C: ten times as fast
 _ROW = re.compile(rb"^(\d+),((?:train|val|test|throughput)/[^,\n]+),([^,\n]+)\n", re.MULTILINE)
 _TAIL = 1 << 14
 _OF_SUMMARY = {
@@ -163,8 +161,11 @@ def _configuration(path: Path) -> dict[str, Any]:
     text = _content(path / "config.yaml")
     if text is None:
         return {}
+    import yaml
+
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C: ten times as fast
     try:
-        config = _LOADER(text).get_single_data()
+        config = loader(text).get_single_data()
         found = {key: value for key, value in _leaves(config) if not _WITHOUT_RESULT.fullmatch(key)}
         return {"task": config["task"]["_target_"].split(".")[1], **found}
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
@@ -206,18 +207,28 @@ def _warn(path: Path) -> None:
 
 def _in_use(lock: Path) -> bool:
     """Say whether a process holds the lock of a run's folder."""
-    try:
-        descriptor = os.open(lock, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
+    if not lock.is_file():  # a pipe would be waited for
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        with _opened(lock) as file:
+            # Others who look hold it too, for a moment; who trains holds it on.
+            return not any(_free(file) for _ in range(3))
     except OSError:  # a file system without locks
         return False
-    finally:
-        os.close(descriptor)
+
+
+def _opened(lock: Path) -> IO[bytes]:
+    """Open a file that may be another user's; only to read it, NFS lets nobody lock it."""
+    try:
+        return lock.open("r+b")
+    except OSError:
+        return lock.open("rb")
+
+
+def _free(lock: IO[bytes]) -> bool:
+    if lock_descriptor(lock.fileno(), blocking=False):
+        return True
+    time.sleep(0.002)
     return False
 
 

@@ -7,7 +7,6 @@ with locked(folder / "words"):
 """
 
 import contextlib
-import fcntl
 import functools
 import os
 import secrets
@@ -18,6 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+from filelock import lock_descriptor, unlock_descriptor
 
 from fwlight.errors import StorageError
 
@@ -50,7 +51,7 @@ def locked(target: Path) -> Iterator[None]:
             yield
         finally:
             if held:  # a process forked meanwhile has the file too
-                fcntl.flock(file, fcntl.LOCK_UN)
+                unlock_descriptor(file.fileno())
 
 
 def remove_left_over(folder: Path) -> None:
@@ -59,8 +60,8 @@ def remove_left_over(folder: Path) -> None:
         target = folder / partial.name[1:].removesuffix(_PARTIAL).rpartition(".")[0]
         # Without leave to write, or without locks, nobody can tell.
         with contextlib.suppress(OSError), _opened(_lock_of(target)) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+            if lock_descriptor(file.fileno(), blocking=False):
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
 
 
 def _lock_of(target: Path) -> Path:
@@ -69,7 +70,9 @@ def _lock_of(target: Path) -> Path:
 
 def _opened(path: Path) -> IO[bytes]:
     """Open a file for reading and writing, whatever else of that name there may be."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_CREAT
+    for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, name, 0)  # not every system has all
     file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -83,10 +86,8 @@ def _taken(file: IO[bytes], target: Path) -> bool:
     told, size = False, 0
     while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            pass
+            if lock_descriptor(file.fileno(), blocking=False):
+                break
         except OSError as error:
             _tell_of_no_locks(error.strerror)
             return False
@@ -104,13 +105,17 @@ def _taken(file: IO[bytes], target: Path) -> bool:
         time.sleep(0.1)
     with contextlib.suppress(OSError):  # a full disk
         file.truncate(0)
-        os.pwrite(file.fileno(), str(os.getpid()).encode(), 0)
+        file.seek(0)
+        file.write(str(os.getpid()).encode())
     return True
 
 
 def _owner(file: IO[bytes]) -> str:
-    number = os.pread(file.fileno(), 20, 0)
-    return f"process {number.decode()}" if number.isdigit() else "another process"
+    with contextlib.suppress(OSError):  # Windows lets nobody read what is locked
+        file.seek(0)
+        if (number := file.read(20)).isdigit():
+            return f"process {number.decode()}"
+    return "another process"
 
 
 def _bytes_made(target: Path) -> int:

@@ -4,13 +4,14 @@
 """
 
 import contextlib
-import fcntl
 import io
 import json
 import random
 import sys
 import time
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 from cli.composition import Composition, compose_config
 from cli.finished import settings
@@ -110,7 +111,7 @@ def make_many(folder: Path, n: int) -> None:
 def in_use(run: Path):
     """Hold the lock of a run's folder, as the process of a running one does."""
     with (run / ".lock").open("a+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock_descriptor(lock.fileno())
         yield
 
 

@@ -1,7 +1,6 @@
 """The run folder: refuse, resume, lock, probe."""
 
 import errno
-import fcntl
 import os
 import shutil
 
@@ -105,10 +104,10 @@ def test_second_user_of_a_folder_is_refused_until_it_is_released(tmp_path):
 
 @pytest.mark.fault(42)
 def test_file_system_without_locks_is_one_warning(tmp_path, monkeypatch, capsys):
-    def flock(*_):
+    def refuse(*_, **__):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr("fwlight.run.folder.lock_descriptor", refuse)
     open_once(tmp_path / "run")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: the file system of run_dir=")

@@ -81,6 +81,8 @@ def _file_name(compiler: list[str], identity: str, real: str, source: str = "rul
 
 def _compiler() -> tuple[list[str], str]:
     """Return the compiler's command, and its version with what it knows of this CPU."""
+    if os.name != "posix":
+        raise BuildError("kernels are not compiled on this system, which is Windows")
     chosen = os.environ.get("CXX")
     candidates = [shlex.split(chosen)] if chosen else [["c++"], ["g++"], ["clang++"]]
     for command in candidates:

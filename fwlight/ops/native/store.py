@@ -8,10 +8,8 @@ this user or to root, and if nobody else can write either: it is code that this 
 import contextlib
 import ctypes
 import errno
-import grp
 import hashlib
 import os
-import pwd
 import shutil
 import tempfile
 import time
@@ -133,6 +131,9 @@ def _is_ours(path: Path) -> bool:
 
 def _is_private(group: int) -> bool:
     """Say whether a group is that of this user alone, as many systems make one for everybody."""
+    import grp
+    import pwd
+
     try:
         user, found = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(group)
     except KeyError:

@@ -1,5 +1,4 @@
 import errno
-import fcntl
 import json
 import multiprocessing
 import os
@@ -167,10 +166,10 @@ def test_left_over_of_another_key_goes_unless_it_is_being_made(cache):
 
 @pytest.mark.fault(42)
 def test_file_system_without_locks_is_one_warning(cache, monkeypatch, capsys):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(locks, "lock_descriptor", refuse)
     locks._tell_of_no_locks.cache_clear()
 
     def build(folder):  # another process has the same idea
