@@ -18,6 +18,8 @@ from hydra.utils import get_object
 from fwlight.errors import ConfigError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+COMMAND = "fwlight" if CONF.parent.name == "program" else "python train.py"
+"""What a user types; see `fwlight.__main__`."""
 FLAG = "--config-dir"
 
 _own: tuple[Path, ...] = ()

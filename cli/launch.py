@@ -9,10 +9,12 @@ import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cli.composition import Composition
 from fwlight.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cli.composition import Composition
 
 _RANKS = ("NODE_RANK", "LOCAL_RANK")
 _SIZES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -135,7 +137,7 @@ def _place_for(line: str) -> Path | None:
     return Path(tempfile.gettempdir(), f"fwlight-{step}-{name}")
 
 
-def run_dir(composition: Composition) -> str:
+def run_dir(composition: "Composition") -> str:
     """Return the run's folder: the one asked for, or a new `runs/<task>_<model>/<date>-<time>`.
 
     The time differs between processes, so the first hands its choice to those it starts by an

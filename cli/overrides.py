@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from cli.folders import FLAG, groups
+from cli.folders import COMMAND, FLAG, groups
 from cli.kinds import Kind
 from cli.schema import kinds_of, why_refused
 from fwlight.errors import ConfigError
@@ -36,7 +36,7 @@ def parse(argument: str, *, sweep: bool = False) -> tuple[str, Any]:
     """
     key, equals, text = argument.partition("=")
     if not equals or not key or key.startswith("-"):
-        raise ConfigError(f"{argument!r} is not key=value; python train.py --help shows the keys")
+        raise ConfigError(f"{argument!r} is not key=value; {COMMAND} --help shows the keys")
     if Kind.TEXT in kinds_of(key):
         if not text.strip():  # as of a shell variable that is not set
             raise ConfigError(f"{key}= is empty; give it a value or leave it out")
@@ -58,7 +58,7 @@ def parse(argument: str, *, sweep: bool = False) -> tuple[str, Any]:
     if sweep:
         return key, _swept(override) if override.is_sweep_override() else [text]
     if override.is_sweep_override():
-        raise ConfigError(f"{argument!r} has several values: python train.py -m runs them all")
+        raise ConfigError(f"{argument!r} has several values: {COMMAND} -m runs them all")
     value = override.value()
     if "${" in text or isinstance(value, dict):
         raise ConfigError(f"{argument!r}: interpolations and sections belong into YAML files")

@@ -1,16 +1,16 @@
-"""The text of `python train.py --help`."""
+"""The text of `--help`."""
 
 import itertools
 import textwrap
 
 import yaml
 
-from cli.folders import file_of, groups
+from cli.folders import COMMAND, file_of, groups
 from cli.overrides import actions
 from cli.rows import rows
 
 _TEXT = """\
-usage: python train.py [--cfg] [-m] [--config-dir FOLDER] key=value ...
+usage: {command} [--cfg] [-m] [--config-dir FOLDER] key=value ...
 
   --cfg   print the composed configuration and stop; with -m, the arguments of every run
   -m      run every combination of values given as a,b,c or range(20,601,20) or choice(a,b),
@@ -81,7 +81,8 @@ def usage() -> str:
     counted = [f"{name}={n / 1e6:.3g}M" for name, n in block_parameters().items()]
     sizes = textwrap.wrap(", ".join(counted), 96, initial_indent="  ", subsequent_indent="  ")
     texts = {"groups": lines, "rows": tables, "actions": told, "sizes": sizes}
-    return _TEXT.format(**{name: "\n".join(text) for name, text in texts.items()})
+    filled = {name: "\n".join(text) for name, text in texts.items()}
+    return _TEXT.format(command=COMMAND, **filled)
 
 
 def block_parameters() -> dict[str, int]:

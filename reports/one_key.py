@@ -33,7 +33,7 @@ def report(folder: Path, key: str, runs: Sequence[tuple[str, Run]]) -> str | Non
     try:
         figure = draw(key, metric, drawn)
     except ModuleNotFoundError:
-        return f"{path} is not drawn: it needs matplotlib (pip install matplotlib)"
+        return f"{path} is not drawn: it needs matplotlib (pip install 'fwlight[plots]')"
     figure.savefig(path, dpi=150, bbox_inches="tight")
     return f"{metric} against {key}: {path}"
 

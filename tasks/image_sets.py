@@ -103,8 +103,8 @@ def _check(data: str, path: str | Path | None) -> None:
         raise DataError(f"task.data={data} reads no files; give task.data=folder too")
     if data in IN_PACKAGES and find_spec(IN_PACKAGES[data]) is None:
         raise DataError(
-            f"task.data={data} is part of a package that is not installed: pip install -e "
-            "'.[images]', or choose another task.data"
+            f"task.data={data} is part of a package that is not installed: pip install "
+            "'fwlight[images]', or choose another task.data"
         )
     if data == "folder" and not path:
         raise DataError("task.data=folder needs task.path, which holds a folder for every class")

@@ -1,4 +1,4 @@
-"""`python -m fwlight.runs [FOLDER] [--sort COLUMN] [--columns A,B] [--csv]`."""
+"""`python -m fwlight.runs [FOLDER] [--sort COLUMN] [--columns A,B] [--csv]`, or `fwlight-runs`."""
 
 import argparse
 import os
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from fwlight import extras
 from fwlight.errors import ConfigError, FwlightError, error_line
 from fwlight.runs import as_csv, as_text, find_runs, read_run
 
@@ -20,8 +21,12 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Print the table; the exit code."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; the exit code.
+
+    Args:
+        arguments: None are those of this process.
+    """
     parser = _Parser(prog="python -m fwlight.runs", description=_ABOUT)
     parser.add_argument("folder", nargs="?", default="runs", help="default: runs")
     parser.add_argument(
@@ -50,10 +55,15 @@ def main(arguments: Sequence[str]) -> int:
     except FwlightError as error:
         print(error_line(error), file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if (told := extras.missing(error)) is None:
+            raise
+        print(error_line(told), file=sys.stderr)
+        return ConfigError.exit_code
     except BrokenPipeError:  # its reader, as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -39,5 +39,5 @@ def test_without_matplotlib_there_is_a_line(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     line = report(tmp_path, "seed", [("1", run(2.0)), ("2", run(1.0))])
-    assert line.endswith("is not drawn: it needs matplotlib (pip install matplotlib)")
+    assert line.endswith("is not drawn: it needs matplotlib (pip install 'fwlight[plots]')")
     assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+import cli.commands
 import cli.main
 from fwlight.errors import (
     CheckpointError,
@@ -101,8 +102,8 @@ def test_name_of_a_file_does_nothing_in_a_terminal(tmp_path, capsys):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_written_text_does_nothing_in_a_terminal(monkeypatch, capsys, terminal):
     text = "a\x1b[2J b\n\tc \u0645\u200c\u0646"
-    monkeypatch.setattr(cli.main, "act", lambda *_, **__: {"text": text})
-    monkeypatch.setattr(cli.main, "check_files", lambda *_: None)
+    monkeypatch.setattr(cli.commands, "act", lambda *_, **__: {"text": text})
+    monkeypatch.setattr(cli.commands, "check_files", lambda *_: None)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     assert cli.main.main([]) == 0
     shown = capsys.readouterr().out.removesuffix("\n")

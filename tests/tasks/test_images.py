@@ -117,7 +117,7 @@ def test_folder_that_cannot_be_used_is_one_line(folder, spoil, message):
         (["task.data=folder", "task.path=nowhere"], "task.path=nowhere does not exist"),
         (["task.data=folder", "task.path={empty}"], "must hold one for every class"),
         (["task.data=digits", "task.path={empty}"], "task.data=digits reads no files"),
-        (["task.data=mnist5k"], r"not installed: pip install -e '\.\[images\]'"),
+        (["task.data=mnist5k"], r"not installed: pip install 'fwlight\[images\]'"),
     ],
 )
 def test_what_a_configuration_names_is_looked_for_before_torch(
