@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults cluster lint format clean
+.PHONY: help demo test docs faults cluster lint format clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ demo: $(STAMP)  ## Train a delta-rule language model on this Python's documentat
 
 test: $(STAMP)  ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+docs: $(STAMP)  ## Run the tutorials and build the documentation in build/site (about a minute)
+	OMP_NUM_THREADS=1 $(BIN)/python docs/make_site.py
 
 faults: $(STAMP)  ## Inject every fault of docs/reliability.md and print a table (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m fault --full -n 2 --dist worksteal

@@ -1,4 +1,4 @@
-"""The README's commands: every one composes, and the ways of running are run at a tiny size."""
+"""The commands of the README and of its next pages: all compose, and some run at a tiny size."""
 
 import re
 import shlex
@@ -11,7 +11,8 @@ from cli.sweep import expand
 from train import main
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / name for name in ("README.md", "docs/models.md", "docs/tasks.md")]
+README = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 
 def blocks(language: str) -> list[str]:
@@ -29,8 +30,9 @@ OWN_TEXT = ["task.data=text", "task.path=my_book.txt"]
 
 
 def test_readme_links_lead_somewhere_and_nothing_is_left_to_fill_in() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), target
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         assert not re.search(r"\b[A-Z]+_[A-Z]+\b(?![=`.])", page.read_text(encoding="utf-8")), page
 
