@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -104,7 +105,7 @@ def test_batches_are_a_function_of_seed_and_number_and_ranks_share_them(data):
     (whole,) = one.test_dataloader()
     parts = []
     for rank in range(2):
-        other.trainer = SimpleNamespace(global_rank=rank, world_size=2)
+        other.trainer = cast(Any, SimpleNamespace(global_rank=rank, world_size=2))
         (part,) = other.test_dataloader()
         parts.append(part)
     for name, x in whole._asdict().items():

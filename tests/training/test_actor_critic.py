@@ -30,7 +30,7 @@ def small(*arguments):
 
 def step_by_step(module, batch, *, entropy):
     """The loss of the specification, with the gradient through every step's state."""
-    world, state, total = module.environment, None, 0.0
+    world, state, total = module.environment, None, torch.zeros((), dtype=torch.float64)
     places = world.reset(batch.worlds, batch.draws[:, 0])
     steps, gained = [], []
     for t in range(batch.choices.shape[1]):
