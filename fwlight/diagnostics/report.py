@@ -93,7 +93,8 @@ def _summary(memories: Sequence[Findings], heading: str, *, advised: bool) -> st
     advice = f" {_advice(memories)}" if advised else ""
     meaning = {**MEANING, RULE_LIMITED: f"{MEANING[RULE_LIMITED]}{advice}"}
     said = [
-        f"<p>{chip(verdict, COLOURS[verdict])}<b>{counts[verdict]} of {total} heads.</b> {html.escape(meaning[verdict])}</p>"
+        f"<p>{chip(verdict, COLOURS[verdict])}<b>{counts[verdict]} of {total} heads.</b> "
+        f"{html.escape(meaning[verdict])}</p>"
         for verdict in (OVER_CAPACITY, RULE_LIMITED, HEALTHY, UNUSED)
         if counts[verdict]
     ]
