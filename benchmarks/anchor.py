@@ -121,10 +121,11 @@ def main() -> None:
     )
     data.setup()
     of_steps, rows = {"steps": options.steps}, []
+    folder = options.folder / data.fingerprint[:12]  # of this text
     for seed in options.seeds:
-        found = [plain_loss(data, options.folder, seed=seed, **of_steps)]
+        found = [plain_loss(data, folder, seed=seed, **of_steps)]
         for model in options.models:
-            found.append(run_loss(options.text, options.folder, model, seed=seed, **of_steps))
+            found.append(run_loss(options.text, folder, model, seed=seed, **of_steps))
         rows.append(found)
     means = [statistics.mean(column) for column in zip(*rows, strict=True)]
     lines = [

@@ -27,8 +27,15 @@ _RUN_DIR = "FWLIGHT_RUN_DIR"
 def first_process() -> bool:
     """Say whether this is the only process of a run, or the first."""
     # torchrun may be started by srun, and ranks its processes itself.
-    ranks = ("RANK",) if "RANK" in os.environ else ("SLURM_PROCID",) if _of_srun() else _RANKS
+    ranks = ("RANK",) if "RANK" in os.environ else ("SLURM_PROCID",) if of_srun() else _RANKS
     return all(int(os.environ.get(name) or 0) == 0 for name in ranks)
+
+
+def cores() -> int:
+    """Return how many cores this process may use; not every system bounds that."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def check_launched(trainer: Mapping[str, Any]) -> None:
@@ -41,10 +48,11 @@ def check_launched(trainer: Mapping[str, Any]) -> None:
         ConfigError: They were not; with what to write instead.
     """
     devices, nodes = trainer["devices"], trainer["num_nodes"]
+    devices = len(devices) if isinstance(devices, list) else devices
     if "RANK" in os.environ:
         _check_torchrun()
-    elif _of_srun():
-        _check_srun(len(devices) if isinstance(devices, list) else devices, nodes)
+    elif of_srun():
+        _check_srun(devices, nodes)
         where = os.environ.get("SLURM_STEP_NODELIST", "127.0.0.1")
         os.environ.setdefault("MASTER_ADDR", _first_node(where))
     elif nodes > 1 and "MASTER_ADDR" not in os.environ:
@@ -52,12 +60,12 @@ def check_launched(trainer: Mapping[str, Any]) -> None:
             f"trainer.num_nodes={nodes}, but only this one process was started: put `srun "
             f"--nodes={nodes} --ntasks-per-node={devices}` before python, or use torchrun"
         )
-    several = "RANK" in os.environ or _of_srun() or nodes > 1 or devices not in (1, "auto")
+    several = "RANK" in os.environ or of_srun() or nodes > 1 or devices not in (1, "auto")
     if several and (address := os.environ.get("MASTER_ADDR")) is not None:
         _check_address(address)
 
 
-def _of_srun() -> bool:
+def of_srun() -> bool:
     """Say whether srun started this process as one of several; an allocation may hold more."""
     return int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1
 
@@ -131,7 +139,7 @@ def _place_for(line: str) -> Path | None:
     name = f"told-{hashlib.sha256(line.encode()).hexdigest()}"
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         return Path(file).parent.parent / name
-    if not _of_srun():
+    if not of_srun():
         return None
     step = ".".join(os.environ.get(key, "0") for key in _STEP)
     return Path(tempfile.gettempdir(), f"fwlight-{step}-{name}")

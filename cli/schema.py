@@ -132,6 +132,7 @@ class Robustness(OpenSection, WholeSection):
     attacked: Count
     holes: list[Annotated[float, Range(above=0, below=1)]]
     eps: list[Annotated[float, Range(above=0, high=1)]]
+    output: Annotated[str | None, Kind.TEXT, Kind.NO_RESULT]
     seed: Natural
 
 

@@ -41,7 +41,7 @@ def expand(arguments: Sequence[str]) -> list[Point]:
         raise ConfigError(f"-m would make {count} runs; more than {MOST_POINTS} are none")
     points = []
     for chosen in _combinations(values):
-        first = compose_config(_texts(chosen))
+        first = compose_config([*_texts(chosen), *where])
         default_base = f"runs/sweep_{first.choices.get('experiment') or first.choices['task']}"
         for curve, grids in _curves(first.config["sweep"]):
             inner = [_grid(grid, given=values) for grid in grids]

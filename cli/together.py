@@ -1,8 +1,8 @@
 """What no key of a configuration can be checked for alone."""
 
-import os
 from typing import Any
 
+from cli.launch import cores
 from fwlight.errors import ConfigError
 
 _PROCESSES_A_CORE = 4
@@ -81,17 +81,10 @@ def _check_processes(values: dict[str, Any], ranks: int) -> None:
     started = {"task.num_workers": values["task"].get("num_workers", 0) * ranks}
     if values["trainer"]["accelerator"] == "cpu":
         started["trainer.devices"] = ranks
-    most = _PROCESSES_A_CORE * _cores()
+    most = _PROCESSES_A_CORE * cores()
     for key, n in started.items():
         if n > most:
             raise ConfigError(
-                f"{key} asks for {n} processes on {_cores()} cores; at most {most}, "
+                f"{key} asks for {n} processes on {cores()} cores; at most {most}, "
                 f"{_PROCESSES_A_CORE} a core, may be started"
             )
-
-
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

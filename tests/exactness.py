@@ -11,7 +11,7 @@ def identical(one, other):
         same = one.dtype == other.dtype and one.shape == other.shape
         return same and torch.equal(*(x.reshape(-1).view(torch.uint8) for x in (one, other)))
     if isinstance(one, dict):
-        return list(one) == list(other) and all(identical(one[k], other[k]) for k in one)
+        return one.keys() == other.keys() and all(identical(one[k], other[k]) for k in one)
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(identical, one, other))
     return one == other

@@ -408,7 +408,7 @@ MISTAKES = [
         ],
         ["only 2 copies", "=700"],
     ),
-    (["action=fitt"], ["did you mean fit?", "generate, test, translate"]),
+    (["action=fitt"], ["did you mean fit?", "generate, robustness, test, translate"]),
     (["action=test"], ["action=test needs ckpt="]),
     (["action=generate", "ckpt=x"], ["prompt=TEXT"]),
     (["ckpt=x"], ["resume=PATH"]),

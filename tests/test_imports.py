@@ -64,6 +64,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.diagnostics.figures": ({"fwlight.diagnostics"}, {"torch", "matplotlib"}),
     "fwlight.diagnostics.findings": ({"fwlight.diagnostics"}, LIBRARY),
     "fwlight.diagnostics.report": ({"fwlight.diagnostics", "fwlight.pages"}, LIBRARY),
+    "fwlight.diagnostics.worth_report": ({"fwlight.diagnostics", "fwlight.pages"}, set()),
     "fwlight.pages": (set(), set()),
     "fwlight.robustness": (set(), LIBRARY),
     "fwlight.robustness.corruptions": ({"fwlight.robustness"}, LIBRARY | {"numpy", "PIL"}),

@@ -1,4 +1,4 @@
-"""What a wheel holds, what of it runs without the extras, and, with --full, all of it installed."""
+"""What a wheel holds, and what of it runs without the extras."""
 
 import os
 import re

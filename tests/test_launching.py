@@ -1,6 +1,7 @@
 """Who started a process, by the variables of SLURM and torchrun; and jobs, without a SLURM."""
 
 import shlex
+import socket
 import subprocess
 from pathlib import Path
 
@@ -71,9 +72,14 @@ def test_one_process_cannot_be_several_nodes(monkeypatch, capsys):
     assert "`srun --nodes=2 --ntasks-per-node=1`" in line
 
 
+def nobody_knows(*_):
+    raise socket.gaierror(-2, "Name or service not known")
+
+
 @pytest.mark.parametrize("launcher", ["srun", "torchrun"])
 def test_place_to_meet_that_no_machine_knows_is_told_once(monkeypatch, capsys, launcher):
     for rank in range(2):
+        monkeypatch.setattr("cli.launch.socket.getaddrinfo", nobody_knows)
         if launcher == "srun":
             of_srun(monkeypatch, tasks=2, nodes=1, per_node=2, rank=rank)
             monkeypatch.setenv("SLURM_STEP_NODELIST", "nowhere[07-09].invalid,other")
@@ -243,7 +249,7 @@ def test_job_that_is_not_waited_for_is_told_with_how_to_look(monkeypatch, capsys
 
 @pytest.mark.parametrize("key", ["action=test ckpt=a", "resume=a.ckpt"])
 def test_job_is_a_training_that_can_be_started_again(capsys, monkeypatch, tmp_path, key):
-    monkeypatch.setattr("cli.main.check_files", lambda config: None)
+    monkeypatch.setattr("cli.commands.check_files", lambda config: None)
     assert "launcher=slurm" in refused(capsys, "launcher=slurm", "run_dir=run", *key.split())
 
 

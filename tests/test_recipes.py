@@ -168,7 +168,7 @@ def test_what_two_files_add_lives(extended, part):
 @pytest.mark.slow
 def test_an_action_of_two_files_runs_and_is_explained(extended):
     told = run(extended, "train.py", "--help").stdout
-    assert "  action=count     ckpt=PATH [output=FILE] count.unit\n" in told
+    assert "  action=count      ckpt=PATH [output=FILE] count.unit\n" in told
     ckpt = "ckpt=tests/compatibility/0.1/retrieval_dpfp.ckpt"
     counted = run(extended, "train.py", "action=count", ckpt, "count.unit=2")
     numbers, unit = counted.stdout.split(" x ")

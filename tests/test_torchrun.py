@@ -88,7 +88,8 @@ def test_rank_that_is_killed_is_started_again_and_goes_on(place, static):
     flags = ("--standalone", "--nproc-per-node=2", "--max-restarts=1")
     whole = agent(place, *flags, run_dir=folder, trainer=("trainer.devices=2",), pause=0.3)
     end = time.monotonic() + _PATIENCE
-    while not (folder / "metrics.csv").exists() or max(k for k, _ in rows(folder)) < 10:
+    table = folder / "metrics.csv"
+    while not table.exists() or max((k for k, _ in rows(folder)), default=0) < 10:
         assert time.monotonic() < end
         assert whole.poll() is None, whole.communicate()
         time.sleep(0.1)

@@ -4,13 +4,14 @@ It is given `points` and `progress`, and its keys by name. It returns the first 
 not 0, or None if it does not wait for the runs.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from cli.composition import Composition, compose_config
 from cli.folders import imported
-from cli.launch import run_dir
+from cli.launch import of_srun, run_dir
 from cli.points import Point
 from cli.sweep_progress import SweepProgress
 from fwlight.errors import ConfigError
@@ -39,10 +40,15 @@ def launch_alone(composition: Composition, arguments: Sequence[str]) -> int:
     """Let a launcher make the one run of a command line; return its exit code.
 
     Raises:
-        ConfigError: It is none of training, or goes on from a checkpoint elsewhere.
+        ConfigError: It is none of training, goes on from a checkpoint elsewhere, or is one of
+            several processes.
     """
     config = composition.config
     name = f"launcher={composition.choices['launcher']}"
+    if "RANK" in os.environ or of_srun():
+        raise ConfigError(
+            f"{name} submits a job: start it as one process, without srun or torchrun"
+        )
     if config["action"] != "fit":
         raise ConfigError(f"{name} is for action=fit, not for action={config['action']}")
     if config["resume"] not in ("never", "auto"):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.folders import CONF
+from cli.launch import cores
 from cli.points import Point
 from cli.sweep_progress import SweepProgress
 
@@ -35,7 +36,9 @@ def run(points: Sequence[Point], progress: SweepProgress) -> int:
         while waiting or running:
             while waiting and len(running) < workers:
                 point = waiting.pop(0)
-                process = context.Process(target=_run_point, args=(point.command, point.log))
+                process = context.Process(
+                    target=_run_point, args=([*point.command, "launcher=local"], point.log)
+                )
                 process.start()
                 running[process] = point
                 progress.started(point.folder)
@@ -51,13 +54,6 @@ def run(points: Sequence[Point], progress: SweepProgress) -> int:
         for process in running:
             process.terminate()
     return failed
-
-
-def cores() -> int:
-    """How many cores this process may use; not every system bounds that."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _run_point(arguments: list[str], log: Path) -> None:

@@ -24,6 +24,8 @@ TEMPERATURES = (1.0, 0.3, 0.1, 0.03)
 STRENGTHS = (0.5, 1.0, 2.0)
 _MOST_WRITES = 2**21
 """Of `reads_without`; beyond, nothing is removed exactly."""
+_MOST_PAIRS = 2**26
+"""Of tokens of one sequence and head; beyond, nothing is removed and no read replaced."""
 
 
 class Call(NamedTuple):
@@ -55,7 +57,7 @@ def changes(layer: Layer, call: Call) -> Iterator[tuple[str, dict[str, Callable[
         size = memory.keys(call.k)[0].square().sum(-1)
         beta = torch.where(size > 0, 1 / size.clamp(min=1e-30), 0.0)
         yield "g_1", {"": lambda: _called(memory, call, beta=beta)}
-    if memory.writes > 1:
+    if memory.writes > 1 or len(call.k) * call.k.shape[1] * length**2 > _MOST_PAIRS:
         return
     w, q, own = _raw(memory, call)
     seen = _seen(call)

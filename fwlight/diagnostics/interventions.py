@@ -56,9 +56,12 @@ def intervene(module: Any, batches: Iterable[Any], *, heads: bool = True) -> lis
     Args:
         module: Whose `module(batch)` is the loss `[b, t]` of every target, as of
             `fwlight.training.lm.LanguageModelingModule`.
-        batches: With `targets`.
+        batches: With `targets`; others are left out.
         heads: Whether heads are changed one by one, too; of those whose `mean` costs nothing on the
             first batch no other change is tried.
+
+    Returns:
+        Nothing for less than two sequences, which have no standard error.
     """
     layers = memory_layers(module.network)
     sums: dict[str, dict[str, Tensor]] = {layer.name: {} for layer in layers}
@@ -67,6 +70,8 @@ def intervene(module: Any, batches: Iterable[Any], *, heads: bool = True) -> lis
     active: dict[str, list[int]] = {}
     with undisturbed(module.network):
         for batch in batches:
+            if not hasattr(batch, "targets"):  # agents have none
+                continue
             calls, nll = _watched(module, layers, batch)
             if not calls:
                 continue
@@ -78,6 +83,8 @@ def intervene(module: Any, batches: Iterable[Any], *, heads: bool = True) -> lis
                 before = [(x, calls[x.name]) for x in layers[:i] if x.name in calls]
                 run = _Run(module, batch, nll, counts, layer, calls[layer.name], before)
                 run.add(sums[layer.name], chosen, active, heads=heads)
+    if float(totals[2]) < 2:
+        return []
     return [_effects(layer, sums[layer.name], totals) for layer in layers if sums[layer.name]]
 
 
@@ -128,7 +135,7 @@ class _Run:
                 totals = torch.stack([self._counts.sum(), self._counts.square().sum()])
                 totals = torch.cat([totals, (self._counts > 0).sum()[None]]).cpu()
                 costs = [_mean_and_error(row, totals) for row in sums["mean"][1:]]
-                active[name] = [i for i, x in enumerate(costs) if is_above_noise(*x)]
+                active[name] = [i for i, (effect, _) in enumerate(costs) if effect > LEAST]
 
     def _difference(self, output: Tensor) -> Tensor:
         """Return the sums over sequences of d, d^2 and d n: d is what n targets lose."""
@@ -188,6 +195,9 @@ def _effects(layer: Layer, sums: dict[str, Tensor], totals: Tensor) -> Effects:
     n_heads = len(next(iter(rows.values()))) - 1
     heads = [{name: x[1 + i] for name, x in rows.items()} for i in range(n_heads)]
     known = [{name: y for name, y in x.items() if not math.isnan(y[0])} for x in heads]
+    # Of a head that the first batch alone found of no use nothing else is known.
+    lost = [0 < len(x) < len(whole) and is_above_noise(*x["mean"]) for x in known]
+    known = [{} if missing else x for missing, x in zip(lost, known, strict=True)]
     return Effects(layer, whole, known)
 
 

@@ -33,13 +33,13 @@ def projection(
         "none", "later": all but the first write into an empty memory, or "all".
     """
     k, v = (torch.zeros(1, 1, 2, size, device=device) for size in (d_dot, d_value))
-    k[..., 0], v[..., 0] = 1.0, 4.0
+    k[..., 0], v[..., 0] = 1.0, 1e3
     norms = []
     for n in (1, 2):
         beta = torch.ones_like(k[:, :, :n, 0]) if has_beta else None
         _, S = rule(None, k[:, :, :n], v[:, :, :n], beta)
         norms.append(float(S.square().sum().sqrt()))
-    if norms[1] > 1.001:
+    if abs(norms[1] - 1) > 1e-3:
         return "none"
     return "later" if norms[0] > 1.001 else "all"
 
@@ -69,6 +69,7 @@ def shrunk_writes(w: Written) -> Bool[Tensor, "b h t"]:
     u = beta[..., None].double() * (w.v - old)
     grown = 2 * (old * u).sum(-1) + w.k.double().square().sum(-1) * u.square().sum(-1)
     kind = projection_of(w)
+    nothing = (beta == 0) | (w.k == 0).all(-1)  # which leaves the state as it is
     norm = grown.new_zeros(grown.shape[:2])
     if w.initial_state is not None:
         norm = w.initial_state.double().square().sum((-2, -1))
@@ -78,6 +79,7 @@ def shrunk_writes(w: Written) -> Bool[Tensor, "b h t"]:
             norm = norm.masked_fill(empties[:, :, t], 0.0)
         after = norm + grown[:, :, t]
         shrunk[:, :, t] = (after > 1) & ((norm > 0) | (kind == "all")) & (kind != "none")
+        shrunk[:, :, t] &= ~nothing[:, :, t]
         norm = after.masked_fill(shrunk[:, :, t], 1.0)
     return shrunk
 

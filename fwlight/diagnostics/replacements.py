@@ -75,16 +75,15 @@ def linear_reads(
     mean eigenvalue of sum_s k_s k_s^T: as ridge goes to 0, V K^+. In float64.
     """
     d = k.shape[-1]
-    step, parts = max(1, _NUMBERS // d**2), []
+    step, parts = max(1, _NUMBERS // (d * max(d, k.shape[2]))), []
     identity = torch.eye(d, dtype=torch.float64, device=k.device)
     heads = zip(*(x.flatten(0, 1) for x in (q, k, v, kept)), strict=True)
     for queries, keys, values, mask in (
         (a.double(), b.double(), c.double(), m) for a, b, c, m in heads
     ):
-        outer = (keys[:, :, None] * keys[:, None]).flatten(1)
         for start in range(0, len(queries), step):
             at = slice(start, start + step)
-            grams = (mask[at].double() @ outer).unflatten(1, (d, d))
+            grams = (mask[at, :, None] * keys).mT @ keys
             mean = grams.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None]
             factor = torch.linalg.cholesky(grams + (ridge * mean + 1e-300) * identity)
             solved = torch.cholesky_solve(queries[at, :, None], factor)

@@ -165,7 +165,7 @@ def _changes(network: nn.Module, layer: Any, one: Worth) -> list[str]:
             found.append(f"model/decay=scalar{norm} (now none): lets old writes fade")
         if one.verdict == RULE and kind == "delta" and memory.writes == 1:
             found.append("model.writes=2 (now 1): two steps towards the values a token")
-        if one.verdict == RULE and memory.key_norm not in ("l2", "l2_smooth"):
+        if one.verdict == RULE and kind == "delta" and memory.key_norm not in ("l2", "l2_smooth"):
             found.append(
                 f"model.key_norm=l2 (now {memory.key_norm}): a write replaces all of a value"
             )

@@ -39,6 +39,8 @@ COLUMNS = {
 }
 """Heading, and beginnings of the names of the changes of which the best is shown."""
 HEADING = ("", "verdict", "worth", "reaches", *COLUMNS)
+_NOTHING = "Nothing here: no change that was tried lowers the loss above the noise."
+_NO_KEY = "What lowers the loss below has no key of the configuration that stands for it."
 EXPLAINED = (
     "All numbers are nats per target, with their standard error over sequences: what the loss of "
     "the whole model becomes if this memory alone is changed, nothing being trained again. Worth: "
@@ -64,7 +66,7 @@ def worth_section(found: Sequence[Effects], advice: Sequence[Advice]) -> str:
         f"<p>In the order in which to try it, what gains most before training first:</p>"
         f"<ol>{items}</ol>"
         if items
-        else "<p>Nothing here: no change that was tried lowers the loss above the noise.</p>"
+        else f"<p>{_NO_KEY if _limited(found) else _NOTHING}</p>"
     )
     rows = [_row(x.layer.name, x.whole) for x in found]
     parts = [f"<h2>Verdict: what should be changed?</h2>{said}", table(HEADING, rows)]
@@ -76,6 +78,11 @@ def worth_section(found: Sequence[Effects], advice: Sequence[Advice]) -> str:
             shown = f"<details><summary>{name}</summary>{table(HEADING, heads)}</details>"
             parts.append(shown)
     return "".join(parts)
+
+
+def _limited(found: Sequence[Effects]) -> bool:
+    verdicts = {worth(x).verdict for one in found for x in (one.whole, *one.heads) if x}
+    return bool(verdicts & {RULE, ROOM, INTERFERENCE, STRENGTH})
 
 
 def _row(name: str, effects: Named) -> list[str]:

@@ -46,21 +46,24 @@ def pgd(
     random = torch.empty(images.shape).uniform_(-1, 1, generator=drawn).to(images)
     if method == "random":
         return (images + eps * random.sign()).clamp(0, 1)
-    delta = (eps * random if method == "sign" else torch.zeros_like(images)).requires_grad_()
+    delta = eps * random if method == "sign" else torch.zeros_like(images)
+    # Not only the sum is held within [0, 1]: beyond it no gradient leads back.
+    delta = ((images + delta).clamp(0, 1) - images).requires_grad_()
     adam = torch.optim.Adam([delta], lr=eps / 2, maximize=True)
     for _ in range(steps):
-        loss = F.cross_entropy(network((images + delta).clamp(0, 1)), labels, reduction="sum")
+        loss = F.cross_entropy(network(images + delta), labels, reduction="sum")
         (delta.grad,) = torch.autograd.grad(loss, delta)
         with torch.no_grad():
             if method == "adam":
                 adam.step()
             else:
                 delta += 2.5 * eps / steps * delta.grad.sign()
-            delta.clamp_(-eps, eps)
+            delta.copy_((images + delta.clamp(-eps, eps)).clamp(0, 1) - images)
     return (images + delta.detach()).clamp(0, 1)
 
 
 METHODS = ("sign", "adam", "random")
+_CLASSES = 10
 
 
 def deepfool(
@@ -75,7 +78,7 @@ def deepfool(
     At each step the classifier is taken to be linear where the image is, and the image moved onto
     the nearest boundary of its class (Moosavi-Dezfooli et al. 2016, arXiv 1511.04599, algorithm 2).
     What is found is lengthened by `overshoot`, so that it lies behind the boundary. Values may
-    leave [0, 1], as in the paper.
+    leave [0, 1], as in the paper. The ten likeliest classes are looked at, as in its authors' code.
 
     Args:
         network: What is deceived.
@@ -97,11 +100,9 @@ def deepfool(
         if step == steps or not same.any():
             going = going[same]
             break
-        slopes = torch.stack(
-            [torch.autograd.grad(one.sum(), x, retain_graph=True)[0] for one in logits.unbind(-1)],
-            dim=1,
-        )
-        move = _to_nearest(logits.detach(), slopes, own[going])
+        likely = logits.topk(min(_CLASSES, logits.shape[-1])).values  # its own class first
+        slopes = [torch.autograd.grad(y, x, retain_graph=True)[0] for y in likely.sum(0)]
+        move = _to_nearest(likely.detach(), torch.stack(slopes, dim=1))
         going, move = going[same], move[same]
         total[going] += move
     deceived = torch.ones(len(images), dtype=torch.bool, device=images.device)
@@ -109,14 +110,18 @@ def deepfool(
     return (1 + overshoot) * total, deceived
 
 
-def _to_nearest(logits: Tensor, slopes: Tensor, own: Tensor) -> Tensor:
-    """Return the way to the nearest boundary of linear functions; slopes are `[b, n, c, h, w]`."""
-    each = torch.arange(len(own), device=own.device)
-    gaps = (logits[each, own, None] - logits).abs()
-    slopes = slopes - slopes[each, own][:, None]
+def _to_nearest(logits: Tensor, slopes: Tensor) -> Tensor:
+    """Return the way to the nearest boundary of the first of linear functions.
+
+    Args:
+        logits: Their values `[b, n]`.
+        slopes: `[b, n, c, h, w]`.
+    """
+    each = torch.arange(len(logits), device=logits.device)
+    slopes = slopes - slopes[:, :1]
     lengths = slopes.flatten(2).norm(dim=2)
-    distances = gaps / lengths.clamp(min=1e-12)
-    distances[each, own] = torch.inf
+    distances = (logits[:, :1] - logits) / lengths.clamp(min=1e-12)
+    distances[:, 0] = torch.inf
     nearest = distances.argmin(-1)
     length = lengths[each, nearest].clamp(min=1e-12)
     factor = (distances[each, nearest] + 1e-6) / length

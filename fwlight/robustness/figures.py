@@ -106,7 +106,11 @@ def _shown(image: Tensor) -> Any:
 
 
 def _axes(
-    n: int, *, width: float, height: float, widths: Sequence[float] | None = None
+    n: int,
+    *,
+    width: int | float,
+    height: int | float,
+    widths: Sequence[int | float] | None = None,
 ) -> tuple["Figure", Any]:
     from matplotlib.figure import Figure  # takes a third of a second to load
 

@@ -46,7 +46,7 @@ class Measured:
     examples: dict[str, Tensor] = field(default_factory=dict)
     """Images `[n, c, h, w]` to show."""
 
-    def of(self, measure: str, kind: str) -> dict[float, float]:
+    def of(self, measure: str, kind: str) -> dict[int | float, int | float]:
         """Return values by level."""
         return {x.level: x.value for x in self.rows if (x.measure, x.kind) == (measure, kind)}
 
@@ -145,7 +145,7 @@ def relative_errors(rows: Sequence[Row], against: Sequence[Row]) -> dict[str, fl
     """
 
     def total(of: Sequence[Row], kind: str) -> float:
-        return sum(x.value for x in of if (x.measure, x.kind) == ("corruption", kind))
+        return math.fsum(x.value for x in of if (x.measure, x.kind) == ("corruption", kind))
 
     kinds = [(kind, total(against, kind)) for kind in CORRUPTIONS]
     return {kind: total(rows, kind) / base if base else math.nan for kind, base in kinds}
@@ -214,7 +214,7 @@ def _smallest(found: Measured, network: Network, images: Tensor) -> None:
     found.examples["smallest"] = changes[:6]
 
 
-def _listed(values: dict[float, float]) -> str:
+def _listed(values: dict[int | float, int | float]) -> str:
     return ", ".join(f"{value:.3f} ({level:g})" for level, value in values.items())
 
 

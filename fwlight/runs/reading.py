@@ -207,9 +207,9 @@ def _warn(path: Path) -> None:
 
 def _in_use(lock: Path) -> bool:
     """Say whether a process holds the lock of a run's folder."""
-    if not lock.is_file():  # a pipe would be waited for
-        return False
     try:
+        if not lock.is_file():  # a pipe would be waited for
+            return False
         with _opened(lock) as file:
             # Others who look hold it too, for a moment; who trains holds it on.
             return not any(_free(file) for _ in range(3))

@@ -110,7 +110,8 @@ class ActorCriticModule(TrainingModule):
         self.environment, self.discount, self.entropy = environment, discount, entropy
         self.value_weight, self.entropy_weight = value_weight, entropy_weight
         self.published = dict(published or {})
-        self.evaluated, self.trained = MeanReward(), MeanReward()
+        self.evaluated = MeanReward()
+        self._gained = torch.zeros(2, dtype=torch.float64)
 
     def forward(self, batch: EpisodeBatch) -> Float[Tensor, "b t"]:
         """Play, and return the losses; those who watch memories see the parallel pass alone."""
@@ -155,16 +156,21 @@ class ActorCriticModule(TrainingModule):
         """Loss of one batch."""
         played = self.play(batch)
         losses = self.losses(played)
-        if self._sums is None:  # the first batch of an update
-            self.trained.reset()
-        self.trained.update(played.rewards.sum(1))
+        # Here, as all ranks do: metrics are read by the first one alone, too.
+        total, n = played.rewards.sum(dtype=torch.float64), len(played.rewards)
+        gained = torch.stack((total, torch.full_like(total, n)))
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(gained)
+        first = self._sums is None  # batch of an update
+        self._gained = gained if first else self._gained + gained
         count = torch.tensor(losses.numel(), device=losses.device)
         return self.update_loss(losses.sum(dtype=torch.float64), count)
 
     def step_metrics(self) -> dict[str, float]:
         """Add the reward, over all ranks."""
         metrics = super().step_metrics()
-        return metrics and {**metrics, "train/reward": self.trained.compute().item()}
+        total, n = self._gained.tolist()
+        return metrics and {**metrics, "train/reward": total / n}
 
     def rehearse(self, batch: EpisodeBatch) -> None:
         """Play one batch, and forget it."""

@@ -103,8 +103,14 @@ class HitLoss(ExactMetric):
         if not kept:
             return
         joined = [torch.cat(x, dim=int(self._of[0])) for x in zip(*kept, strict=True)]
-        inputs, targets, nll = joined[:3]
-        first = torch.zeros_like(inputs) if len(joined) == 3 else begins_at(joined[3]).clamp(min=0)
+        lanes = max(1, _TOKENS // joined[0].shape[1])
+        for part in zip(*(x.split(lanes) for x in joined), strict=True):
+            self._look(*part)
+
+    def _look(
+        self, inputs: Tensor, targets: Tensor, nll: Tensor, documents: Tensor | None = None
+    ) -> None:
+        first = torch.zeros_like(inputs) if documents is None else begins_at(documents).clamp(min=0)
         found, asked = earlier_bigrams(inputs, targets, first), targets != IGNORE_INDEX
         other = asked & ~found.hit
         self._add("loss_ar_hit", found.hit, nll)

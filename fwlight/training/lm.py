@@ -33,7 +33,7 @@ class LanguageModelingModule(SupervisedModule):
     Where the data module has `bytes_per_target(split)`, of its text, an evaluation logs
     `{split}/bpb`: bits per byte, the loss in bits over those bytes. Where it has
     `training_bigrams(split)`, its targets are a text's, and an evaluation logs
-    `{split}/{loss_ar_hit,loss_other}`, and their curves as `recall/{split}/...`, of which
+    `{split}/{loss_ar_hit,loss_other}`, and their curves as `{split}/recall/...`, of which
     metrics.csv has all: see `HitLoss`.
 
     The network has `features(tokens) -> (hidden, state)`, by keyword also the state to go on from
@@ -210,6 +210,7 @@ class LanguageModelingModule(SupervisedModule):
         """Start from nothing, and take from the data how often training has its bigrams."""
         data: Any = getattr(self.trainer, "datamodule", None)
         self.hits.reset()
+        self.hits.counts = None
         self._has_hits = hasattr(data, "training_bigrams")
         if self._has_hits and (known := data.training_bigrams(split)) is not None:
             codes, counts, base = known
@@ -228,7 +229,7 @@ class LanguageModelingModule(SupervisedModule):
             main, curves = self.hits.compute()
             named = {f"{split}/{name}": x for name, x in main.items()}
             self.record(named, self.trainer.global_step)
-            named = {f"recall/{split}/{name}": x for name, x in curves.items()}
+            named = {f"{split}/recall/{name}": x for name, x in curves.items()}
             self.record(named, self.trainer.global_step, main=False)
         if split == "test" and self.by_position.update_called:
             found = {f"test/{k}": v.item() for k, v in self.by_position.compute().items()}

@@ -50,7 +50,9 @@ class TrainingModule(LightningModule):
         self.optimizer_config = optimizer
         self.max_steps = max_steps
         self.latest: dict[str, float] = {}
-        """The newest value of every logged metric."""
+        """The newest value of every main metric that was logged."""
+        self.details: dict[str, float] = {}
+        """And of all others."""
         self.tokens_seen = torch.zeros((), dtype=torch.float64)
         """Target tokens trained on by this process's run so far, over all ranks; on the device."""
         self.skipped_updates = 0
@@ -121,7 +123,7 @@ class TrainingModule(LightningModule):
         return bool(every) and (step % every == 0 or step == self.trainer.max_steps)
 
     def record(self, metrics: dict[str, float], step: int, *, main: bool = True) -> None:
-        """Log values at a step, and keep them in `latest`.
+        """Log values at a step, and keep them in `latest` or `details`.
 
         Args:
             metrics: Values by name.
@@ -130,7 +132,7 @@ class TrainingModule(LightningModule):
         """
         if self.trainer.sanity_checking or not metrics:
             return
-        self.latest.update(metrics)
+        (self.latest if main else self.details).update(metrics)
         for logger in self.loggers:
             if main or _takes_all(logger):
                 logger.log_metrics(metrics, step)

@@ -101,7 +101,7 @@ def test_fla_is_read_without_its_package(monkeypatch, tmp_path):
     (tmp_path / "einops.py").write_text("")
     monkeypatch.delitem(sys.modules, "fla", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(ops, "_transformers", lambda *arguments: lambda: None)
+    monkeypatch.setattr(ops.peers, "transformers_chunk", lambda *arguments: lambda: None)
     found = ops.contenders("delta", SMALL, None)
     for actual, expected in zip(found["fla naive"](), found["native"](), strict=True):
         assert torch.equal(actual, expected)

@@ -97,7 +97,9 @@ def submit(cluster, place, monkeypatch, capsys):
 
 def at_step(folder: Path, step: int):
     def holds() -> bool:
-        return (folder / "metrics.csv").exists() and max(k for k, _ in rows(folder)) >= step
+        return (folder / "metrics.csv").exists() and max(
+            (k for k, _ in rows(folder)), default=0
+        ) >= step
 
     return holds
 

@@ -37,7 +37,7 @@ def others(n, island):
 
 
 def by_hand(graph, actions, draws, *, shifted, reward_input, reset_timer):
-    """One agent's inputs and rewards, in the words of the specification."""
+    """One agent's inputs and rewards, in a plain loop."""
     goal = int(5 * draws[0][0])
     position = others(5, goal)[int(4 * draws[0][1])]
     last, reward, timer = 3, 0.0, 0
@@ -68,7 +68,7 @@ def by_hand(graph, actions, draws, *, shifted, reward_input, reset_timer):
         {"shifted_actions": False, "reward_input": True, "reset_timer": True},
     ],
 )
-def test_environment_is_that_of_the_specification(data, options):
+def test_environment_is_that_of_a_plain_loop(data, options):
     world, batch = GraphEnvironment(**options), data.training_batch(3)
     actions = (batch.choices * 3).long()
     state, seen, gained = world.reset(batch.worlds, batch.draws[:, 0]), [], []

@@ -1,4 +1,4 @@
-"""Agents with memories: the loss against the specification, and runs from the command line."""
+"""Agents with memories: the loss against the paper's formulas, and runs from the command line."""
 
 import json
 from functools import partial
@@ -29,7 +29,7 @@ def small(*arguments):
 
 
 def step_by_step(module, batch, *, entropy):
-    """The loss of the specification, with the gradient through every step's state."""
+    """The loss of the paper, with the gradient through every step's state."""
     world, state, total = module.environment, None, torch.zeros((), dtype=torch.float64)
     places = world.reset(batch.worlds, batch.draws[:, 0])
     steps, gained = [], []

@@ -188,8 +188,10 @@ def test_every_evaluation_of_a_text_logs_its_hits(tmp_path, tokenizer, mode):
     expected = by_loops(rows, data.streams["train"].tolist())
     share = expected["ar_hits"]
     main = {f"val/{x}": expected.pop(x) for x in ("loss_ar_hit", "loss_other")}
-    logged = {k: v for k, v in module.latest.items() if "ar_hit" in k or "other" in k}
-    expected = main | {f"recall/val/{name}": x for name, x in expected.items()}
+    logged = {
+        k: v for k, v in (module.latest | module.details).items() if "ar_hit" in k or "other" in k
+    }
+    expected = main | {f"val/recall/{name}": x for name, x in expected.items()}
     assert logged == pytest.approx(expected, rel=1e-9)
     total = module.latest["val/loss"]
     parts = share * main["val/loss_ar_hit"] + (1 - share) * main["val/loss_other"]

@@ -26,5 +26,5 @@ def test(of: Restored) -> dict[str, Any]:
     if text := getattr(of.data, "tested_text", ""):
         results["tested_text"] = text
     say(as_text(results))
-    curves = {k: v for k, v in of.module.latest.items() if k.startswith("recall/test/")}
+    curves = {k: v for k, v in of.module.details.items() if k.startswith("test/")}
     return {**results, **curves}
