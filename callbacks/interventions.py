@@ -22,12 +22,15 @@ class Interventions(Callback):
         sequences: How many of the batch.
 
     Raises:
-        ValueError: If a number is below 1.
+        ValueError: If there are less than two sequences, which have no standard error, or
+            `every_n_steps` is below 1.
     """
 
     def __init__(self, *, every_n_steps: int = 1000, sequences: int = 8) -> None:
-        if every_n_steps < 1 or sequences < 1:
-            raise ValueError(f"every_n_steps={every_n_steps}, sequences={sequences}: at least 1")
+        if every_n_steps < 1 or sequences < 2:
+            raise ValueError(
+                f"every_n_steps={every_n_steps} must be at least 1, sequences={sequences} 2"
+            )
         self.every_n_steps, self.sequences = every_n_steps, sequences
 
     def on_train_batch_end(

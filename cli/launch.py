@@ -22,6 +22,8 @@ _STEP = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")
 _ANOTHER_RUN = 60.0
 """Seconds after which the same line is that of a later run: a step of srun may be a script."""
 _RUN_DIR = "FWLIGHT_RUN_DIR"
+LOCAL = "cli.launchers.local.run"
+"""The launcher that makes runs on this machine."""
 
 
 def first_process() -> bool:

@@ -2,12 +2,10 @@
 
 from typing import Any
 
-from cli.launch import cores
+from cli.launch import LOCAL, cores
 from fwlight.errors import ConfigError
 
 _PROCESSES_A_CORE = 4
-_HERE = "cli.launchers.local.run"
-"""What makes the run on this machine."""
 
 
 def check_together(values: dict[str, Any]) -> None:
@@ -41,7 +39,7 @@ def check_together(values: dict[str, Any]) -> None:
             f"task.batch_size={batch} sequences cannot be shared evenly by "
             f"{ranks * trainer['num_nodes']} processes"
         )
-    if action == "fit" and values["launcher"]["_target_"] == _HERE:
+    if action == "fit" and values["launcher"]["_target_"] == LOCAL:
         _check_processes(values, max(ranks, 1))
     if len(optimizer.get("betas", (0, 0))) != 2:
         raise ConfigError(f"optimizer.betas={optimizer['betas']} are not two numbers")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cli.composition import Composition, compose_config
 from cli.folders import imported
-from cli.launch import of_srun, run_dir
+from cli.launch import LOCAL, of_srun, run_dir
 from cli.points import Point
 from cli.sweep_progress import SweepProgress
 from fwlight.errors import ConfigError
@@ -27,7 +27,7 @@ def launcher(composition: Composition) -> Callable[[Sequence[Point], SweepProgre
 
 def is_local(composition: Composition) -> bool:
     """Say whether runs are made on this machine."""
-    return composition.choices["launcher"] == "local"
+    return composition.config["launcher"]["_target_"] == LOCAL
 
 
 def without_launcher(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

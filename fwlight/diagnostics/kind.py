@@ -43,3 +43,11 @@ def rule_kind(
         if float((second - wanted).abs().max()) <= limit:
             return kind
     return "other"
+
+
+def kind_of(layer: Any) -> str:
+    """Return `rule_kind` of the rule of a `fwlight.diagnostics.layers.Layer`."""
+    memory = layer.memory
+    k = torch.zeros(1, layer.n_heads, 1, memory.d_dot)
+    v = k.new_zeros(1, layer.n_heads, 1, memory.d_value)
+    return rule_kind(memory.update_rule, k, v, k[..., 0] if memory.has_beta else None)

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fwlight.diagnostics.beta import TokenBeta
@@ -19,7 +18,7 @@ from fwlight.diagnostics.figures import (
 )
 from fwlight.diagnostics.findings import Findings
 from fwlight.diagnostics.interventions import Effects
-from fwlight.diagnostics.kind import rule_kind
+from fwlight.diagnostics.kind import kind_of
 from fwlight.diagnostics.verdict import HEALTHY, LIMIT, OVER_CAPACITY, RULE_LIMITED, UNUSED
 from fwlight.diagnostics.worth import Advice
 from fwlight.diagnostics.worth_report import worth_section
@@ -102,7 +101,7 @@ def _summary(memories: Sequence[Findings], heading: str, *, advised: bool) -> st
     expanding = [
         x.layer.name
         for x in memories
-        if _kind(x) == "delta" and float(x.whole["g/from_2"].nan_to_num(0)) > 0
+        if kind_of(x.layer) == "delta" and float(x.whole["g/from_2"].nan_to_num(0)) > 0
     ]
     if expanding:
         names = html.escape(", ".join(expanding))
@@ -110,7 +109,7 @@ def _summary(memories: Sequence[Findings], heading: str, *, advised: bool) -> st
             f"<p><b>Writes with g = beta |k|² of at least 2 in {names}:</b> what is stored under "
             "their keys grows.</p>"
         )
-    if turning := [text for x in memories if _kind(x) == "delta" and (text := _turning(x))]:
+    if turning := [text for x in memories if kind_of(x.layer) == "delta" and (text := _turning(x))]:
         said.append(
             f"<p><b>Writes with g near 2 in {html.escape('; '.join(turning))}:</b> what is stored "
             "under their keys changes its sign (eigenvalue -1), which is how a memory counts in "
@@ -159,17 +158,10 @@ def _advice(memories: Sequence[Findings]) -> str:
     choices = ["keys further apart"]
     if any(found.layer.memory.has_beta for found in limited):
         choices.insert(0, "stronger writes (beta, g)")
-    if any(_kind(found) == "sum" for found in limited):
+    if any(kind_of(found.layer) == "sum" for found in limited):
         choices.insert(0, "a rule that removes (delta instead of sum)")
     text = " or ".join([", ".join(choices[:-1]), choices[-1]] if choices[1:] else choices)
     return f"{text[0].upper()}{text[1:]} can help."
-
-
-def _kind(found: Findings) -> str:
-    memory = found.layer.memory
-    k = torch.zeros(1, found.layer.n_heads, 1, memory.d_dot)
-    v = k.new_zeros(1, found.layer.n_heads, 1, memory.d_value)
-    return rule_kind(memory.update_rule, k, v, k[..., 0] if memory.has_beta else None)
 
 
 def _figures(memories: Sequence[Findings]) -> str:

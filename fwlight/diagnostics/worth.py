@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from fwlight.diagnostics.interventions import LEAST, Effects, is_above_noise
-from fwlight.diagnostics.kind import rule_kind
+from fwlight.diagnostics.kind import kind_of
 
 UNUSED, LOCAL, HEALTHY = "unused", "local", "healthy"
 RULE, ROOM = "limited by rule", "limited by room"
@@ -155,7 +154,7 @@ def _gain(effects: Named, limit: str) -> Worth | None:
 def _changes(network: nn.Module, layer: Any, one: Worth) -> list[str]:
     """Return what can lift a limit, by what the memory has."""
     memory = layer.memory
-    kind = _kind(layer)
+    kind = kind_of(layer)
     if one.verdict in (RULE, INTERFERENCE):
         found = []
         if kind == "sum":
@@ -197,10 +196,3 @@ def has_short_conv(network: nn.Module, memory: Any) -> bool:
     """Whether the layer around a memory has a short convolution."""
     around = (x for x in network.modules() if getattr(x, "memory", None) is memory)
     return any(getattr(x, "short_conv", None) is not None for x in around)
-
-
-def _kind(layer: Any) -> str:
-    memory = layer.memory
-    k = torch.zeros(1, layer.n_heads, 1, memory.d_dot)
-    v = k.new_zeros(1, layer.n_heads, 1, memory.d_value)
-    return rule_kind(memory.update_rule, k, v, k[..., 0] if memory.has_beta else None)
