@@ -104,7 +104,7 @@ def at_step(folder: Path, step: int):
     return holds
 
 
-def ended(cluster: Cluster, job: str, state: str = "COMPLETED") -> None:
+def ended(cluster: Cluster, place: Path, job: str, state: str = "COMPLETED") -> None:
     def over() -> bool:
         states = set(cluster.state(job).split())
         if states == {"PENDING"}:  # put back once more, on a busy machine
@@ -112,7 +112,8 @@ def ended(cluster: Cluster, job: str, state: str = "COMPLETED") -> None:
         return states <= {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"}
 
     cluster.wait_for(over, _PATIENCE)
-    assert {*cluster.state(job).split()} == {state}
+    logs = "\n".join(f"{log}:\n{_text(log)[-3000:]}" for log in place.rglob("*.log"))
+    assert {*cluster.state(job).split()} == {state}, logs
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -178,7 +179,7 @@ def test_run_stops_before_its_time_is_over_and_goes_on(cluster, place, whole, su
     stopped = "stopped by SIGUSR1 after step"
     cluster.wait_for(lambda: stopped in _text(place / "limited.log"), _PATIENCE)
     (place / "pause").write_text("0")  # a slow machine would need its three minutes often
-    ended(cluster, job)
+    ended(cluster, place, job)
     assert_same(folder, whole)
 
 
@@ -187,9 +188,9 @@ def test_run_that_is_cancelled_has_saved_and_stays_away(cluster, place, whole, s
     job = submit(f"run_dir={folder}", pause=0.3)
     cluster.wait_for(at_step(folder, 10), _PATIENCE)
     cluster.call("scancel", job, code=0)
-    ended(cluster, job, "CANCELLED")
+    ended(cluster, place, job, "CANCELLED")
     assert "stopped by SIGTERM after step" in _text(place / "cancelled.log")
-    ended(cluster, submit(f"run_dir={folder}", "resume=auto"))
+    ended(cluster, place, submit(f"run_dir={folder}", "resume=auto"))
     assert_same(folder, whole)
 
 
@@ -202,7 +203,7 @@ def test_sweep_is_an_array_of_which_one_is_killed(cluster, place, whole, submit,
     cluster.wait_for(lambda: cluster.state(f"{job}_0") == "FAILED", 60)
     cluster.call("scontrol", "requeue", f"{job}_0", code=0)
     cluster.hurry(f"{job}_0")
-    ended(cluster, job)
+    ended(cluster, place, job)
     assert_same(folder / "seed-1", whole)
     assert main([f"--config-dir={place}/conf", *RUN, *sweep, "launcher=slurm"]) == 0
     out = capsys.readouterr().out
