@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import random
 import resource
 import shutil
 import subprocess
@@ -68,6 +69,24 @@ def test_train_writes_the_run_folder(trained):
     assert config["size"]["d_model"] == config["network"]["d_model"] == 32
     assert config["run_dir"] == str(trained)
     assert {"last.ckpt", "best.ckpt"} <= {path.name for path in (trained / "checkpoints").iterdir()}
+
+
+def test_a_monitor_that_is_never_a_number_is_told(tmp_path, capsys):
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    draw = random.Random(0)
+    text = ["".join(draw.sample(letters, len(letters))) + "\n" for _ in range(20)]
+    (tmp_path / "text.txt").write_text("".join(text))  # in validation no pair comes twice
+    point = ["task=lm", "size=tiny", "task.data=text", f"task.path={tmp_path}/text.txt"]
+    point += ["task.tokenizer=chars", "task.batch_size=4", "task.seq_len=8", "logger=none"]
+    point += ["trainer.max_steps=2", "trainer.val_check_interval=1", "callbacks=none"]
+    point += ["callbacks.checkpoint.monitor=val/loss_ar_hit", f"run_dir={tmp_path / 'run'}"]
+    assert main(point) == 0
+    told = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning: val")]
+    assert told == [
+        "warning: val/loss_ar_hit was never a number: no best.ckpt, the last state is tested"
+    ]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["tested_checkpoint"] == "last.ckpt"
 
 
 def test_train_retrieval_is_tested_and_writes_no_text(tmp_path, capsys):

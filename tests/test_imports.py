@@ -84,7 +84,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.run": (
         {"fwlight.errors", "fwlight.types", "fwlight.models", "fwlight.training"}
         | {"fwlight.evaluation", "fwlight.integrity", "fwlight.diagnostics"}
-        | {"fwlight.lightning_internals", "fwlight.pipes", "fwlight.robustness"},
+        | {"fwlight.lightning_internals", "fwlight.pipes", "fwlight.robustness"}
+        | {"fwlight.runs"},
         {"filelock", "torch", "lightning", "tensorboard", "tqdm"},
     ),
     "fwlight.run.tensorboard": ({"fwlight.run"}, {"torch", "lightning", "matplotlib"}),

@@ -1,6 +1,5 @@
 """The mean of several checkpoints' weights."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -8,6 +7,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from fwlight.errors import CheckpointError
 from fwlight.run.checkpoint_io import load_checkpoint, save_checkpoint
+from fwlight.run.text import warn
 
 
 def average_checkpoints(folder: Path, *, last: int) -> Path | None:
@@ -28,7 +28,7 @@ def average_checkpoints(folder: Path, *, last: int) -> Path | None:
     """
     kept = sorted(folder.glob("step-*.ckpt"))[-last:]
     if len(kept) < last:
-        _warn(
+        warn(
             f"callbacks.checkpoint.average_last={last}, but the training ended with {len(kept)} "
             "kept copies: the last state is tested"
         )
@@ -36,11 +36,6 @@ def average_checkpoints(folder: Path, *, last: int) -> Path | None:
     target = folder / "averaged.ckpt"
     _write(kept, target)
     return target
-
-
-@rank_zero_only
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 @rank_zero_only

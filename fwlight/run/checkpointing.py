@@ -16,9 +16,8 @@ from fwlight.lightning_internals import (
 )
 from fwlight.run.checkpoint_form import check_callbacks
 from fwlight.run.restoring import check_loops
+from fwlight.runs.reading import lower_is_better
 from fwlight.training.module import TrainingModule
-
-_LOWEST = ("val/loss", "val/bpb", "val/loss_ar_hit", "val/loss_other")
 
 
 class RunCheckpoint(Callback):
@@ -111,7 +110,7 @@ class RunCheckpoint(Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         value = cast(TrainingModule, pl_module).latest.get(self.monitor)
-        sign = 1 if self.monitor in _LOWEST else -1
+        sign = 1 if lower_is_better(self.monitor) else -1
         if value is not None and sign * value < sign * self.best.get("value", sign * float("inf")):
             self.best = {"value": value, "step": trainer.global_step}
             if self.save_best:

@@ -66,3 +66,9 @@ def as_text(values: Mapping[str, Any]) -> str:
 def say(text: str) -> None:
     """Print, once for all processes of a run."""
     print(text, flush=True)
+
+
+@rank_zero_only
+def warn(text: str) -> None:
+    """Write a warning, once for all processes of a run."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -24,7 +24,7 @@ from fwlight.run.files import write_atomically
 from fwlight.run.folder import RunFolder
 from fwlight.run.moving_average import MovingAverage, averaged
 from fwlight.run.restoring import epochs_made, load_weights, stopped_early
-from fwlight.run.text import as_json, as_text, say
+from fwlight.run.text import as_json, as_text, say, warn
 from fwlight.training.metrics import perplexity
 from fwlight.training.module import TrainingModule
 
@@ -75,6 +75,8 @@ def fit(
             tested = average or checkpoint.last_path
         elif checkpoint.save_best and checkpoint.best and checkpoint.best_path.exists():
             tested = checkpoint.best_path
+        elif checkpoint.save_best and not checkpoint.best:
+            warn(f"{checkpoint.monitor} was never a number: no best.ckpt, the last state is tested")
         if tested != checkpoint.last_path or _of_kind(trainer, MovingAverage).decay is not None:
             load_weights(module, averaged(load_checkpoint(tested)), tested)
         trainer.test(module, datamodule=data, verbose=False)
