@@ -104,6 +104,7 @@ class Cluster:
 
     def start_now(self, job: str) -> bool:
         """Say whether a waiting job is let go; while it still ends it cannot be."""
+        time.sleep(2)  # what starts in the second in which it was put back fails: "revoked"
         update = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
         return not subprocess.run(update, env=self.environment, capture_output=True).returncode
 
