@@ -65,7 +65,7 @@ PARTS = {
     "update rule": ("_Rule", "native_rule", "native_read", "ChunkDelta", "ChunkSum", "attention"),
     "feature map, norm": ("dpfp", "sum_norm"),
     "dropout": ("bernoulli", "dropout"),
-    "loss": ("softmax", "nll"),
+    "loss": ("softmax", "nll", "cross_entropy"),
     "optimiser": ("adam", "linalg_vector_norm", "foreach"),
 }
 PLAIN_MODELS = ("softmax", "delta_dpfp", "linear", "deltanet")

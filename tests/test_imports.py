@@ -45,7 +45,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         | {"fwlight.types", "fwlight.packing"},
         LIBRARY,
     ),
-    "fwlight.models.dropout": ({"fwlight.mixers", "fwlight.ops.native"}, LIBRARY),
+    "fwlight.models.cross_entropy": ({"fwlight.types", "fwlight.ops.native"}, LIBRARY),
+    "fwlight.models.dropout": ({"fwlight.mixers", "fwlight.models", "fwlight.ops.native"}, LIBRARY),
     "fwlight.diagnostics": (set(), LIBRARY),
     "fwlight.diagnostics.metric": ({"fwlight.diagnostics"}, LIBRARY | {"torchmetrics"}),
     "fwlight.diagnostics.layers": (

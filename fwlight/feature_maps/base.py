@@ -11,7 +11,7 @@ class FeatureMap(nn.Module):
     """The map phi applied to queries and keys, one head vector at a time: `[..., d] -> [..., k]`.
 
     Most maps treat queries and keys alike and only define `forward`. A map whose numerical
-    stabiliser differs between the two overrides `query` and `key`. `divided_by_sum` is a short cut,
+    stabiliser differs between the two overrides `query` and `key`. `normalised` is a short cut,
     whose result must be that of both and of the division.
     """
 
@@ -58,15 +58,15 @@ class FeatureMap(nn.Module):
         del offset, scale_cancels, padding_mask, starts
         return self(k), None
 
-    def divided_by_sum(
-        self, x: Float[Tensor, "b h t d"], eps: float
+    def normalised(
+        self, x: Float[Tensor, "b h t d"], norm: str, eps: float
     ) -> Float[Tensor, "b h t k"] | None:
-        """Return features over their sum and eps, if there is one pass for both, else None.
+        """Return features divided as `norm` says, if there is one pass for both, else None.
 
-        Of queries and keys alike, for maps whose keys have no offset. Where the sum is 0, features
-        stay as they are.
+        Of queries and keys alike, for maps whose keys have no offset; as
+        `fwlight.mixers.normalisation.normalise` of the features.
         """
-        del x, eps
+        del x, norm, eps
 
     def read_weights(
         self,

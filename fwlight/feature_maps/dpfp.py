@@ -48,12 +48,12 @@ class DPFPFeatureMap(FeatureMap):
         blocks = [r * r.roll(j, dims=-1) for j in range(1, self.nu + 1)]
         return blocks[0] if self.nu == 1 else torch.cat(blocks, dim=-1)
 
-    def divided_by_sum(
-        self, x: Float[Tensor, "b h t d"], eps: float
+    def normalised(
+        self, x: Float[Tensor, "b h t d"], norm: str, eps: float
     ) -> Float[Tensor, "b h t k"] | None:
         """Return features over their sum and eps in compiled code, or None where it cannot run."""
         self.d_dot(x.shape[-1])
-        compiled = self.is_plain() and self._can_run(x)
+        compiled = norm == "sum" and self.is_plain() and self._can_run(x)
         return native.native_dpfp(x, self.nu, eps) if compiled else None
 
     def read_weights(

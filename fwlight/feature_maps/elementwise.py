@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fwlight.feature_maps.base import FeatureMap
+from fwlight.ops import native
 
 
 class IdentityFeatureMap(FeatureMap):
@@ -57,3 +58,12 @@ class SiLUFeatureMap(FeatureMap):
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """Return silu(x)."""
         return F.silu(x)
+
+    def normalised(
+        self, x: Float[Tensor, "b h t d"], norm: str, eps: float
+    ) -> Float[Tensor, "b h t d"] | None:
+        """Return features of unit length in compiled code, or None where it cannot run."""
+        plain = type(self).forward is SiLUFeatureMap.forward
+        if norm in ("l2", "l2_smooth") and plain and self.allow_native and native.can_run(x):
+            return native.native_l2_norm(x, eps, smooth=norm == "l2_smooth", silu=True)
+        return None

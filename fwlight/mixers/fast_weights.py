@@ -134,7 +134,7 @@ class FastWeights(Features):
         self.d_dot = self.feature_map.d_dot(d_head)
         self.read_norm, self.read_eps = read_norm, read_eps
         self.output_scale = d_head**-0.5 if output_scale is None else output_scale
-        self.out_norm = make_out_norm(out_norm, d_value, out_norm_eps)
+        self.out_norm = make_out_norm(out_norm, d_value, out_norm_eps, self.allow_native)
         self.skip = nn.Parameter(torch.ones(n_heads)) if value_skip else None
         sizes = {"n_heads": n_heads, "d_key": self.d_dot, "d_value": d_value}
         gates = [factory(**sizes) for factory in (decay, erase, write) if factory]

@@ -63,7 +63,7 @@ class Features(nn.Module):
     ) -> tuple[Float[Tensor, "b h t k"], Float[Tensor, "b h"] | None]:
         """Return the features that keys are written as, and the map's constant."""
         k = at_least_float32(k)
-        features = self._divided_by_sum(k, self.key_norm_eps)
+        features = self.feature_map.normalised(k, self.key_norm, self.key_norm_eps)
         if features is None:
             features, offset = self.feature_map.key(
                 k,
@@ -81,13 +81,10 @@ class Features(nn.Module):
     def queries(self, q: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t k"]:
         """Return the features with which queries read."""
         q = at_least_float32(q)
-        features = self._divided_by_sum(q, self.query_norm_eps)
+        features = self.feature_map.normalised(q, self.key_norm, self.query_norm_eps)
         if features is None:
             features = self._normalised(self.feature_map.query(q), self.query_norm_eps)
         return features
 
     def _normalised(self, features: Tensor, eps: float) -> Tensor:
         return normalise(features, self.key_norm, eps, allow_native=self.allow_native)
-
-    def _divided_by_sum(self, x: Tensor, eps: float) -> Tensor | None:
-        return self.feature_map.divided_by_sum(x, eps) if self.key_norm == "sum" else None

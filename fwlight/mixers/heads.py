@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fwlight.checks import check_choice, check_factory, check_sizes
 from fwlight.mixers.base import Mixer
 from fwlight.mixers.gates import Gates
+from fwlight.mixers.normalisation import RMSNorm
 from fwlight.mixers.rotary import rotated
 from fwlight.mixers.short_conv import ShortConv
 from fwlight.packing import Pieces
@@ -101,7 +102,8 @@ class MultiHeadAttention(Mixer):
             )
         normed = qk_norm == "rmsnorm"
         self.q_norm, self.k_norm = (
-            nn.RMSNorm(d_head, eps=1e-5) if normed else nn.Identity() for _ in range(2)
+            RMSNorm(d_head, eps=1e-5, allow_native=self.allow_native) if normed else nn.Identity()
+            for _ in range(2)
         )
         width, self.out_gate = self.n_heads * d_value, out_gate
         gated = out_gate != "none"
@@ -141,7 +143,7 @@ class MultiHeadAttention(Mixer):
         if self.rotary:
             assert q is not None  # they were asked for
             first = 0 if memory_state is None else memory_state.k.shape[2]
-            q, k = rotated(q, first=first), rotated(k, first=first)
+            q, k = (rotated(z, first=first, allow_native=self.allow_native) for z in (q, k))
         options = {"initial_state": memory_state, "padding_mask": padding_mask}
         if causal:
             o, memory_state = self.memory(q, k, v, gates, starts=starts, **options)
@@ -236,7 +238,8 @@ class MultiHeadAttention(Mixer):
         widths = [asked + rows["k"] + rows["v"], rows["gates"], rows["out"] * queries]
         qkv, logits, out = F.linear(x, weight).split(widths, dim=-1)
         if self.short_conv is not None:
-            qkv, tail = self.short_conv(qkv, tail=tail, padding_mask=padding_mask, starts=starts)
+            masks = {"padding_mask": padding_mask, "starts": starts}
+            qkv, tail = self.short_conv(qkv, tail=tail, allow_native=self.allow_native, **masks)
         q, k, v = qkv.split([asked, rows["k"], rows["v"]], dim=-1)
         if self.short_conv is not None:
             v = F.silu(v)

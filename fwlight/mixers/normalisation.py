@@ -1,9 +1,9 @@
 """What keys and queries are divided by, and what reads are."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -21,27 +21,44 @@ def normalise(
 
     "sum": their sum and `eps` (Schlag et al. 2021b, eq. 29); "l2": their length, which is taken for
     `eps` where it is less; "l2_smooth": sqrt(sum of squares + eps), as in Gated DeltaNet's code.
-    Compiled code divides by the sum where it may.
+    Compiled code divides where it may.
     """
     if norm == "none":
         return x
-    if norm == "l2":
-        return F.normalize(x, dim=-1, eps=max(eps, 1e-12))
-    if norm == "l2_smooth":
-        return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + max(eps, 1e-12))
-    if allow_native and native.can_run(x):
+    compiled = allow_native and x.ndim == 4 and native.can_run(x)
+    if norm != "sum":
+        norm_of = native.native_l2_norm if compiled else native.plain_l2_norm
+        return norm_of(x, eps, smooth=norm == "l2_smooth")
+    if compiled:
         return native.native_sum_norm(x, eps)
     total = x.sum(-1, keepdim=True) + eps
     # The inverse of what is no normal number is infinite, and so would be its part of a gradient.
     return x / total.masked_fill(total.abs() < torch.finfo(total.dtype).tiny, 1.0)
 
 
-def make_out_norm(name: str, d_value: int, eps: float) -> nn.Module:
+class RMSNorm(nn.RMSNorm):
+    """As `torch.nn.RMSNorm` over the last dimension, in compiled code where that may run.
+
+    `fwlight.models.dropout.follow_mixers` says where it may.
+    """
+
+    def __init__(self, size: int, *, eps: float, allow_native: bool = True) -> None:
+        super().__init__(size, eps=eps)
+        self.allow_native = allow_native
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Divide, and multiply by the gain."""
+        if self.allow_native and native.can_run(x):
+            return native.native_rms_norm(x, self.weight, cast(float, self.eps))
+        return super().forward(x)
+
+
+def make_out_norm(name: str, d_value: int, eps: float, allow_native: bool) -> nn.Module:
     """Return one of `OUT_NORMS` over a head's output: layernorm has no gain, rmsnorm learns one."""
     made: dict[str, Callable[[], nn.Module]] = {
         "none": nn.Identity,
         "layernorm": lambda: nn.LayerNorm(d_value, elementwise_affine=False),
-        "rmsnorm": lambda: nn.RMSNorm(d_value, eps=eps),
+        "rmsnorm": lambda: RMSNorm(d_value, eps=eps, allow_native=allow_native),
     }
     return made[name]()
 

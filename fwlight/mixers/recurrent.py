@@ -127,7 +127,11 @@ class RecurrentMixer(Mixer):
             vectors, logits = logits, vectors
         if self.short_conv is not None:
             vectors, tail = self.short_conv(
-                vectors, tail=tail, padding_mask=padding_mask, starts=starts
+                vectors,
+                tail=tail,
+                padding_mask=padding_mask,
+                starts=starts,
+                allow_native=self.allow_native,
             )
         with without_autocast(x):
             sizes = [self.n_heads * size for size in self.vectors.values()]

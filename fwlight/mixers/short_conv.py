@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fwlight.checks import check_sizes
+from fwlight.ops import native
 from fwlight.packing import begins_at
 
 
@@ -39,6 +40,7 @@ class ShortConv(nn.Module):
         tail: Float[Tensor, "b w n"] | None = None,
         padding_mask: Bool[Tensor, "b t"] | None = None,
         starts: Bool[Tensor, "b t"] | None = None,
+        allow_native: bool = True,
     ) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b w n"]]:
         """Convolve; return the result and the last width - 1 inputs of all channels.
 
@@ -50,6 +52,7 @@ class ShortConv(nn.Module):
             tail: What an earlier call returned; None is zeros.
             padding_mask: True where a position is padding.
             starts: True at the first token of a sequence, whose inputs before it are zero.
+            allow_native: Whether compiled code may do it.
 
         Raises:
             ValueError: If there are both starts and padding.
@@ -63,6 +66,11 @@ class ShortConv(nn.Module):
             if padding_mask is not None:
                 raise ValueError("rows of several sequences have no padding between tokens")
             return self._apart(torch.cat([carried[..., others:], x], dim=1), starts)
+        if padding_mask is None and allow_native and native.can_run(x):
+            before = None if tail is None else carried[..., others:]
+            y = native.native_short_conv(x, self.weight[others:].to(x.dtype), before)
+            window = x if t >= reach else torch.cat([carried[..., others:], x], dim=1)
+            return y, F.pad(window[:, window.shape[1] - reach :], (others, 0))
         order = count = None
         if padding_mask is not None:
             order = padding_mask.int().argsort(dim=1, stable=True)[..., None]  # real ones first

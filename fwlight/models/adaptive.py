@@ -8,13 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from fwlight.types import IGNORE_INDEX
-
-
-def token_nll(logits: Float[Tensor, "b n"], targets: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """Return -log softmax(logits)[target] in at least float32; 0 where it is IGNORE_INDEX."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="none")
+from fwlight.models.cross_entropy import CrossEntropy
 
 
 class AdaptiveSoftmax(nn.Module):
@@ -51,6 +45,7 @@ class AdaptiveSoftmax(nn.Module):
         self.weight = weight
         self.bias = nn.Parameter(torch.zeros(vocab_size))
         self.clusters = nn.Linear(d_model, len(cutoffs))
+        self.cross_entropy = CrossEntropy()
 
     def forward(self, hidden: Float[Tensor, "*b m"]) -> Float[Tensor, "*b n"]:
         """Return the log-probability of every word, which serves as its logit."""
@@ -76,10 +71,10 @@ class AdaptiveSoftmax(nn.Module):
             starts.append(start)
             place = torch.where((words >= start) & (words < start + size), self.sizes[0] + i, place)
             start += size
-        nll = token_nll(F.linear(flat, *head), place)
+        nll = self.cross_entropy(F.linear(flat, *head), place)
         for i, (tail, start) in enumerate(zip(tails, starts, strict=True)):
             rows = (place == self.sizes[0] + i).nonzero().squeeze(1)
-            inner = token_nll(F.linear(flat[rows], *tail), words[rows] - start)
+            inner = self.cross_entropy(F.linear(flat[rows], *tail), words[rows] - start)
             nll = nll.index_add(0, rows, inner)
         return nll.view(targets.shape)
 

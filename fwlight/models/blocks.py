@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fwlight.checks import check_choice, check_factory
+from fwlight.mixers.normalisation import RMSNorm
 from fwlight.models.dropout import Dropout
 
 NORMS = ("post", "pre")
@@ -50,7 +51,7 @@ class SwiGLU(nn.Module):
 def make_norm(kind: str, d_model: int) -> nn.Module:
     """Return one of `BLOCK_NORMS` (Ba et al. 2016; Zhang and Sennrich 2019); ValueError else."""
     check_choice("block_norm", kind, BLOCK_NORMS)
-    return nn.LayerNorm(d_model) if kind == "layernorm" else nn.RMSNorm(d_model, eps=1e-5)
+    return nn.LayerNorm(d_model) if kind == "layernorm" else RMSNorm(d_model, eps=1e-5)
 
 
 class Block(nn.Module):

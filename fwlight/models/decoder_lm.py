@@ -9,9 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fwlight.checks import check_choice, check_sizes
-from fwlight.models.adaptive import AdaptiveSoftmax, token_nll
+from fwlight.models.adaptive import AdaptiveSoftmax
 from fwlight.models.blocks import DecoderBlock, make_norm
 from fwlight.models.chunked import check_chunked, chunked_nll
+from fwlight.models.cross_entropy import CrossEntropy
 from fwlight.models.dropout import Dropout, follow_mixers
 from fwlight.models.positions import make_positions
 from fwlight.models.stack import MixerFactory, Stack, pattern
@@ -143,6 +144,7 @@ class DecoderLM(nn.Module):
             if n_outputs is None and not untied_output:
                 linear.weight = self.embedding.weight
             self.output = linear
+        self.cross_entropy = CrossEntropy()
         follow_mixers(self)
         if init_std is not None:
             self.apply(lambda module: initialise(module, init_std))
@@ -221,7 +223,7 @@ class DecoderLM(nn.Module):
             flat = chunked_nll(hidden.flatten(0, 1), output.weight, output.bias, targets.flatten())
             return flat.view(targets.shape)
         logits = self.output(hidden).flatten(0, 1)
-        return token_nll(logits, targets.flatten()).view(targets.shape)
+        return self.cross_entropy(logits, targets.flatten()).view(targets.shape)
 
 
 def initialise(module: nn.Module, std: float) -> None:

@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 
 from fwlight.mixers import Mixer
+from fwlight.mixers.normalisation import RMSNorm
+from fwlight.models.cross_entropy import CrossEntropy
 from fwlight.ops import native
 
 
@@ -24,8 +26,8 @@ class Dropout(nn.Dropout):
 
 
 def follow_mixers(network: nn.Module) -> None:
-    """Let a network drop numbers without compiled code where one of its mixers runs without it."""
+    """Let a network run without compiled code where one of its mixers runs without it."""
     allowed = all(x.allow_native for x in network.modules() if isinstance(x, Mixer))
     for module in network.modules():
-        if isinstance(module, Dropout):
+        if isinstance(module, (Dropout, CrossEntropy, RMSNorm)):
             module.allow_native = allowed

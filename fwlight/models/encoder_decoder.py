@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fwlight.checks import check_sizes
 from fwlight.models.blocks import Block, CrossDecoderBlock, EncoderBlock, make_norm
+from fwlight.models.cross_entropy import CrossEntropy
 from fwlight.models.dropout import Dropout, follow_mixers
 from fwlight.models.positions import make_positions
 from fwlight.models.stack import MixerFactory, Stack, pattern, total_size
@@ -112,6 +112,7 @@ class EncoderDecoder(nn.Module):
         pre = norm == "pre"
         self.encoder_norm = make_norm(block_norm, d_model) if pre else nn.Identity()
         self.decoder_norm = make_norm(block_norm, d_model) if pre else nn.Identity()
+        self.cross_entropy = CrossEntropy()
         follow_mixers(self)
         self.apply(_initialise)
 
@@ -174,9 +175,7 @@ class EncoderDecoder(nn.Module):
         -(1 - s) log p(target) - s / V sum_w log p(w) with s the label smoothing and V the size of
         the vocabulary (Szegedy et al. 2016, sec. 7).
         """
-        logits = self.output(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none")
+        return self.cross_entropy(self.output(hidden), targets, label_smoothing=label_smoothing)
 
     def encode(
         self, source: Int[Tensor, "b s"], starts: Bool[Tensor, "b s"] | None = None

@@ -80,7 +80,7 @@ def test_compiled_dpfp_can_be_differentiated_twice():
     x = gaussian(2, 1, 3, 4).requires_grad_()
     assert torch.autograd.gradcheck(DPFPFeatureMap(3), x)
     assert torch.autograd.gradgradcheck(DPFPFeatureMap(3), x)
-    divided = lambda y: DPFPFeatureMap(3).divided_by_sum(y, 0.1)  # noqa: E731
+    divided = lambda y: DPFPFeatureMap(3).normalised(y, "sum", 0.1)  # noqa: E731
     assert torch.autograd.gradcheck(divided, x)
     assert torch.autograd.gradgradcheck(divided, x)
 

@@ -66,9 +66,15 @@ struct DpfpMap {
       for (Index i = n - j; i < n; ++i) dr[i] += g[i] * r[i - j] + g[i + j - n] * r[i + j];
     }
     if (divided) divide(r, dr, dr + n);
-    for (Index i = 0; i < size; ++i) {
-      dx[i] = (x[i] > 0 ? dr[i] : T(0)) - (x[i] < 0 ? dr[size + i] : T(0));
+    // Vectors written out: compilers branch here, which random signs make slow.
+    constexpr Index W = Simd<T>::width;
+    const typename Simd<T>::vec zero{};
+    Index i = 0;
+    for (; i + W <= size; i += W) {
+      const auto at = load(x + i), plus = load(dr + i), minus = load(dr + size + i);
+      store(dx + i, (at > zero ? plus : zero) - (at < zero ? minus : zero));
     }
+    for (; i < size; ++i) dx[i] = (x[i] > 0 ? dr[i] : T(0)) - (x[i] < 0 ? dr[size + i] : T(0));
   }
 
  private:

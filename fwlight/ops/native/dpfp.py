@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fwlight.ops.native.launch import LIBRARY, bits, dense, empty_like, launch, sequence
+from fwlight.ops.native.launch import (
+    LIBRARY,
+    bits,
+    dense,
+    direct,
+    empty_like,
+    launch,
+    sequence,
+    traced,
+)
 
 LIBRARY.define("native_dpfp(Tensor x, int nu, float? eps) -> Tensor")
 LIBRARY.define("native_dpfp_backward(Tensor g, Tensor x, int nu, float? eps) -> Tensor")
@@ -23,9 +32,10 @@ def native_dpfp(x: Tensor, nu: int, eps: float | None = None) -> Tensor:
         eps: Divide the features by their sum and this; where that is 0, and with None, they stay
             as they are.
     """
+    run = torch.ops.fwlight.native_dpfp if traced(x) else _direct
     if x.ndim == 4:
-        return torch.ops.fwlight.native_dpfp(x, nu, eps)
-    features = torch.ops.fwlight.native_dpfp(x.reshape(1, 1, -1, x.shape[-1]), nu, eps)
+        return run(x, nu, eps)
+    features = run(x.reshape(1, 1, -1, x.shape[-1]), nu, eps)
     return features.view(*x.shape[:-1], -1)
 
 
@@ -64,7 +74,8 @@ def _keep_arguments(ctx: Any, inputs: tuple[Tensor, int, float | None], output: 
 def _gradient(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
     (x,) = ctx.saved_tensors
     if not torch.is_grad_enabled():
-        return torch.ops.fwlight.native_dpfp_backward(g, x, ctx.nu, ctx.eps), None, None
+        run = torch.ops.fwlight.native_dpfp_backward if traced(g) else _backward
+        return run(g, x, ctx.nu, ctx.eps), None, None
     # The same in torch's own operators, where a second derivative may be wanted.
     r = torch.cat([x.relu(), (-x).relu()], dim=-1)
     if ctx.eps is not None:
@@ -90,6 +101,7 @@ def _fake_backward(g: Any, x: Any, nu: int, eps: float | None) -> Any:
     return empty_like(dense(x))
 
 
+_direct = direct("native_dpfp", _forward, _keep_arguments, _gradient)
 LIBRARY.impl("native_dpfp", _forward, "CPU")
 LIBRARY.impl("native_dpfp_backward", _backward, "CPU")
 torch.library.register_fake("fwlight::native_dpfp", _fake_forward, lib=LIBRARY)

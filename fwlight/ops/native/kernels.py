@@ -22,6 +22,7 @@ from fwlight.ops.native.launch import (
     empty_like,
     launch,
     sequence,
+    traced,
 )
 
 # As in simd.h and arguments.h.
@@ -263,17 +264,12 @@ def _backward_op(q: Any, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, ..
     return _present(v, *_backward(q, k, v, *others))
 
 
-def _traced(x: Tensor) -> bool:
-    """Return whether the operators must be seen; dispatching one written in Python takes time."""
-    return type(x) is not Tensor or torch.compiler.is_compiling()
-
-
 class _Rule(Function):
     @staticmethod
     def forward(
         ctx: Any, rule: str, q: Any, k: Tensor, v: Tensor, beta: Any, S: Any, decay: Any, erase: Any
     ) -> tuple[Tensor | None, Tensor]:
-        if _traced(k):
+        if traced(k):
             with _below_autograd():
                 o, last, kept = _OP(q, k, v, beta, S, rule, LAYOUT, decay, erase)
         else:
@@ -291,7 +287,7 @@ class _Rule(Function):
         rule, started = ctx.rule, ctx.started
         if d_last is None and rule.startswith("fwm"):
             d_last = v.new_zeros(_state_shape(k, v))
-        if not _traced(k):
+        if not traced(k):
             return None, *_backward(q, k, v, beta, d_o, d_last, kept, rule, started, *gates)
         if q is None or d_o is None:
             q = d_o = None
@@ -390,7 +386,7 @@ def _run(
     decay: Tensor | None = None,
     erase_key: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor]:
-    if _traced(k):
+    if traced(k):
         o, last, _ = _OP(q, k, v, beta, S, rule, 0, decay, erase_key)
         return None if q is None else o, last
     if torch.is_grad_enabled() and _requires_grad(q, k, v, beta, S, decay, erase_key):

@@ -3,9 +3,11 @@
 import functools
 import struct
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from fwlight.ops.native.build import FUNCTIONS, library
 
@@ -51,6 +53,42 @@ def launch(name: str, dtype: torch.dtype, *arguments: int) -> int:
 def bits(x: float) -> int:
     """Return the integer of the same 64 bits."""
     return struct.unpack("q", struct.pack("d", x))[0]
+
+
+def traced(x: Tensor) -> bool:
+    """Return whether the operators must be seen; dispatching one written in Python takes time."""
+    return type(x) is not Tensor or torch.compiler.is_compiling()
+
+
+def direct(
+    name: str, forward: Callable[..., Any], keep: Callable[..., None], gradient: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Return an operator that is not seen: with its derivatives, but past torch's dispatcher.
+
+    Of small tensors the way through that takes longer than the computing.
+
+    Args:
+        name: What profilers call it.
+        forward: Computes the results.
+        keep: What `torch.library.register_autograd` takes as `setup_context`.
+        gradient: What that takes as `backward`.
+    """
+
+    def forward_and_keep(ctx: Any, *inputs: Any) -> Any:
+        output = forward(*inputs)
+        keep(ctx, inputs, output)
+        return output
+
+    methods = {"forward": staticmethod(forward_and_keep), "backward": staticmethod(gradient)}
+    kind: Any = type(Function)
+    function = kind(name, (Function,), methods)
+    # Without what `Function.apply` does first for torch.func, where `can_run` is false.
+    apply = cast(Any, super(Function, function)).apply
+
+    def call(*inputs: Any) -> Any:
+        return apply(*inputs) if torch.is_grad_enabled() else forward(*inputs)
+
+    return call
 
 
 @functools.cache
