@@ -9,6 +9,7 @@ _EXTRAS = {
     "translation": ("babel", "sacrebleu", "tokenizers"),
     "images": ("mlxtend", "sklearn"),
     "wandb": ("wandb",),
+    "hf": ("safetensors", "tokenizers", "transformers"),
 }
 """Modules, as they are imported, by the extra of pyproject.toml that installs them."""
 

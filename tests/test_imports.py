@@ -64,6 +64,20 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.diagnostics.layer_capacity": ({"fwlight.diagnostics", "fwlight.mixers"}, LIBRARY),
     "fwlight.diagnostics.figures": ({"fwlight.diagnostics"}, {"torch", "matplotlib"}),
     "fwlight.diagnostics.findings": ({"fwlight.diagnostics"}, LIBRARY),
+    "fwlight.diagnostics.attached": (
+        {"fwlight.diagnostics", "fwlight.errors", "fwlight.evaluation", "fwlight.feature_maps"}
+        | {"fwlight.mixers", "fwlight.ops", "fwlight.types"},
+        LIBRARY,
+    ),
+    "fwlight.diagnostics.losses": (
+        {"fwlight.diagnostics", "fwlight.evaluation", "fwlight.types"},
+        LIBRARY,
+    ),
+    "fwlight.diagnostics.comparison": ({"fwlight.diagnostics", "fwlight.pages"}, set()),
+    "fwlight.diagnose_hf": (
+        {"fwlight.diagnostics", "fwlight.errors", "fwlight.extras", "fwlight.types"},
+        {"torch", "tokenizers", "transformers"},
+    ),
     "fwlight.diagnostics.report": ({"fwlight.diagnostics", "fwlight.pages"}, LIBRARY),
     "fwlight.diagnostics.worth_report": ({"fwlight.diagnostics", "fwlight.pages"}, set()),
     "fwlight.pages": (set(), set()),

@@ -3,6 +3,7 @@
 Statistics of shards are added by `merge` and become reported values in a `finalise_*` function.
 """
 
+from fwlight.diagnostics.attached import Attached, attach
 from fwlight.diagnostics.beta import (
     TokenBeta,
     beta_statistics,
@@ -48,6 +49,7 @@ from fwlight.diagnostics.verdict import best_error, best_errors, best_statistics
 from fwlight.diagnostics.written import Written
 
 __all__ = [
+    "Attached",
     "Clusters",
     "Diagnosis",
     "Recall",
@@ -56,6 +58,7 @@ __all__ = [
     "TokenBeta",
     "WriteNorms",
     "Written",
+    "attach",
     "best_error",
     "best_errors",
     "best_statistics",

@@ -188,7 +188,7 @@ def _verdicts(ax: "Axes", layers: Sequence[Found]) -> None:
     patches = [Patch(color=COLOURS[x], label=x) for x in given]
     ax.legend(
         handles=patches, fontsize=6, frameon=False, ncols=3, loc="upper center",
-        bbox_to_anchor=(0.5, -0.18),
+        bbox_to_anchor=(0.5, -0.22),
     )  # fmt: skip
     _layer_rows(ax, layers, "verdict")
 

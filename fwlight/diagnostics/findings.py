@@ -33,17 +33,23 @@ class Findings(Found):
 
 
 def find_out(
-    module: Any, batches: Iterable[Any], *, n_tokens: int = 15, draws: int = 20
+    module: Any,
+    batches: Iterable[Any],
+    *,
+    layers: Sequence[Layer] | None = None,
+    n_tokens: int = 15,
+    draws: int = 20,
 ) -> list[Findings]:
     """Watch a module on batches and return what is found of every layer.
 
     Args:
         module: A `fwlight.training.TrainingModule` around memories of this library.
         batches: Of its task.
+        layers: Those to watch; None is `memory_layers` of its network.
         n_tokens: Length of each list of tokens.
         draws: Sequences with which the capacity is measured at every size; 0 leaves it out.
     """
-    layers = memory_layers(module.network)
+    layers = memory_layers(module.network) if layers is None else layers
     found: dict[str, list[Statistics]] = {layer.name: [] for layer in layers}
     for batch in batches:
         for layer, seen in look(module, layers, batch):

@@ -33,7 +33,13 @@ class Effects(NamedTuple):
     """The same of a change in one head alone."""
 
 
-def intervene(module: Any, batches: Iterable[Any], *, heads: bool = True) -> list[Effects]:
+def intervene(
+    module: Any,
+    batches: Iterable[Any],
+    *,
+    layers: Sequence[Layer] | None = None,
+    heads: bool = True,
+) -> list[Effects]:
     """Return the effects of all changes of all memories that a forward pass calls once.
 
     The changes, each of which is made where the memory has what it changes:
@@ -57,13 +63,14 @@ def intervene(module: Any, batches: Iterable[Any], *, heads: bool = True) -> lis
         module: Whose `module(batch)` is the loss `[b, t]` of every target, as of
             `fwlight.training.lm.LanguageModelingModule`.
         batches: With `targets`; others are left out.
+        layers: Those whose memories are changed; None is `memory_layers` of its network.
         heads: Whether heads are changed one by one, too; of those whose `mean` costs nothing on the
             first batch no other change is tried.
 
     Returns:
         Nothing for less than two sequences, which have no standard error.
     """
-    layers = memory_layers(module.network)
+    layers = memory_layers(module.network) if layers is None else layers
     sums: dict[str, dict[str, Tensor]] = {layer.name: {} for layer in layers}
     totals = torch.zeros(3, dtype=torch.float64)
     chosen: dict[str, dict[str, str]] = {}

@@ -1,6 +1,6 @@
 """What an update rule does with what its key retrieves, found by watching two writes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -51,3 +51,15 @@ def kind_of(layer: Any) -> str:
     k = torch.zeros(1, layer.n_heads, 1, memory.d_dot)
     v = k.new_zeros(1, layer.n_heads, 1, memory.d_value)
     return rule_kind(memory.update_rule, k, v, k[..., 0] if memory.has_beta else None)
+
+
+def rules(layers: Iterable[Any]) -> str:
+    """Name what writes in layers, each kind once: "delta rule with a decay, softmax attention"."""
+    said = []
+    for layer in layers:
+        if layer.is_softmax:
+            said.append("softmax attention")
+            continue
+        forgets = " with a decay" if "decay" in layer.memory.gates.emits else ""
+        said.append(f"{kind_of(layer)} rule{forgets}")
+    return ", ".join(dict.fromkeys(said))

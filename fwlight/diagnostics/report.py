@@ -22,7 +22,7 @@ from fwlight.diagnostics.kind import kind_of
 from fwlight.diagnostics.verdict import HEALTHY, LIMIT, OVER_CAPACITY, RULE_LIMITED, UNUSED
 from fwlight.diagnostics.worth import Advice
 from fwlight.diagnostics.worth_report import worth_section
-from fwlight.pages import chip, image, page, table
+from fwlight.pages import chip, image, page, panels, table
 
 MEANING = {
     OVER_CAPACITY: (
@@ -132,7 +132,7 @@ def _summary(memories: Sequence[Findings], heading: str, *, advised: bool) -> st
         held = "" if found.capacity is None else _held(found, found.capacity.median())
         of = f" of {found.layer.d_dot}" if held else ""
         cells = [*_cells(found, found.whole), held + of]
-        rows.append([found.layer.name, _chips(found.heads.verdicts), *cells])
+        rows.append([found.layer.name, chips(found.heads.verdicts), *cells])
     return f"<h2>{heading}</h2>{''.join(said)}{table(['layer', *HEADING], rows)}"
 
 
@@ -167,8 +167,8 @@ def _advice(memories: Sequence[Findings]) -> str:
 def _figures(memories: Sequence[Findings]) -> str:
     parts = [
         "<h2>Capacity and recall</h2>",
-        image(capacity_figure(memories)),
-        image(recall_figure(memories)),
+        _wrapping(capacity_figure(memories)),
+        _wrapping(recall_figure(memories)),
         "<p>Dotted: the limit of the verdict, and the share of values that chance would find.</p>",
     ]
     held: dict[int, dict[str, Tensor]] = {}
@@ -181,10 +181,14 @@ def _figures(memories: Sequence[Findings]) -> str:
             "<p>Measured capacity: the largest number of Gaussian keys with mean and covariance of "
             "the layer's own of which 99 % are told apart; tried up to 2 d_dot.</p>"
         )
-    parts += ["<h2>Fast weight norms</h2>", image(norms_figure(memories))]
+    parts += ["<h2>Fast weight norms</h2>", _wrapping(norms_figure(memories))]
     if strong := [found for found in memories if found.tokens is not None]:
-        parts += ["<h2>Write strengths</h2>", image(beta_figure(strong))]
+        parts += ["<h2>Write strengths</h2>", _wrapping(beta_figure(strong))]
     return "".join(parts)
+
+
+def _wrapping(figure: Any) -> str:
+    return f'<div class="panels">{"".join(panels(figure))}</div>'
 
 
 def _tokens(found: Findings, decode: Callable[[list[int]], str] | None) -> str:
@@ -212,7 +216,7 @@ def _heads(found: Findings) -> str:
     for i, verdict in enumerate(found.heads.verdicts):
         cells = _cells(found, {name: x[i] for name, x in found.heads.values.items()})
         cells.append("" if found.capacity is None else _held(found, found.capacity[i]))
-        rows.append([str(i), _chips([verdict]), *cells])
+        rows.append([str(i), chips([verdict]), *cells])
     line = html.escape(f"{found.layer.name}: {found.line}")
     return f"<details><summary>{line}</summary>{table(['head', *HEADING], rows)}</details>"
 
@@ -221,11 +225,12 @@ def _attention(layers: Sequence[Findings]) -> str:
     if not layers:
         return ""
     names = [f"{x}/{y}" for x in ("entropy", "span", "distance") for y in ("mean", "p5", "p95")]
-    rows = [[x.layer.name, *(_number(x.whole, name, 1) for name in names)] for x in layers]
+    rows = [[x.layer.name, *(number(x.whole, name, 1) for name in names)] for x in layers]
     return f"<h2>Softmax attention</h2>{table(['layer', *names], rows)}"
 
 
-def _chips(verdicts: Sequence[str]) -> str:
+def chips(verdicts: Sequence[str]) -> str:
+    """Return verdicts as words on their colours, counted."""
     counts = Counter(verdicts)
     return "".join(
         chip(f"{verdict}{f' {counts[verdict]}' if len(verdicts) > 1 else ''}", colour)
@@ -240,12 +245,13 @@ def _cells(found: Findings, values: Any) -> list[str]:
         if name in ("beta/mean", "g/mean") and found.tokens is None:
             cells.append("")  # a rule without a write strength
             continue
-        text = _number(values, name, power)
-        cells.append(f"{text} ({_number(values, beside, 1)})" if beside and text else text)
+        text = number(values, name, power)
+        cells.append(f"{text} ({number(values, beside, 1)})" if beside and text else text)
     return cells
 
 
-def _number(values: Any, name: str, power: int) -> str:
+def number(values: Any, name: str, power: int) -> str:
+    """Return a reported value to a power as text, to two or three digits; "" if it is NaN."""
     value = float(values[name]) ** power
     if value != value:
         return ""

@@ -128,7 +128,7 @@ def test_report_needs_nothing_else_and_puts_the_verdict_first(model):
         assert headings == ["Softmax attention", "Configuration"]
         return
     assert headings[0] == "Verdict"
-    assert len(sources) == (5 if model == "delta_dpfp" else 4)
+    assert len(sources) == (17 if model == "delta_dpfp" else 13)  # axes
     assert ("Write strengths" in headings) == (model == "delta_dpfp")
     assert re.search(r"<b>\d of 4 heads.</b>", text)
     assert ("Tokens by beta" in text) == (model == "delta_dpfp")
