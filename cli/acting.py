@@ -37,17 +37,36 @@ def act(
 def use(
     composition: Composition, arguments: Sequence[str], verified: Verified | None
 ) -> dict[str, Any]:
-    """Do something with the model and the data of a checkpoint."""
-    from cli.building import bound, build, build_callbacks, build_parts
+    """Do something with the model and the data of a checkpoint, or of two."""
+    from cli.building import bound
+
+    given = composition.config
+    composition, of = _restored(given["ckpt"], arguments, verified)
+    action, options = bound(composition.config[given["action"]]), {}
+    if given["against"] is not None:
+        other, options["against"] = _restored(given["against"], arguments, None)
+        tasks = [x.choices["task"] for x in (composition, other)]
+        if tasks[0] != tasks[1]:
+            raise ConfigError(
+                f"against={given['against']} is of task={tasks[1]}, ckpt={given['ckpt']} of "
+                f"task={tasks[0]}: models of one task are compared"
+            )
+    return action(of, **options)
+
+
+def _restored(
+    path: str, arguments: Sequence[str], verified: Verified | None
+) -> tuple[Composition, Any]:
+    """Return what a checkpoint was made with, and what an action is given of it."""
+    from cli.building import build, build_callbacks, build_parts
     from cli.stored import recompose
     from fwlight import run
 
-    path = composition.config["ckpt"]
     checkpoint = run.load_checkpoint(path, verified=verified)
     composition = recompose(checkpoint.get("fwlight"), arguments)
     _warn(composition.warnings)
     config = composition.config
-    module, data = build_parts(config, checkpoint=checkpoint)
+    module, data = build_parts({**config, "ckpt": path}, checkpoint=checkpoint)
     run.load_weights(module, run.averaged(checkpoint), path)
 
     def trainer() -> Any:
@@ -62,8 +81,8 @@ def use(
             strategy=run.strategy(config["trainer"], timeout=config["rank_timeout"]),
         )
 
-    action = bound(config[config["action"]])
-    return action(run.Restored(module, data, checkpoint, path, composition.yaml(), trainer))
+    restored = run.Restored(module, data, checkpoint, path, composition.yaml(), trainer)
+    return composition, restored
 
 
 def train(composition: Composition, verified: Verified | None) -> dict[str, Any]:

@@ -26,6 +26,8 @@ def check_files(config: dict[str, Any]) -> Verified | None:
         raise ConfigError(f"output={config['output']} is in no folder that exists")
     if config["action"] != "fit":
         # The task is the checkpoint's.
+        if config["against"] is not None:
+            check_whole(config["against"], most_bytes=_MOST_BYTES)
         return check_whole(config["ckpt"], most_bytes=_MOST_BYTES)
     verified = None
     if config["resume"] not in ("never", "auto"):

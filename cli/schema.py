@@ -173,6 +173,7 @@ class Config(Section):
     run_dir: Annotated[OfAStart, Kind.NO_RESULT]
     resume: Annotated[str, Kind.TEXT, Kind.OF_A_START, Kind.NO_RESULT]
     ckpt: OfAStart
+    against: OfAStart
     prompt: OfAStart
     input: OfAStart
     output: Annotated[OfAStart, Kind.NO_RESULT]

@@ -64,6 +64,8 @@ def check_together(values: dict[str, Any]) -> None:
         raise ConfigError("action=fit takes no ckpt=; resume=PATH goes on from a checkpoint")
     if action != "fit" and values["ckpt"] is None:
         raise ConfigError(f"action={action} needs ckpt=PATH, as runs/.../checkpoints/best.ckpt")
+    if values["against"] is not None and action != "diagnose":
+        raise ConfigError(f"against={values['against']} is of action=diagnose, not of {action}")
     if action != "fit" and trainer["profiler"] is not None:
         raise ConfigError("trainer.profiler is of action=fit: its reports go into the run's folder")
     if action == "generate" and (values["prompt"] is None) == (values["input"] is None):

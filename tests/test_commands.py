@@ -89,7 +89,20 @@ def test_a_monitor_that_is_never_a_number_is_told(tmp_path, capsys):
     assert summary["tested_checkpoint"] == "last.ckpt"
 
 
-def test_train_retrieval_is_tested_and_writes_no_text(tmp_path, capsys):
+def test_two_checkpoints_are_diagnosed_side_by_side(trained, capsys):
+    best, last = (trained / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    few = ["diagnostics.report_sequences=3", "diagnostics.capacity_draws=0"]
+    few.append("diagnostics.intervention_sequences=2")
+    assert main(["action=diagnose", f"ckpt={best}", f"against={last}", *few]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert [line for line in out if line.endswith(".ckpt:")] == [f"{best}:", f"{last}:"]
+    page = (trained / "comparison.html").read_text()
+    assert page.index(str(best)) < page.index(str(last)) < page.index("nats per target more than A")
+    assert main(["action=diagnose", f"ckpt={best}", "against=nothing.ckpt"]) == 4
+    assert "there is no checkpoint nothing.ckpt" in one_line(capsys)
+
+
+def test_train_retrieval_is_tested_and_writes_no_text(tmp_path, capsys, trained):
     point = ["task=retrieval", "task.n_keys=5", "trainer.max_steps=200", "logger=none"]
     assert main([*point, f"run_dir={tmp_path / 'run'}"]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -103,6 +116,9 @@ def test_train_retrieval_is_tested_and_writes_no_text(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("layer0: healthy; load 0.0")
     report = (tmp_path / "run" / "diagnosis.html").read_text()
     assert report.index("Verdict") < report.index("1 of 1 heads") < report.index("n_keys: 5")
+    other = trained / "checkpoints" / "best.ckpt"
+    assert main(["action=diagnose", ckpt, f"against={other}"]) == 2
+    assert "best.ckpt is of task=lm" in one_line(capsys)
     capsys.readouterr()
     assert main(["action=generate", ckpt, "prompt=x"]) == 2
     assert "has none" in capsys.readouterr().err

@@ -281,7 +281,8 @@ def test_config_layers_draw_their_own_random_features():
 
 # Mistakes
 
-TYPED = ("prompt", "ckpt", "input", "output", "run_dir", "resume", "task.path", "task.test")
+TYPED = ("prompt", "ckpt", "against", "input", "output", "run_dir", "resume")
+TYPED += ("task.path", "task.test")
 
 MISTAKES = [
     # arguments, what the line must say
@@ -411,6 +412,7 @@ MISTAKES = [
     (["action=fitt"], ["did you mean fit?", "generate, robustness, test, translate"]),
     (["action=test"], ["action=test needs ckpt="]),
     (["action=generate", "ckpt=x"], ["prompt=TEXT"]),
+    (["action=test", "ckpt=x", "against=y"], ["against=y is of action=diagnose"]),
     (["ckpt=x"], ["resume=PATH"]),
     (["resume=auto"], ["run_dir"]),
     (["size=tiny,demo"], ["size=tiny,demo", "-m"]),

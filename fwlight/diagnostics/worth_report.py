@@ -57,22 +57,12 @@ def worth_section(found: Sequence[Effects], advice: Sequence[Advice]) -> str:
         found: Of every layer, from `intervene`.
         advice: What to change, from `advise`.
     """
-    items = "".join(
-        f"<li><b>{html.escape(x.change)}</b> in {html.escape(x.layer)}"
-        f"{f': up to {number(x.nats)} nats' if x.nats else ''}</li>"
-        for x in advice[:MOST_ADVICE]
-    )
-    said = (
-        f"<p>In the order in which to try it, what gains most before training first:</p>"
-        f"<ol>{items}</ol>"
-        if items
-        else f"<p>{_NO_KEY if _limited(found) else _NOTHING}</p>"
-    )
-    rows = [_row(x.layer.name, x.whole) for x in found]
-    parts = [f"<h2>Verdict: what should be changed?</h2>{said}", table(HEADING, rows)]
+    rows = [effects_row(x.layer.name, x.whole) for x in found]
+    parts = ["<h2>Verdict: what should be changed?</h2>", advice_list(found, advice)]
+    parts.append(table(HEADING, rows))
     parts.append(f'<p class="of">{EXPLAINED}</p>')
     for x in found:
-        heads = [_row(f"head {i}", effects) for i, effects in enumerate(x.heads) if effects]
+        heads = [effects_row(f"head {i}", effects) for i, effects in enumerate(x.heads) if effects]
         if heads:
             name = html.escape(f"Heads of {x.layer.name}, each changed alone")
             shown = f"<details><summary>{name}</summary>{table(HEADING, heads)}</details>"
@@ -80,12 +70,28 @@ def worth_section(found: Sequence[Effects], advice: Sequence[Advice]) -> str:
     return "".join(parts)
 
 
+def advice_list(found: Sequence[Effects], advice: Sequence[Advice]) -> str:
+    """Return what to change, or why there is nothing; arguments as of `worth_section`."""
+    items = "".join(
+        f"<li><b>{html.escape(x.change)}</b> in {html.escape(x.layer)}"
+        f"{f': up to {number(x.nats)} nats' if x.nats else ''}</li>"
+        for x in advice[:MOST_ADVICE]
+    )
+    if not items:
+        return f"<p>{_NO_KEY if _limited(found) else _NOTHING}</p>"
+    return (
+        "<p>In the order in which to try it, what gains most before training first:</p>"
+        f"<ol>{items}</ol>"
+    )
+
+
 def _limited(found: Sequence[Effects]) -> bool:
     verdicts = {worth(x).verdict for one in found for x in (one.whole, *one.heads) if x}
     return bool(verdicts & {RULE, ROOM, INTERFERENCE, STRENGTH})
 
 
-def _row(name: str, effects: Named) -> list[str]:
+def effects_row(name: str, effects: Named) -> list[str]:
+    """Return the cells below `HEADING` of a layer or a head."""
     one = worth(effects)
     cells = [html.escape(name), chip(one.verdict, COLOURS[one.verdict])]
     cells += [_cell(*effects["mean"]), _reach(effects)]

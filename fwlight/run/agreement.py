@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from fwlight.errors import ConfigError
 
 _MAY_DIFFER = (
-    *("run_dir", "resume", "ckpt", "input", "output", "task.num_workers"),
+    *("run_dir", "resume", "ckpt", "against", "input", "output", "task.num_workers"),
     *("task.path", "task.train", "task.valid", "task.test"),
 )
 """Of a machine, not of a run: what paths lead to is compared, not where it lies."""
