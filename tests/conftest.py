@@ -1,10 +1,15 @@
 """Shared fixtures. Reference data lives beside the checkout; tests that need it skip without it."""
 
+import copy
+import functools
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
+import omegaconf
 import pytest
+from hydra._internal.core_plugins import file_config_source
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -13,6 +18,23 @@ pytest_plugins = ["tests.faults.matrix"]
 # The processes that tests start are no tasks of a batch job, also where the tests run in one.
 for name in [name for name in os.environ if name.startswith("SLURM_")]:
     del os.environ[name]
+
+# A configuration is some forty files and a hundred interpolations, and hundreds are composed: what
+# has been read before is kept, which is a third of the time, and half of that of a sweep's points.
+omegaconf.base.parse = functools.cache(omegaconf.base.parse)
+
+
+@functools.cache
+def _read(path: str, modified: int, size: int) -> omegaconf.Container:
+    return omegaconf.OmegaConf.load(path)
+
+
+def _load(file) -> omegaconf.Container:
+    status = os.fstat(file.fileno())
+    return copy.deepcopy(_read(os.path.abspath(file.name), status.st_mtime_ns, status.st_size))
+
+
+file_config_source.OmegaConf = SimpleNamespace(load=_load)
 
 
 def pytest_addoption(parser):
