@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from cli.sweep import expand, run_sweep
 from cli.sweep_progress import SweepProgress
 from fwlight.errors import ConfigError
 from fwlight.integrity import digest_path
+from tests.faults.processes import Running, run
 from tests.run.many_runs import make_run
 from train import main
 
@@ -390,13 +392,10 @@ def test_machine_with_slurm_installed_gets_no_hints(tmp_path):
     srun.write_text("#!/bin/sh\nexit 1\n")
     srun.chmod(0o755)
     point = ["task=retrieval", "task.n_keys=4", "callbacks=none", "trainer.max_steps=3"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *point, f"run_dir={tmp_path / 'run'}"],
-        env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    path = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    point.append(f"run_dir={tmp_path / 'run'}")
+    ended = run(point, folder=tmp_path / "output", environment=path)
+    assert (ended.code, ended.err) == (0, "")
 
 
 def test_train_without_callbacks(tmp_path):
@@ -460,19 +459,19 @@ def test_sweep_of_curves_drops_points_that_the_command_line_makes_equal(capsys):
 
 
 def test_sweep_names_points_that_are_too_long_for_a_folder(tmp_path):
-    long = [
-        "model.feature_map.nu=1,2",
-        "callbacks.checkpoint.keep_every_n_train_steps=1000000,2000000",
-        "callbacks.checkpoint.every_n_train_steps=1000000,2000000",
-        "trainer.accumulate_grad_batches=1000000,2000000",
-        "callbacks.text_samples.max_new_tokens=1000000,2000000",
-        "trainer.check_val_every_n_epoch=1000000,2000000",
+    keys = [
+        "callbacks.checkpoint.keep_every_n_train_steps",
+        "callbacks.checkpoint.every_n_train_steps",
+        "callbacks.text_samples.max_new_tokens",
+        "trainer.accumulate_grad_batches",
+        "trainer.check_val_every_n_epoch",
     ]
+    long = [f"{key}=1000000000,2000000000" for key in keys]
     names = [p.name for p in expand([*long, "seed=1,2", f"run_dir={tmp_path}"])]
-    assert len(set(names)) == 2**7
+    assert len(set(names)) == 2**6
     for name in names:
         assert len(f"{name}.log".encode()) <= 255
-        assert all(key in name for key in ("nu-", "keep_every_n", "accumulate", "seed-"))
+        assert all(key in name for key in ("keep_every_n", "max_new", "accumulate", "seed-"))
     assert expand(["seed=1,2", f"run_dir={tmp_path}"])[0].name == "seed-1"
     wide = "\u00e4" * 100
     for found in expand(
@@ -737,12 +736,12 @@ def test_run_from_before_a_slot_stays_finished_unless_another_choice_is_asked_fo
 def test_runs_of_a_killed_sweep_stop_and_are_saved(text, tmp_path):
     arguments = [*TINY, "task.data=text", f"task.path={text}", "trainer.max_steps=1000000"]
     folders = [tmp_path / f"seed-{seed}" for seed in (1, 2)]
-    command = [sys.executable, "train.py", "-m", *arguments, "seed=1,2", f"run_dir={tmp_path}"]
-    sweep = subprocess.Popen(command)
+    command = ["-m", *arguments, "seed=1,2", f"run_dir={tmp_path}"]
+    sweep = Running(command, folder=tmp_path / "output")
     try:
         _until(lambda: all((folder / "metrics.csv").exists() for folder in folders))
     finally:
-        sweep.kill()
+        sweep.send(signal.SIGKILL)
         sweep.wait()
     logs = [tmp_path / f"{folder.name}.log" for folder in folders]
     _until(lambda: all("stopped by SIGTERM" in log.read_text() for log in logs))

@@ -4,30 +4,15 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from fwlight.run import load_checkpoint
+from tests.faults.processes import run
 from tests.run.standin import rows
 from tests.tasks.test_translation_data import ENGLISH, german
 from train import main
-
-ROOT = Path(__file__).resolve().parent.parent
-KILLED = """
-import os, signal, sys
-from fwlight.training.translation import TranslationModule
-step = TranslationModule.training_step
-def training_step(self, batch, number):
-    if self.trainer.global_step == 17:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, batch, number)
-TranslationModule.training_step = training_step
-import train
-sys.exit(train.main(sys.argv[1:]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -73,19 +58,15 @@ def test_summary_has_the_scores(trained) -> None:
 
 
 def test_killed_in_mid_epoch_it_goes_on_with_the_same_batches(arguments, trained, tmp_path) -> None:
-    command = [*arguments, f"run_dir={tmp_path / 'run'}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, *command], env=environment, capture_output=True, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    command = [*arguments, f"run_dir={tmp_path / 'run'}", "resume=auto"]
+    cache = {"FWLIGHT_CACHE": os.environ["FWLIGHT_CACHE"]}
+    settings = {"folder": tmp_path / "output", "environment": cache, "timeout": 300}
+    killed = run(command, fault={"kind": "kill", "step": 18}, **settings)
+    assert killed.code == -signal.SIGKILL, killed.err
     state = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert state["global_step"] in (14, 15)  # with more batches to come in this epoch
-    resumed = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *command, "resume=auto"],
-        env=environment, capture_output=True, check=False,
-    )  # fmt: skip
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = run(command, **settings)
+    assert resumed.code == 0, resumed.err
     assert losses(tmp_path / "run") == losses(trained)
 
 
@@ -165,16 +146,13 @@ def test_test_action_repeats_the_scores(trained, capsys) -> None:
     assert float(printed["test/bleu"]) == pytest.approx(summary["test/bleu"], rel=1e-5)
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one(arguments, trained, tmp_path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "train.py"), *arguments, "trainer=ddp", "size.dropout=0"]
-    for name, more in (("two", []), ("one", ["trainer=cpu"])):
-        done = subprocess.run(
-            [*command, *more, f"run_dir={tmp_path / name}"],
-            env=environment, capture_output=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+def test_two_processes_train_as_one(arguments, trained, tmp_path, free_port) -> None:
+    cache = {"FWLIGHT_CACHE": os.environ["FWLIGHT_CACHE"]}
+    for name, port in (("two", free_port), ("one", None)):
+        command = [*arguments, "size.dropout=0", f"run_dir={tmp_path / name}"]
+        output = tmp_path / f"{name}-output"
+        done = run(command, folder=output, port=port, environment=cache, timeout=300)
+        assert done.code == 0, done.err
     pairs = zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True)
     for (_, one), (_, two) in pairs:
         assert float(two) == pytest.approx(float(one), rel=1e-3)

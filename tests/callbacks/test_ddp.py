@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.callbacks import ddp
 from tests.callbacks.ddp import CASES
+from tests.faults.processes import run
 from tests.run.standin import rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,12 +25,15 @@ def runs(tmp_path_factory):
     draw = random.Random(0)
     lines = (" ".join(f"w{draw.randrange(30)}" for _ in range(12)) for _ in range(300))
     (folder / "text.txt").write_text("\n".join(lines))
-    torchrun = [*("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")]
-    for name, launcher in (("one", []), ("two", torchrun)):
+    for name in ("one", "two"):
         (folder / name).mkdir()
-        command = [sys.executable, *launcher, "-m", "tests.callbacks.ddp", str(folder / name)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr  # the cause stands before what torchrun adds
+    one = [folder / "one"]
+    ended = run(one, folder=folder / "output", program=Path(ddp.__file__), timeout=600)
+    assert ended.code == 0, ended.err
+    torchrun = [sys.executable, *("-m", "torch.distributed.run", "--standalone")]
+    command = [*torchrun, "--nproc-per-node=2", "-m", "tests.callbacks.ddp", str(folder / "two")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr  # the cause stands before what torchrun adds
     return folder
 
 

@@ -1,4 +1,4 @@
-"""train.py as processes of its own: started, killed, waited for, looked at afterwards.
+"""train.py, or another program, as processes of its own: started, killed, waited for, looked at.
 
 They are forked from a process that has imported what they need, so that one costs a tenth of a
 second instead of five; the ranks that a process starts are started as always.
@@ -63,12 +63,21 @@ class Running:
     """A process, leader of a process group that its ranks belong to."""
 
     def __init__(
-        self, arguments, *, folder, fault=None, out=None, cwd=None, environment=MappingProxyType({})
+        self,
+        arguments,
+        *,
+        folder,
+        program=None,
+        fault=None,
+        out=None,
+        cwd=None,
+        environment=MappingProxyType({}),
     ):
+        """Start train.py or another program; what is None in `environment` is taken out of it."""
         folder.mkdir(parents=True, exist_ok=True)
         self._files = Path(out or folder / "stdout"), folder / "stderr"
         environment = {**environment, **({"FAULT": json.dumps(fault)} if fault else {})}
-        program = INJECTED if fault else ROOT / "train.py"
+        program = program or (INJECTED if fault else ROOT / "train.py")
         words = [str(program), *map(str, arguments)]
         self._started = time.monotonic()
         self._process = CONTEXT.Process(
@@ -103,20 +112,34 @@ class Running:
         return alive
 
 
-def run(arguments, *, folder, port=None, timeout=60, **settings) -> Ended:
+def run(
+    arguments,
+    *,
+    folder,
+    port=None,
+    two=TWO,
+    timeout=60,
+    environment=MappingProxyType({}),
+    **settings,
+) -> Ended:
     """Start a process and wait for its end.
 
-    With a port, both ranks start as torchrun starts them, and meet there. They must end alike;
-    what is returned is the end of the first one, with what both of them said.
+    With a port, both ranks start as torchrun starts them, with `two` among their arguments, and
+    meet there. They must end alike; what is returned is the end of the first one, with what both
+    of them said.
     """
     if port is None:
-        return Running(arguments, folder=folder, **settings).wait(timeout)
+        alone = Running(arguments, folder=folder, environment=environment, **settings)
+        return alone.wait(timeout)
     ranks = [
         Running(
-            [*arguments, *TWO],
+            [*arguments, *two],
             folder=folder / str(rank),
-            environment=of_torchrun(rank, port)
-            | {"TORCHELASTIC_ERROR_FILE": str(folder / str(rank) / "error.json")},
+            environment={
+                **environment,
+                **of_torchrun(rank, port),
+                "TORCHELASTIC_ERROR_FILE": str(folder / str(rank) / "error.json"),
+            },
             **settings,
         )
         for rank in range(2)
@@ -135,7 +158,7 @@ def of_torchrun(rank: int, port: int) -> dict[str, str]:
     }
 
 
-def _be(words, environment: Mapping[str, str], cwd, out, err) -> None:
+def _be(words, environment: Mapping[str, str | None], cwd, out, err) -> None:
     os.setpgid(0, 0)
     # What a shell starts in the background ignores it, and so would its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -143,7 +166,10 @@ def _be(words, environment: Mapping[str, str], cwd, out, err) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, number)
         os.close(descriptor)
-    os.environ.update(environment)
+    for name, value in environment.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
     tempfile.tempdir = None  # what was imported may have asked for it
     os.chdir(cwd)
     sys.argv = words

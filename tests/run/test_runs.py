@@ -3,10 +3,8 @@
 import copy
 import json
 import math
-import os
+import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,10 +17,9 @@ from fwlight.errors import CheckpointError, ConfigError, NumericalError
 from fwlight.lightning_internals import completes_update
 from fwlight.run.actions import generating, testing
 from fwlight.run.checkpoint_io import load_checkpoint, save_checkpoint
+from tests.faults import processes
 from tests.run import standin
 from tests.run.standin import Settings, rows
-
-ROOT = Path(standin.__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -41,21 +38,13 @@ def fit(run_dir, **settings):
     return run.fit(trainer, module, data, folder=folder)
 
 
-def command(run_dir, **settings):
+def script(run_dir, *, port=None, **settings):
+    """Run as a process of its own; with a port as two, which meet there."""
     words = [f"{key}={value}" for key, value in {"run_dir": run_dir, **settings}.items()]
-    return [str(ROOT / "tests" / "run" / "standin.py"), *words]
-
-
-def script(run_dir, *, launcher=(sys.executable,), **settings):
-    """Run as processes of their own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*launcher, *command(run_dir, **settings)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+    output = run_dir.with_name(f"{run_dir.name}-output")
+    program = Path(standin.__file__).resolve()
+    return processes.run(
+        words, folder=output, program=program, port=port, two=("devices=2",), timeout=300
     )
 
 
@@ -180,7 +169,7 @@ def test_same_seed_gives_the_same_run_and_onlookers_change_nothing(whole, tmp_pa
 )
 def test_killed_run_resumes_bit_for_bit(tmp_path, capsys, settings, resumed_at):
     killed = script(tmp_path / "run", **settings)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert killed.code == -signal.SIGKILL, killed.err
     check_resumption(tmp_path, capsys, {**settings, "kill_at": 0}, resumed_at)
 
 
@@ -215,7 +204,7 @@ def check_resumption(tmp_path, capsys, settings, resumed_at):
 
 def test_complete_run_says_so_and_is_tested_again(whole, tmp_path, capsys):
     path, summary = tmp_path / "copy", whole[1]
-    subprocess.run(["cp", "-r", whole[0], path], check=True)
+    shutil.copytree(whole[0], path)
     before, names = logged(path), {name for _, name in rows(path)}
     curves = {name: curve(path, name) for name in names}
     (path / "summary.json").unlink()
@@ -459,12 +448,11 @@ def test_checkpoint_of_another_model_is_refused_in_one_line(whole):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.slow
-def test_two_ranks_give_the_losses_of_one_process(tmp_path):
-    settings = {"dropout": 0.0, "max_steps": 50}
+def test_two_ranks_give_the_losses_of_one_process(tmp_path, free_port):
+    settings = {"dropout": 0.0}
     one = fit(tmp_path / "one", **settings)
-    two = script(tmp_path / "two", devices=2, **settings)
-    assert two.returncode == 0, two.stderr
+    two = script(tmp_path / "two", port=free_port, **settings)
+    assert two.code == 0, two.err
     reference = {k: float(v) for k, v in logged(tmp_path / "one").items()}
     found = {k: float(v) for k, v in logged(tmp_path / "two").items()}
     assert found == pytest.approx(reference, rel=1e-5, abs=1e-9)
@@ -473,15 +461,13 @@ def test_two_ranks_give_the_losses_of_one_process(tmp_path):
         assert summary[name] == pytest.approx(one[name], rel=1e-5)
 
 
-@pytest.mark.slow
-def test_killed_run_of_two_ranks_resumes_bit_for_bit(tmp_path):
-    settings = {"devices": 2, "max_steps": 18, "noise": 1}
+def test_killed_run_of_two_ranks_resumes_bit_for_bit(tmp_path, free_port):
+    settings = {"port": free_port, "max_steps": 18, "noise": 1}
     killed = script(tmp_path / "run", kill_at=13, **settings)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    resumed = script(tmp_path / "run", resume="auto", **settings)
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    whole = script(tmp_path / "whole", launcher=torchrun, **settings)
-    assert (resumed.returncode, whole.returncode) == (0, 0), resumed.stderr + whole.stderr
+    assert killed.code == -signal.SIGKILL, killed.err
+    for place, resume in (("run", "auto"), ("whole", "never")):
+        ended = script(tmp_path / place, resume=resume, **settings)
+        assert ended.code == 0, ended.err
     assert logged(tmp_path / "run") == logged(tmp_path / "whole")
     states = load_checkpoint(tmp_path / "whole" / "checkpoints" / "last.ckpt")["rng"]
     assert len(states) == 2
@@ -489,14 +475,12 @@ def test_killed_run_of_two_ranks_resumes_bit_for_bit(tmp_path):
     assert not torch.equal(states[0]["python"]["numbers"], states[1]["python"]["numbers"])
 
 
-@pytest.mark.slow
-def test_rank_whose_loss_is_not_finite_stops_all_ranks(tmp_path):
-    ended = script(tmp_path, devices=2, nan_at=8, nan_rank=1)
-    assert ended.returncode == 3
-    lines = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert lines
-    assert all("step 8" in line for line in lines)
-    checkpoint = load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+def test_rank_whose_loss_is_not_finite_stops_all_ranks(tmp_path, free_port):
+    ended = script(tmp_path / "run", port=free_port, nan_at=8, nan_rank=1)
+    assert ended.code == 3
+    assert ended.errors
+    assert all("step 8" in line for line in ended.errors)
+    checkpoint = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert checkpoint["global_step"] == 5
 
 

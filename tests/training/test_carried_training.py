@@ -1,21 +1,16 @@
 """Full-context training and evaluation, end to end through train.py."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 from torch.utils import _pytree as pytree
 
 from fwlight.run import load_checkpoint
+from tests.faults.processes import run
 from train import main
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     *("size=tiny", "task.data=text", "task.batch_size=4", "task.seq_len=16", "optimizer.lr=3e-3"),
     *("logger=none", "callbacks=none", "task.min_count=1", "trainer.log_every_n_steps=1"),
@@ -57,7 +52,7 @@ def _curve(folder) -> list[str]:
 @pytest.mark.parametrize("model", ["linear", "delta_linear"])
 def test_carried_evaluation_does_not_depend_on_the_segments(text, tmp_path, model):
     """Delta and sum rule, without positions: 64, 256 and 1,024 tokens, one perplexity."""
-    more = [f"model={model}", *CARRIED, "task.eval_batch_size=1", "trainer.max_steps=30"]
+    more = [f"model={model}", *CARRIED, "task.eval_batch_size=1", "trainer.max_steps=10"]
     # The whole text is the test split.
     more += ["task.path=null", *(f"task.{split}={text}" for split in ("train", "valid", "test"))]
     _fit(text, tmp_path / "run", *more)
@@ -201,49 +196,30 @@ def test_packed_articles_are_read_as_if_alone(model, tmp_path):
     assert loss("false", 5 * length) != pytest.approx(alone, rel=1e-3)
 
 
-def _start(arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "train.py", *arguments],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def _run(text, folder, *more, **settings):
+    output = folder.with_name(f"{folder.name}-output")
+    return run(_arguments(text, folder, *more), folder=output, timeout=300, **settings)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["cpu", "ddp"])
-def test_killed_carried_training_resumes_bit_for_bit(text, tmp_path, trainer):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_carried_training_resumes_bit_for_bit(text, tmp_path, ranks, free_port):
     more = [*CARRIED, "trainer.max_steps=60", "callbacks.checkpoint.every_n_train_steps=4"]
-    more += [f"trainer={trainer}"] + ["trainer.devices=2"] * (trainer == "ddp")
-    killed = tmp_path / "killed"
-    process = _start(_arguments(text, killed, *more))
-    while not (killed / "checkpoints" / "last.ckpt").exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    step = load_checkpoint(killed / "checkpoints" / "last.ckpt")["global_step"]
-    assert step < 60
-    resumed = _start(_arguments(text, killed, *more, "resume=auto"))
-    assert resumed.wait(300) == 0, resumed.stderr.read()
-    if trainer == "cpu":
-        _fit(text, tmp_path / "whole", *more)
-    else:
-        whole = _start(_arguments(text, tmp_path / "whole", *more))
-        assert whole.wait(300) == 0, whole.stderr.read()
-    assert _curve(killed) == _curve(tmp_path / "whole")
+    port = free_port if ranks == 2 else None
+    fault = {"kind": "kill", "step": 7}
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    assert _run(text, killed, *more, port=port, fault=fault).code == -signal.SIGKILL
+    assert load_checkpoint(killed / "checkpoints" / "last.ckpt")["global_step"] == 4
+    for folder in (killed, whole):
+        ended = _run(text, folder, *more, "resume=auto", port=port)
+        assert ended.code == 0, ended.err
+    assert _curve(killed) == _curve(whole)
 
 
-@pytest.mark.slow
-def test_two_ranks_carry_the_lanes_of_one_process(text, tmp_path):
+def test_two_ranks_carry_the_lanes_of_one_process(text, tmp_path, free_port):
     more = [*CARRIED, "size.dropout=0", "trainer.max_steps=20"]
     one = _fit(text, tmp_path / "one", *more)
-    process = _start(_arguments(text, tmp_path / "two", *more, "trainer=ddp", "trainer.devices=2"))
-    assert process.wait(300) == 0, process.stderr.read()
+    ended = _run(text, tmp_path / "two", *more, port=free_port)
+    assert ended.code == 0, ended.err
     two = json.loads((tmp_path / "two" / "summary.json").read_text())
     for name in ("train/loss", "val/loss", "test/loss"):
         assert two[name] == pytest.approx(one[name], rel=1e-5)
