@@ -10,7 +10,7 @@ import torch
 from fwlight.ops.native import build, store
 from tests.faults.processes import small_disk
 from tests.ops.discovery import needs_compiler
-from tests.ops.test_native_build import finish, quick_compiler, start, times_compiled
+from tests.ops.test_native_build import compiler_in, finish, start, times_compiled
 
 SAMPLE = 10
 
@@ -60,14 +60,14 @@ def _written(path: Path, content: bytes) -> Path:
 @pytest.mark.full
 def test_a_process_that_finds_a_damaged_kernel_makes_it_anew(tmp_path):
     cache = tmp_path / "cache"
-    environment = {"CXX": quick_compiler(tmp_path), "FWLIGHT_CACHE": str(cache)}
-    finish(start(**environment))
+    environment = {"CXX": compiler_in(tmp_path), "FWLIGHT_CACHE": str(cache)}
+    finish(start(tmp_path, **environment))
     (path,) = cache.iterdir()
     content = path.read_bytes()
     kept = content[: len(content) * 6 // 10]
     path.write_bytes(kept + bytes(len(content) - len(kept)))
     for _ in range(2):
-        assert finish(start(**environment)) == ""
+        assert finish(start(tmp_path, **environment)) == ""
         assert times_compiled(tmp_path) == 2
     assert path.read_bytes() == content
 
@@ -80,10 +80,10 @@ def test_a_disk_that_holds_no_kernels_is_replaced_once_in_one_line(kind, tmp_pat
     with small_disk(tmp_path / "disk", "1m" if kind == "full" else "64m") as disk:
         if kind == "noexec":
             subprocess.run(["mount", "-o", "remount,noexec", str(disk)], check=True)
-        environment = {"CXX": quick_compiler(tmp_path), "FWLIGHT_CACHE": str(disk / "cache")}
+        environment = {"CXX": compiler_in(tmp_path), "FWLIGHT_CACHE": str(disk / "cache")}
         environment["TMPDIR"] = str(tmp_path / "temporary")
         (tmp_path / "temporary").mkdir()
-        told = finish(start(**environment))
+        told = finish(start(tmp_path, **environment))
         assert told.count("RuntimeWarning: compiled kernels cannot be kept in") == 1
-        assert finish(start(**environment)) == ""
+        assert finish(start(tmp_path, **environment)) == ""
         assert times_compiled(tmp_path) == 1

@@ -2,15 +2,17 @@
 
 import os
 import platform
-import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
 from fwlight.ops.native import build
+from tests.faults.processes import Running
+from tests.faults.victims import copying_compiler
 from tests.ops.discovery import needs_compiler
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,30 +28,26 @@ assert torch.allclose(o, expected), (o, expected)
 """
 
 
-def start(backend: str = "native", **environment: str) -> subprocess.Popen[str]:
+def start(folder: Path, backend: str = "native", **environment: str) -> Running:
     """A process that uses the back end, told nothing of this one's environment but PATH."""
-    settings = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.Popen(
-        [sys.executable, "-c", USE.format(backend=backend)],
-        env=settings,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    program = folder / f"{backend}.py"
+    program.write_text(USE.format(backend=backend))
+    bare = dict.fromkeys(os.environ) | {"PATH": os.environ["PATH"]}
+    output = Path(tempfile.mkdtemp(prefix="output-", dir=folder))
+    return Running([], folder=output, program=program, environment=bare | environment)
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    out, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, out
-    return out
+def finish(process: Running) -> str:
+    ended = process.wait(timeout=600)
+    assert ended.code == 0, ended.err
+    return ended.out + ended.err
 
 
-def quick_compiler(folder: Path) -> str:
-    """The compiler, without the optimisation that takes its time; counts its calls in `log`."""
-    path = folder / "compiler"
-    compiler, _ = build._compiler()
-    path.write_text(f'#!/bin/sh\necho "$@" >> {folder}/log\nexec {" ".join(compiler)} "$@" -O1\n')
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+def compiler_in(folder: Path) -> str:
+    """A compiler that takes no time; it counts its calls in `log`."""
+    path, copying = folder / "compiler", copying_compiler(folder / "copying")
+    path.write_text(f'#!/bin/sh\necho "$@" >> {folder}/log\nexec {copying} "$@"\n')
+    path.chmod(0o755)
     return str(path)
 
 
@@ -60,16 +58,19 @@ def times_compiled(folder: Path) -> int:
 @needs_compiler
 def test_processes_that_build_at_once_both_succeed_and_a_later_one_finds_it(tmp_path):
     cache = tmp_path / "cache"
-    environment = {"CXX": quick_compiler(tmp_path), "FWLIGHT_CACHE": str(cache)}
-    outputs = [finish(process) for process in [start(**environment), start(**environment)]]
+    environment = {"CXX": compiler_in(tmp_path), "FWLIGHT_CACHE": str(cache)}
+    outputs = [
+        finish(process)
+        for process in [start(tmp_path, **environment), start(tmp_path, **environment)]
+    ]
     assert outputs == ["", ""]
     assert 1 <= times_compiled(tmp_path) <= 2
     (library,) = cache.iterdir()
     (tmp_path / "log").unlink()
-    assert finish(start(**environment)) == ""
+    assert finish(start(tmp_path, **environment)) == ""
     assert times_compiled(tmp_path) == 0
     library.write_bytes(b"damaged")
-    assert finish(start(**environment)) == ""
+    assert finish(start(tmp_path, **environment)) == ""
     assert times_compiled(tmp_path) == 1
     assert library.stat().st_size > 1000
 
@@ -80,7 +81,7 @@ def test_processes_that_build_at_once_both_succeed_and_a_later_one_finds_it(tmp_
 )
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, kind):
     place = tmp_path / "cache"
-    environment = {"CXX": quick_compiler(tmp_path), "FWLIGHT_CACHE": str(place)}
+    environment = {"CXX": compiler_in(tmp_path), "FWLIGHT_CACHE": str(place)}
     environment["TMPDIR"] = str(tmp_path)
     if kind == "file":
         place.write_text("")
@@ -89,21 +90,21 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, kind):
         environment["FWLIGHT_CACHE"] = "/proc/self"
     else:
         del environment["FWLIGHT_CACHE"]
-    assert finish(start(**environment)) == ""
+    assert finish(start(tmp_path, **environment)) == ""
     assert times_compiled(tmp_path) == 1
     # What it was done with is found again.
-    assert finish(start(**environment)) == ""
+    assert finish(start(tmp_path, **environment)) == ""
     assert times_compiled(tmp_path) == 1
 
 
 @needs_compiler
 def test_a_read_only_cache_is_read(tmp_path):
     cache = tmp_path / "cache"
-    environment = {"CXX": quick_compiler(tmp_path), "FWLIGHT_CACHE": str(cache)}
-    finish(start(**environment))
+    environment = {"CXX": compiler_in(tmp_path), "FWLIGHT_CACHE": str(cache)}
+    finish(start(tmp_path, **environment))
     (tmp_path / "log").unlink()
     cache.chmod(0o500)
-    assert finish(start(**environment)) == ""
+    assert finish(start(tmp_path, **environment)) == ""
     assert times_compiled(tmp_path) == 0
     cache.chmod(0o700)
 
@@ -141,8 +142,10 @@ def test_a_change_of_source_compiler_flags_or_cpu_is_another_file_of_the_cache(
         ({"CXX": "false"}, "CXX='false' does not work"),
     ],
 )
-def test_without_a_compiler_one_line_says_that_chunk_is_used(backend, environment, reason):
-    out = finish(start(backend, **environment))
+def test_without_a_compiler_one_line_says_that_chunk_is_used(
+    tmp_path, backend, environment, reason
+):
+    out = finish(start(tmp_path, backend, **environment))
     assert out.count("RuntimeWarning") == 1
     assert f"backend='native' cannot run here (there is no C++ compiler: {reason})" in out
 

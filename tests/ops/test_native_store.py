@@ -6,7 +6,6 @@ import os
 import signal
 import stat
 import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -17,7 +16,7 @@ import pytest
 
 from fwlight.ops.native import build, store
 from tests.ops.discovery import needs_compiler
-from tests.ops.test_native_build import ROOT, USE
+from tests.ops.test_native_build import start
 
 NAME = "rules-test-0123"
 
@@ -228,21 +227,14 @@ def test_the_compiler_ends_with_the_process_that_started_it(tmp_path, number):
     compiler = tmp_path / "compiler"
     compiler.write_text(SLOW.format(folder=tmp_path))
     compiler.chmod(0o755)
-    places = {"CXX": str(compiler), "FWLIGHT_CACHE": str(tmp_path), "TMPDIR": str(tmp_path)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", USE.format(backend="native")],
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **places},
-        stderr=subprocess.DEVNULL,
-        # what a shell starts in the background ignores it, and so would its children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = start(tmp_path, CXX=str(compiler), FWLIGHT_CACHE=str(tmp_path), TMPDIR=str(tmp_path))
     files = [tmp_path / "pid", tmp_path / "child"]
     deadline = time.monotonic() + 120
     while not all(x.exists() and x.read_text() for x in files) and time.monotonic() < deadline:
         time.sleep(0.05)
     numbers = [int(x.read_text()) for x in files]
     assert all(is_running(x) for x in numbers)
-    process.send_signal(number)
+    process.send(number)
     process.wait()
     while any(is_running(x) for x in numbers) and time.monotonic() < deadline:
         time.sleep(0.05)
