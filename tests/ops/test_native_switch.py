@@ -31,11 +31,11 @@ print("loaded:", "rules-float-" in open("/proc/self/maps").read())
 """
 
 
-def start(*words: list[str], cache: Path, **environment: str) -> subprocess.Popen[str]:
+def start(*words: list[str], **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", TRAIN, *(" ".join(map(str, x)) for x in words)],
         cwd=ROOT,
-        env={**os.environ, "FWLIGHT_CACHE": str(cache), **environment},
+        env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -59,11 +59,11 @@ def test_a_process_that_is_told_so_trains_without_compiled_code_and_alike(tmp_pa
     off = start(
         [*plain, "size.dropout=0.5", f"run_dir={folders['dropout']}"],
         [*exact, f"run_dir={folders['without']}"],
-        cache=tmp_path / "cache",
+        FWLIGHT_CACHE=str(tmp_path / "cache"),
         CXX=str(compiler),
         FWLIGHT_NATIVE="0",
     )
-    on = start([*exact, f"run_dir={folders['with']}"], cache=tmp_path / "other cache")
+    on = start([*exact, f"run_dir={folders['with']}"])
     for process, loaded in ((off, False), (on, True)):
         out, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
@@ -77,7 +77,9 @@ def test_a_process_that_is_told_so_trains_without_compiled_code_and_alike(tmp_pa
         assert summaries["dropout"][name] != summaries["without"][name]
 
 
-@pytest.mark.parametrize("value", ["off", "2", "false"])
+@pytest.mark.parametrize(
+    "value", ["off", *(pytest.param(x, marks=pytest.mark.full) for x in ("2", "false"))]
+)
 def test_what_is_neither_0_nor_1_is_refused_in_a_line(value):
     done = subprocess.run(
         [sys.executable, "train.py", "task=retrieval", "run_dir=/dev/null/no"],
