@@ -49,15 +49,61 @@ SMALL = ["size=tiny", "logger=none", "trainer.log_every_n_steps=1", "diagnostics
 TEXT = ["task.data=text", "task.path=text.txt", "task.batch_size=4", "task.seq_len=8"]
 TEXT += ["task.min_count=1", "callbacks.text_samples.max_new_tokens=3"]
 
-LIFE = """
-import sys
+LIVES = {
+    "rule": (
+        ["model/update_rule=mine"],
+        {"model.update_rule.backend=chunk": "'chunk' is none of auto, recurrent"},
+    ),
+    "map": (["model/feature_map=mine"], {"model.feature_map.nu=2": "is not a key"}),
+    "gate": (
+        ["model=gated_deltanet", "model/decay=mine"],
+        {
+            "model.decay.divisor=0.5": "divisor=0.5 must be at least 1",
+            "model/decay=mien": "did you mean mine?",
+        },
+    ),
+    "recurrent mixer": (
+        ["model=mine_net"],
+        {"model.gain=0": "gain=0 must be positive", "model.gains=2": "is not a key"},
+    ),
+    "named model": (["model=mine_model"], {"model.key_norm=l3": "is not one of none, sum"}),
+    "task": (["task=mine"], {"task.seq_len=7": "has no half"}),
+}
+"""By part what chooses it, and what is told of wrong arguments."""
+
+OBEY = """
+import contextlib, io, json, sys
 from train import main
-arguments, two, folder = sys.argv[1:], "trainer.max_steps=2", "run_dir=run"
-codes = [main([*arguments, two, folder])]
-codes += [main([*arguments, "trainer.max_steps=4", folder, "resume=auto"])]
-codes += [main([f"action={x}", "ckpt=run/checkpoints/last.ckpt"]) for x in ("test", "diagnose")]
-sys.exit(codes != [0] * 4)
+
+def obey(arguments):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(arguments)
+    return code, out.getvalue(), err.getvalue()
+
+print("\\n" + json.dumps([obey(arguments) for arguments in json.loads(sys.argv[1])]))
 """
+
+
+def obey(folder: Path, commands: list[list[str]]) -> list[tuple[int, str, str]]:
+    """Exit codes and output of command lines, one after another in a process that begins there."""
+    done = run(folder, "-c", OBEY, json.dumps(commands))
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [tuple(ended) for ended in json.loads(done.stdout.splitlines()[-1])]
+
+
+def life(part: str) -> list[list[str]]:
+    """Train two steps, go on for two, test, diagnose; then what is wrong."""
+    chosen, wrong = LIVES[part]
+    every = [*SMALL, *(TEXT if part != "task" else []), *chosen]
+    here, ckpt = f"run_dir={part}", f"ckpt={part}/checkpoints/last.ckpt"
+    return [
+        [*every, "trainer.max_steps=2", here],
+        [*every, "trainer.max_steps=4", here, "resume=auto"],
+        ["action=test", ckpt],
+        ["action=diagnose", ckpt, "diagnostics.capacity_draws=1", "diagnostics.report_sequences=4"],
+        *([*every, argument, "run_dir=other"] for argument in wrong),
+    ]
 
 
 def add(folder: Path, section: str) -> list[str]:
@@ -77,25 +123,6 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
     )
-
-
-def assert_lives(folder: Path, *arguments: str, text: bool = True, wrong: dict[str, str]) -> None:
-    """Train two steps, go on for two, test, diagnose; and be refused in one line for each wrong."""
-    shutil.rmtree(folder / "run", ignore_errors=True)
-    (folder / "text.txt").write_text("a few words to learn from , again\n" * 60)
-    every = [*SMALL, *(TEXT if text else []), *arguments]
-    lived = run(folder, "-c", LIFE, *every)
-    assert lived.returncode == 0, lived.stdout[-2000:] + lived.stderr[-2000:]
-    summary = json.loads((folder / "run" / "summary.json").read_text())
-    assert summary["global_step"] == 4
-    assert (folder / "run" / "diagnosis.html").exists()
-    for argument, told in wrong.items():
-        refused = run(folder, "train.py", *every, argument, "run_dir=other")
-        assert refused.returncode == 2, refused.stderr
-        (line,) = (x for x in refused.stderr.splitlines() if not x.startswith("warning: "))
-        assert line.startswith("error: ")
-        assert told in line
-        assert not (folder / "other").exists()
 
 
 @pytest.fixture(scope="module")
@@ -136,49 +163,43 @@ def test_a_rule_without_back_ends_is_found_by_the_suite(tmp_path):
     assert len(run_tests(tmp_path, *names, "-k", "mine")) > 50
 
 
-LIVES = {
-    "rule": (
-        ["model/update_rule=mine"],
-        {"model.update_rule.backend=chunk": "'chunk' is none of auto, recurrent"},
-    ),
-    "map": (["model/feature_map=mine"], {"model.feature_map.nu=2": "is not a key"}),
-    "gate": (
-        ["model=gated_deltanet", "model/decay=mine"],
-        {
-            "model.decay.divisor=0.5": "divisor=0.5 must be at least 1",
-            "model/decay=mien": "did you mean mine?",
-        },
-    ),
-    "recurrent mixer": (
-        ["model=mine_net"],
-        {"model.gain=0": "gain=0 must be positive", "model.gains=2": "is not a key"},
-    ),
-    "named model": (["model=mine_model"], {"model.key_norm=l3": "is not one of none, sum"}),
-    "task": (["task=mine"], {"task.seq_len=7": "has no half"}),
-}
+@pytest.fixture(scope="module")
+def ended(extended) -> dict[str, list[tuple[int, str, str]]]:
+    """How the lives of all parts went; one process, as it takes seconds to start one."""
+    (extended / "text.txt").write_text("a few words to learn from , again\n" * 60)
+    lives = {part: life(part) for part in LIVES}
+    told = iter(obey(extended, [command for commands in lives.values() for command in commands]))
+    return {part: [next(told) for _ in commands] for part, commands in lives.items()}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", LIVES)
-def test_what_two_files_add_lives(extended, part):
-    arguments, wrong = LIVES[part]
-    assert_lives(extended, *arguments, text=part != "task", wrong=wrong)
+def test_what_two_files_add_lives(extended, ended, part):
+    assert [code for code, *_ in ended[part][:4]] == [0] * 4, ended[part]
+    summary = json.loads((extended / part / "summary.json").read_text())
+    assert summary["global_step"] == 4
+    assert (extended / part / "diagnosis.html").exists()
+    for (code, _, err), told in zip(ended[part][4:], LIVES[part][1].values(), strict=True):
+        assert code == 2, err
+        (line,) = (x for x in err.splitlines() if not x.startswith("warning: "))
+        assert line.startswith("error: ")
+        assert told in line
+    assert not (extended / "other").exists()
 
 
 @pytest.mark.slow
 def test_an_action_of_two_files_runs_and_is_explained(extended):
-    told = run(extended, "train.py", "--help").stdout
-    assert "  action=count      ckpt=PATH [output=FILE] count.unit\n" in told
-    ckpt = "ckpt=tests/compatibility/0.1/retrieval_dpfp.ckpt"
-    counted = run(extended, "train.py", "action=count", ckpt, "count.unit=2")
-    numbers, unit = counted.stdout.split(" x ")
-    assert (counted.returncode, unit, counted.stderr) == (0, "2\n", "")
-    written = run(extended, "train.py", "action=count", ckpt, "output=counted")
-    assert (written.returncode, written.stdout) == (0, "")
+    count = ["action=count", "ckpt=tests/compatibility/0.1/retrieval_dpfp.ckpt"]
+    more = {"count.unit=2": "", "output=counted": "", "count.unit=0": "at least 1"}
+    more |= {"count.units=3": "count.unit?"}
+    helped, counted, written, *refused = obey(extended, [["--help"], *([*count, x] for x in more)])
+    assert "  action=count      ckpt=PATH [output=FILE] count.unit\n" in helped[1]
+    numbers, unit = counted[1].split(" x ")
+    assert (counted[0], unit, counted[2]) == (0, "2\n", "")
+    assert written == (0, "", "")
     assert (extended / "counted").read_text() == f"{2 * float(numbers):g} x 1\n"
-    for wrong, part in (("count.unit=0", "at least 1"), ("count.units=3", "count.unit?")):
-        refused = run(extended, "train.py", "action=count", ckpt, wrong)
-        assert (refused.returncode, refused.stdout) == (2, "")
-        assert refused.stderr.startswith("error: ")
-        assert refused.stderr.count("\n") == 1
-        assert part in refused.stderr
+    for (code, out, err), part in zip(refused, [*more.values()][2:], strict=True):
+        assert (code, out) == (2, "")
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert part in err
