@@ -25,7 +25,13 @@ def commands() -> list[list[str]]:
 
 
 TRAINING = [words[words.index("train.py") + 1 :] for words in commands() if "train.py" in words]
-TINY = ["size=tiny", "debug=fdr"]
+TINY = ["size=tiny", "debug=fdr", "task.batch_size=2", "task.seq_len=16"]
+TINY += ["callbacks.text_samples.max_new_tokens=3"]
+QUICK = {
+    "generate": ["generate.max_new_tokens=5"],
+    "diagnose": ["diagnostics.capacity_draws=1", "diagnostics.report_sequences=4"],
+}
+"""By action what makes less of the same."""
 OWN_TEXT = ["task.data=text", "task.path=my_book.txt"]
 
 
@@ -87,8 +93,9 @@ def test_readme_story_runs_at_a_tiny_size(
     assert len(story) == 6
     for arguments in story:
         words = list(arguments)
-        if not any(word.startswith("action=") for word in words):
-            words += [word for word in (*TINY, *OWN_TEXT) if word not in words]
+        action = next((x.removeprefix("action=") for x in words if x.startswith("action=")), "")
+        more = QUICK.get(action, []) if action else [*TINY, *OWN_TEXT]
+        words += [word for word in more if word not in words]
         assert main(words) == 0, (words, capsys.readouterr().err)
 
 
