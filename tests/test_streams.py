@@ -1,5 +1,6 @@
 """train.py where a standard stream is closed, full, broken or lacks characters."""
 
+import io
 import json
 import os
 import subprocess
@@ -8,19 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from cli.output import mend_streams
 from fwlight.run.checkpoint_io import load_checkpoint
+from train import main
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["size=tiny", "logger=none", "trainer.max_steps=2", "callbacks=none", "seed=3"]
 
 
-def shell(redirection: str, *arguments: object, cwd: Path, **environment: str):
+def shell(redirection: str, *arguments: object, cwd: Path):
     """Run train.py with what a shell does to its streams."""
     command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
     return subprocess.run(
         ["bash", "-c", f'"$@" {redirection}', "bash", *command],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -54,7 +57,7 @@ def test_mistake_keeps_its_exit_code_without_a_stream(redirection, tmp_path):
 
 @pytest.mark.fault(39)
 @pytest.mark.slow
-def test_training_without_streams_writes_whole_files(tmp_path):
+def test_training_without_streams_writes_whole_files(tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_text("the caf\u00e9 sat on the mat .\n" * 100, encoding="utf-8")
     arguments = [*TINY, "task.data=text", f"task.path={text}", "task.seq_len=8"]
@@ -64,14 +67,20 @@ def test_training_without_streams_writes_whole_files(tmp_path):
     assert (run / "metrics.csv").read_text().startswith("step,metric,value\n2,train/loss,")
     json.loads((run / "summary.json").read_text())
     load_checkpoint(run / "checkpoints" / "last.ckpt")
-    ascii_only = {"PYTHONIOENCODING": "ascii"}
+    for name in ("stdout", "stderr"):  # as PYTHONIOENCODING=ascii makes them
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), "ascii"))
+    mend_streams()
     last = ["action=generate", f"ckpt={run}/checkpoints/last.ckpt", "generate.temperature=0"]
-    told = shell("", *last, "prompt=the caf\u00e9", cwd=tmp_path, **ascii_only)
-    assert (told.returncode, told.stderr) == (0, "")
-    assert told.stdout.startswith("the caf\\xe9")
-    again = shell("", *arguments, f"run_dir={run}", cwd=tmp_path, **ascii_only)
-    assert again.returncode == 2
-    assert "caf\\xe9 already holds a run" in again.stderr
+    assert main([*last, "prompt=the caf\u00e9"]) == 0
+    assert written(sys.stdout).startswith(b"the caf\\xe9")
+    assert written(sys.stderr) == b""
+    assert main([*arguments, f"run_dir={run}"]) == 2
+    assert b"caf\\xe9 already holds a run" in written(sys.stderr)
+
+
+def written(stream) -> bytes:
+    stream.flush()
+    return stream.buffer.getvalue()
 
 
 def test_argument_that_is_no_text_is_one_line(tmp_path):
