@@ -175,8 +175,14 @@ def test_config_action_of_ones_own_that_fills_no_section_is_one_line(own_conf, t
     assert "conf/action/mine.yaml" in fails("action=mine", "ckpt=x")
 
 
-@pytest.mark.parametrize("option", groups()["model/feature_map"])
-@pytest.mark.parametrize("rule", groups()["model/update_rule"])
+@pytest.mark.parametrize(
+    ("option", "rule"),
+    [
+        pytest.param(x, y, marks=() if y == "delta" or x == "dpfp" else pytest.mark.full)
+        for x in groups()["model/feature_map"]
+        for y in groups()["model/update_rule"]
+    ],
+)
 def test_config_every_map_runs_under_every_rule(option: str, rule: str):
     model = network(f"model/feature_map={option}", f"model/update_rule={rule}")
     logits, _ = model(torch.arange(10)[None])

@@ -141,6 +141,9 @@ def test_decode_reports_every_context(monkeypatch, tmp_path, capsys):
 def test_scaling_fits_exponents_and_measures_peaks(monkeypatch, tmp_path, capsys):
     assert scaling.exponent([1, 2, 4], [3.0, 12.0, 48.0]) == pytest.approx(2.0)
     monkeypatch.setattr(scaling, "LENGTHS", (64, 128))
+    # A process that is started takes most of the time: that of a half is taken for half of it.
+    whole = scaling._peak_in_a_process("chunk", 128, 1)
+    monkeypatch.setattr(scaling, "_peak_in_a_process", lambda _, tokens, __: whole * tokens // 128)
     table, plot = tmp_path / "scaling.csv", tmp_path / "scaling.png"
     run(monkeypatch, scaling, "--names", "chunk", "--csv", table, "--plot", plot)
     assert "chunk: time T^" in capsys.readouterr().out

@@ -50,6 +50,8 @@ def test_every_model_resumes_exactly_and_is_used(
     memories = memories_of(model)
     seen = {(step, tag.split("/")[1]) for step, tag in rows(tmp_path / "run") if watched(tag)}
     assert seen == {(step, layer) for step in (4, 8) for layer in memories}
+    if ranks == 2:
+        return  # the checkpoint is that of one
 
     capsys.readouterr()
     ckpt = f"ckpt={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}"

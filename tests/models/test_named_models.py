@@ -1,6 +1,7 @@
 """Every named model of conf/, its hybrid with softmax attention, and every choice for a slot."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -34,10 +35,15 @@ each_plain = pytest.mark.parametrize("model", PLAIN.values(), ids=PLAIN)
 each_case = pytest.mark.parametrize("model", CASES.values(), ids=CASES)
 
 
+@functools.cache
+def composed(*arguments: str) -> dict:
+    return compose_config(["task=lm", *SIZES, "size.dropout=0", *arguments]).config["network"]
+
+
 def network(*arguments: str) -> DecoderLM:
     torch.manual_seed(0)
-    config = compose_config(["task=lm", *SIZES, "size.dropout=0", *arguments]).config["network"]
-    return build("network", {**config, "init_std": 0.3}, vocab_size=11).double()
+    config = {**composed(*arguments), "init_std": 0.3}
+    return build("network", config, vocab_size=11).double()
 
 
 def tokens(t: int, seed: int = 1) -> torch.Tensor:

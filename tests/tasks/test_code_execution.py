@@ -69,7 +69,7 @@ def test_golden_programs(shared_dir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_variables", [3, 5])
+@pytest.mark.parametrize("n_variables", [pytest.param(3, marks=pytest.mark.full), 5])
 def test_published_files_have_the_authors_hashes(n_variables, shared_dir):
     golden = json.loads((shared_dir / "reference" / "code_execution_golden.json").read_text())
     (hashes,) = (x for key, x in golden.items() if key.startswith("sha256"))

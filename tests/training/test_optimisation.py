@@ -19,7 +19,7 @@ from train import main
 ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = [
-    *("task=lm", "size=tiny", "size.n_layers=2", "task.data=text", "task.batch_size=4"),
+    *("task=lm", "size=tiny", "size.n_layers=1", "task.data=text", "task.batch_size=4"),
     *("task.seq_len=8", "task.min_count=1", "logger=none", "callbacks=none"),
     *("trainer.log_every_n_steps=1", "trainer.val_check_interval=2", "trainer.max_steps=4"),
     *("optimizer.warmup_steps=1", "model=gated_deltanet", "size.dropout=0.2"),
@@ -55,7 +55,7 @@ def rates(folder: Path, name: str = "train/lr") -> list[float]:
 
 def resumed(folder: Path, *arguments: str) -> Path:
     """Train for 4 updates; hold a training that goes on from the second to it; return its run."""
-    kept = "callbacks.checkpoint.keep_every_n_train_steps=2"
+    kept = "callbacks.checkpoint.keep_every_n_train_steps=1"
     whole = fit(folder / "whole", *arguments, kept)
     middle = folder / "whole" / "checkpoints" / "step-000002.ckpt"
     again = fit(folder / "again", *arguments, f"resume={middle}")
@@ -224,8 +224,7 @@ def test_moving_average_is_evaluated_tested_and_resumed(text, tmp_path):
     best = scored(run / "checkpoints" / summary["tested_checkpoint"], output=tmp_path / "out.json")
     assert best["test/loss"] == pytest.approx(summary["test/loss"], rel=1e-6)
     # The formula, from the second update to the fourth.
-    fit(tmp_path / "each", text, decay, "optimizer.lr=0.01", KEEP_EACH)
-    third = load_checkpoint(tmp_path / "each" / "checkpoints" / "step-000003.ckpt")["state_dict"]
+    third = load_checkpoint(run / "checkpoints" / "step-000003.ckpt")["state_dict"]
     for name, average in middle["average"].items():
         expected = average.double()
         for n, weights in ((3, third), (4, end["state_dict"])):
@@ -252,9 +251,6 @@ def test_moving_average_of_a_last_state_is_tested_and_may_begin_and_end_later(te
     assert on["val/loss"] != last(tmp_path / "a")["metrics"]["val/loss"]
 
 
-KEEP_EACH = "callbacks.checkpoint.keep_every_n_train_steps=1"
-
-
 def scored(checkpoint: Path, *arguments: str, output: Path) -> dict:
     assert main(["action=test", f"ckpt={checkpoint}", *arguments, f"output={output}"]) == 0
     return json.loads(output.read_text())
@@ -267,6 +263,7 @@ def test_recomputed_blocks_change_nothing(text, tmp_path):
     """Random features that are drawn anew, dropout, and memories carried from batch to batch."""
     options = ["model=performer", "model/feature_map=favor_lm", "model.positions=none"]
     options += ["task.context=carried", "task.eval=carried", "task.eval_batch_size=2"]
+    options.append("size.n_layers=2")
     run = resumed(tmp_path / "again", text, *options, "model.recompute=true")
     kept = "callbacks.checkpoint.keep_every_n_train_steps=2"
     fit(tmp_path / "once", text, *options, kept)
