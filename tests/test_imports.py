@@ -246,6 +246,7 @@ def test_imports_library_needs_torch_and_jaxtyping_only():
     assert "torch" in loaded
     assert not loaded & {"lightning", "pytorch_lightning", "torchmetrics", "hydra", "omegaconf"}
     assert not loaded & {"tensorboard", "matplotlib", "tokenizers", "sacrebleu", "fla", "cli"}
+    assert "beartype" not in loaded
 
 
 def test_imports_errors_and_configuration_load_no_torch():
