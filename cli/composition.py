@@ -218,8 +218,12 @@ def _first_line(error: Exception) -> str:
 
 
 def _warnings(values: dict[str, Any], choices: dict[str, str]) -> list[str]:
+    start, steps = values["optimizer"].get("average_from"), values["trainer"]["max_steps"]
+    late = isinstance(start, int) and 0 < steps <= start
     return [
         f"task={choices['task']} has no place for model.{key}, which does nothing"
         for key in values["network"].get("_without_", ())
         if values["model"].get(key)
-    ]
+    ] + [
+        f"optimizer.average_from={start} is no update before trainer.max_steps={steps}: no average"
+    ] * late

@@ -114,6 +114,8 @@ class Model(OpenSection):
     act_r: Literal["identity", "tanh"]
     residual: bool
     forget_bias: Annotated[float, Range(low=-100, high=100)] | None
+    weight_dropout: Annotated[Probability, Kind.TRAINING]
+    d_inner: Count | None
     attention_dropout: Annotated[Probability, Kind.TRAINING]
     positions: Positions
     norm: Literal["post", "pre"]

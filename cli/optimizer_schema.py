@@ -47,5 +47,7 @@ class Optimizer(Section):
     schedule: Literal["cosine", "cosine_reference", "linear", "wsd", "inverse_sqrt", "constant"]
     decay_steps: Count | None
     ema_decay: Annotated[float, Range(above=0, below=1)] | None
+    average_from: Count | Literal["stalled"] | None
+    average_patience: Count
     algorithm: Algorithm | None
     groups: Groups

@@ -59,7 +59,8 @@ def build_in_memory(config: Mapping[str, Any], make: Callable[[], nn.Module]) ->
             hook.remove()
     if config["action"] == "fit" and config["trainer"]["accelerator"] == "cpu":
         weights = [p for p in network.parameters() if p.requires_grad]
-        copies = _TRAINED + bool(config["optimizer"].get("ema_decay"))
+        averages = ("ema_decay", "average_from")
+        copies = _TRAINED + any(config["optimizer"].get(name) for name in averages)
         trained = copies * sum(p.nbytes for p in weights)
         _check(sum(p.numel() for p in weights), trained, room, config)
     return network

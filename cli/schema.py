@@ -22,7 +22,7 @@ from cli.checks import (
 )
 from cli.kinds import ONE_OF, Kind
 from cli.launcher_schema import Launcher
-from cli.model_schema import Count, Model, Natural, NonNegative, Size
+from cli.model_schema import Count, Model, Natural, NonNegative, Probability, Size
 from cli.optimizer_schema import Optimizer
 from cli.task_schema import Task
 from cli.trainer_schema import Trainer
@@ -145,6 +145,25 @@ class Loss(Section):
     value_weight: NonNegative
     entropy_weight: NonNegative
     entropy: Literal["shannon", "simpson"]
+    activation_weight: NonNegative
+    temporal_activation_weight: NonNegative
+
+
+@dataclass
+class LockedDropout(Section):
+    """locked_dropout: what a language model drops for whole rows."""
+
+    words: Probability
+    input: Probability
+    hidden: Probability
+    output: Probability
+
+
+@dataclass
+class Test(WholeSection):
+    """How action=test evaluates."""
+
+    temperature: Annotated[float, Range(low=1e-6, high=1e30)] | Literal["valid"]
 
 
 @dataclass
@@ -158,6 +177,7 @@ class Config(Section):
     cross: Annotated[Model, Kind.ARCHITECTURE]
     alternate: Annotated[Model, Kind.ARCHITECTURE]
     loss: Annotated[Loss, Kind.TRAINING]
+    locked_dropout: Annotated[LockedDropout, Kind.TRAINING]
     size: Annotated[Size, Kind.ARCHITECTURE]
     optimizer: Annotated[Optimizer, Kind.TRAINING]
     trainer: Annotated[Trainer, Kind.OF_A_START]
@@ -179,6 +199,7 @@ class Config(Section):
     output: Annotated[OfAStart, Kind.NO_RESULT]
     rank_timeout: Annotated[float, Range(low=1e-3, high=1e9), Kind.OF_A_START, Kind.NO_RESULT]
     diagnose: Annotated[Diagnose, Kind.OF_A_START]
+    test: Annotated[Test, Kind.OF_A_START]
     generate: Annotated[Generate, Kind.OF_A_START]
     translate: Annotated[Translate, Kind.OF_A_START]
     robustness: Annotated[Robustness, Kind.OF_A_START]

@@ -52,6 +52,8 @@ class Task(OpenSection):
     min_count: Count | None
     max_vocab_size: Count | None
     context: Literal["segment", "carried"]
+    lengths: Literal["fixed", "drawn"]
+    lengths_seed: Annotated[Natural, Kind.FREE]  # where it matters, the loader compares it
     packing: bool
     reset: Literal["never", "document"]
     eval: Literal["segment", "sliding", "carried"]

@@ -44,10 +44,12 @@ def check_together(values: dict[str, Any]) -> None:
     if len(optimizer.get("betas", (0, 0))) != 2:
         raise ConfigError(f"optimizer.betas={optimizer['betas']} are not two numbers")
     checkpoint = values["callbacks"]["checkpoint"]
-    if checkpoint["average_last"] and optimizer.get("ema_decay"):
+    asked = {"callbacks.checkpoint.average_last": checkpoint["average_last"]}
+    asked |= {f"optimizer.{x}": optimizer.get(x) for x in ("ema_decay", "average_from")}
+    averages = [f"{key}={value}" for key, value in asked.items() if value]
+    if len(averages) > 1:
         raise ConfigError(
-            f"callbacks.checkpoint.average_last={checkpoint['average_last']} and optimizer."
-            f"ema_decay={optimizer['ema_decay']} are two averages of the weights; choose one"
+            f"{averages[0]} and {averages[1]} are two averages of the weights; choose one"
         )
     every, last = checkpoint["keep_every_n_train_steps"], checkpoint["average_last"] or 0
     if (kept := trainer["max_steps"] // every if every else 0) < last:

@@ -37,10 +37,12 @@ Often used keys (all of them: --cfg):
   model.{{key_norm,read_norm,out_norm,output_scale,beta_max,short_conv}}
   model.{{positions,norm,block_norm,feed_forward,qk_norm,output,untied_output}}   or block=NAME
   model.feature_map.{{nu,num_features}}  model.recompute=true|false
+  model.{{weight_dropout,d_inner}}  locked_dropout.{{words,input,hidden,output}}   of LSTMs
   task.data=stdlib|wikitext103|wikitext2|ptb|text8|enwik8|shakespeare|wikitext|text
   task.{{path,train,valid,test}}=PATH
   task.tokenizer=words|chars|bytes|bpe|PATH  task.{{vocab_size,min_count,max_vocab_size}}
   task.{{batch_size,seq_len}}  task.context=segment|carried  task.reset=never|document
+  task.lengths=fixed|drawn
   task.eval=segment|sliding|carried  task.eval_stride
   task.setting=capacity|update  task.n_keys  task.problem=parity|recall|...
   task.{{train_length,test_lengths}}  task.num_workers
@@ -51,7 +53,8 @@ Often used keys (all of them: --cfg):
   model@encoder= model@decoder= model@cross=   another model in one attention of task=translation
   model@alternate= model.alternate_every=   another model in every so many layers: a hybrid
   optimizer.{{lr,weight_decay,warmup_steps}}  optimizer.groups.{{matrices,...}}.{{lr,weight_decay}}
-  optimizer.schedule=cosine|linear|wsd|inverse_sqrt|constant  optimizer.ema_decay
+  optimizer.schedule=cosine|linear|wsd|inverse_sqrt|constant
+  optimizer.{{ema_decay,average_from,average_patience}}
   seed  compile=true|false
   trainer.{{max_steps,max_time,devices,precision,profiler}}, and what else Lightning's Trainer takes
   callbacks=[default,NAME]  logger=[tensorboard,NAME]  several at once

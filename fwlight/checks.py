@@ -8,6 +8,13 @@ def check_sizes(**sizes: int) -> None:
             raise ValueError(f"{name}={size} must be at least 1")
 
 
+def check_probabilities(**probabilities: float) -> None:
+    """Raise ValueError for the first that is none."""
+    for name, p in probabilities.items():
+        if not 0 <= p <= 1:
+            raise ValueError(f"{name}={p} must lie between 0 and 1")
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ValueError if `value` is none of `choices`."""
     if value not in choices:

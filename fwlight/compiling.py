@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-METHODS = ("forward", "features", "nll")
+METHODS = ("forward", "features", "last_layer", "nll")
 """What training and evaluation call of a network, where it has them."""
 
 

@@ -65,6 +65,8 @@ class CarriedBatch(NamedTuple):
     """As in `PackedBatch`."""
     kinds: Tensor | None = None
     """Kind of the question at each position `[B, T]`, int64, from 1 on; 0 where there is none."""
+    rate: float = 1.0
+    """Factor on the learning rate of a training batch."""
 
 
 class ImageBatch(NamedTuple):

@@ -5,12 +5,15 @@ equally many batches, the last ones filled up with targets that are ignored.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fwlight.types import IGNORE_INDEX, CarriedBatch, DataError, LMBatch, PackedBatch
-from tasks.lanes import documents_of, rows_of
+from tasks.lanes import EvalLanes, documents_of, rows_of
+
+EVALUATIONS = ("segment", "sliding", "carried")
 
 
 class SlidingWindows:
@@ -132,6 +135,28 @@ class CarriedLanes:
             for row, (start, (_, end)) in enumerate(zip(starts, self._edges, strict=True)):
                 targets[row, max(0, end - start) :] = IGNORE_INDEX
             yield CarriedBatch(inputs, targets, step == 0, step + 1 < len(self), documents)
+
+
+EvalLoader = EvalLanes | SlidingWindows | CarriedLanes
+
+
+def eval_loader(
+    stream: Tensor, *, kind: str, batch_size: int, stride: int, **shares: Any
+) -> EvalLoader:
+    """Return one of `EVALUATIONS`.
+
+    Args:
+        stream: Token ids `[N+1]`.
+        kind: Which.
+        batch_size: Sequences of a batch, or lanes, over all ranks.
+        stride: Of sliding windows.
+        shares: What all of them take.
+    """
+    if kind == "carried":
+        return CarriedLanes(stream, n_lanes=batch_size, **shares)
+    if kind == "sliding":
+        return SlidingWindows(stream, batch_size=batch_size, stride=stride, **shares)
+    return EvalLanes(stream, batch_size=batch_size, **shares)
 
 
 def _targets(stream: Tensor) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 from fwlight.types import IGNORE_INDEX, CarriedBatch, DataError, LMBatch, PackedBatch
 from tasks.position import TrainBatches
 from tasks.ranks import rows_of_rank
+from tasks.segments import DrawnSegments, FixedSegments
 
 
 class TrainLanes(TrainBatches[LMBatch | PackedBatch | CarriedBatch]):
@@ -29,7 +30,7 @@ class TrainLanes(TrainBatches[LMBatch | PackedBatch | CarriedBatch]):
     `seq_len`; fewer than B tokens at the stream's end, which fill no lane evenly, are left out.
 
     With `carried`, every segment but the first of a lane goes on from the one before it
-    (`CarriedBatch`).
+    (`CarriedBatch`). With `lengths_seed` segments are drawn; see `tasks.segments.DrawnSegments`.
 
     Args:
         stream: Token ids `[N+1]`.
@@ -42,6 +43,8 @@ class TrainLanes(TrainBatches[LMBatch | PackedBatch | CarriedBatch]):
         carried: Whether segments go on from those before them.
         documents: True `[N+1]` where a document begins that must not see what was before.
         num_workers: As of `TrainBatches`.
+        lengths_seed: Of the lengths of segments, of about `seq_len` tokens then; None: they are
+            all the same.
 
     Raises:
         DataError: `batch_size` does not divide over the ranks, or the stream has fewer targets
@@ -60,6 +63,7 @@ class TrainLanes(TrainBatches[LMBatch | PackedBatch | CarriedBatch]):
         carried: bool = False,
         documents: Tensor | None = None,
         num_workers: int = 0,
+        lengths_seed: int | None = None,
     ) -> None:
         mine = rows_of_rank(batch_size, rank=rank, world_size=world_size)
         targets = len(stream) - 1
@@ -69,32 +73,36 @@ class TrainLanes(TrainBatches[LMBatch | PackedBatch | CarriedBatch]):
                 f"task.batch_size={batch_size} sequences; use more text or fewer sequences"
             )
         length = targets // batch_size
-        self._seq_len, self._carried = seq_len, carried
+        self._carried = carried
         self._inputs = stream[: batch_size * length].view(batch_size, length)[mine]
         self._documents: Tensor | None = None
         if documents is not None:
             self._documents = documents[: batch_size * length].view(batch_size, length)[mine]
         self._targets = stream[1 : batch_size * length + 1].view(batch_size, length)[mine]
-        n_segments = -(-length // seq_len)
-        share = epoch_limit if isinstance(epoch_limit, int) else int(n_segments * epoch_limit)
-        self._epoch_segments = max(1, min(n_segments, share))
+        meaning = {"batch_size": batch_size, "seq_len": seq_len}
+        options = {"seq_len": seq_len, "epoch_limit": epoch_limit}
+        self._segments: FixedSegments | DrawnSegments = FixedSegments(length, **options)
+        if lengths_seed is not None:
+            self._segments = DrawnSegments(length, seed=lengths_seed, **options)
+            meaning["lengths_seed"] = lengths_seed
         super().__init__(
             self._segment,
-            n_batches=n_segments,
-            period=self._epoch_segments,
-            meaning={"batch_size": batch_size, "seq_len": seq_len},
+            n_batches=self._segments.n_segments,
+            period=self._segments.period,
+            meaning=meaning,
             num_workers=num_workers,
+            after=self._segments.after,
         )
 
     def _segment(self, number: int) -> LMBatch | PackedBatch | CarriedBatch:
-        start = number * self._seq_len
-        columns = slice(start, start + self._seq_len)
+        segment = self._segments[number]
+        columns = slice(segment.start, segment.end)
         batch = LMBatch(self._inputs[:, columns].long(), self._targets[:, columns].long())
         documents = None if self._documents is None else self._documents[:, columns]
         if not self._carried:
             return batch if documents is None else PackedBatch(*batch, documents)
-        more = number + 1 < self._epoch_segments
-        return CarriedBatch(*batch, start == 0, more, documents)
+        begins, more = segment.start == 0, segment.continues
+        return CarriedBatch(*batch, begins, more, documents, rate=segment.rate)
 
 
 class EvalLanes:

@@ -9,14 +9,15 @@ import lightning
 from torch import Tensor
 
 from fwlight.types import DataError
-from tasks.contexts import CarriedLanes, SlidingWindows
-from tasks.lanes import EvalLanes, TrainLanes
+from tasks.contexts import EVALUATIONS, EvalLoader, eval_loader
+from tasks.lanes import TrainLanes
 from tasks.position import SCORES, refuse_other_data, refuse_other_text, whose
 from tasks.ranks import epoch_limit, ranks
-from tasks.required import check_least
+from tasks.required import check_choices, check_least
+from tasks.segments import CONTEXTS, LENGTHS, check_lengths
 from tasks.text.bigrams import TrainingBigrams
 from tasks.text.corpora import SPLITS, open_corpus
-from tasks.text.documents import check_documents, document_starts, line_beginnings
+from tasks.text.documents import RESETS, check_documents, document_starts, line_beginnings
 from tasks.text.encoding import encode, encode_split, stream_hash
 from tasks.text.learning import Choice, restored
 from tasks.text.public_texts import PATTERNS
@@ -25,10 +26,6 @@ from tasks.text.vocabulary import Vocabulary
 
 _STDLIB_REMEDY = "the text comes with Python: use the Python version of the old run"
 _FILES_REMEDY = "use the files and vocabulary size of the old run"
-
-CONTEXTS, RESETS = ("segment", "carried"), ("never", "document")
-EVALUATIONS = ("segment", "sliding", "carried")
-EvalLoader = EvalLanes | SlidingWindows | CarriedLanes
 
 
 class LanguageModelingDataModule(lightning.LightningDataModule):
@@ -57,6 +54,8 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         max_vocab_size: Most entries of such a vocabulary, `<unk>` and `<eos>` included.
         context: What a training segment starts from: `segment`, an empty memory, or `carried`, what
             the memory held at the end of the lane's segment before it.
+        lengths: Of carried training segments, `fixed` or `drawn`; see `tasks.segments`.
+        lengths_seed: Of the drawn ones.
         packing: Whether rows hold several documents of which none sees another (WikiText): the
             memory is empty where an article begins, in segments and sliding windows too. Documents
             that are longer than a row go on in the next one, which begins with nothing.
@@ -90,6 +89,8 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         min_count: int | None = None,
         max_vocab_size: int | None = None,
         context: str = "segment",
+        lengths: str = "fixed",
+        lengths_seed: int = 0,
         packing: bool = False,
         reset: str = "never",
         eval: str = "segment",
@@ -103,14 +104,9 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         check_least(1, min_count=min_count, eval_stride=eval_stride, eval_seq_len=eval_seq_len)
         check_least(3, max_vocab_size=max_vocab_size)
         check_least(256, vocab_size=vocab_size if tokenizer == "bpe" else None)  # of every byte one
-        for name, value, choices in (
-            ("context", context, CONTEXTS),
-            ("reset", reset, RESETS),
-            ("eval", eval, EVALUATIONS),
-            ("test_split", test_split, SPLITS[1:]),
-        ):
-            if value not in choices:
-                raise DataError(f"task.{name}={value} is none of {', '.join(choices)}")
+        check_choices(context=(context, CONTEXTS), reset=(reset, RESETS), eval=(eval, EVALUATIONS))
+        check_choices(lengths=(lengths, LENGTHS), test_split=(test_split, SPLITS[1:]))
+        check_lengths(lengths, context=context, seq_len=seq_len)
         if packing or reset == "document":
             asked = "task.packing=true" if packing else "task.reset=document"
             check_documents(asked, data=data, tokenizer=tokenizer)
@@ -121,6 +117,7 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         rare = 3 if tokenizer == "words" and data not in PATTERNS else 1
         self._choice = Choice(tokenizer, min_count or rare, max_vocab_size, vocab_size)
         self.context, self.packing, self.reset = context, packing, reset
+        self._lengths_seed = lengths_seed if lengths == "drawn" else None
         self.eval, self.eval_stride, self.test_split = eval, eval_stride, test_split
         self.eval_seq_len, self.num_workers = eval_seq_len or seq_len, num_workers
         self._tokens: Tokens | None = None
@@ -161,6 +158,7 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
             epoch_limit=epoch_limit(self.trainer),
             num_workers=self.num_workers,
             carried=self.context == "carried",
+            lengths_seed=self._lengths_seed,
             documents=self._documents("train", carried=self.context == "carried"),
             **ranks(self.trainer),
         )
@@ -285,14 +283,15 @@ class LanguageModelingDataModule(lightning.LightningDataModule):
         self._tokens, self._fingerprint = tokens, fingerprint
 
     def _eval_loader(self, split: str) -> EvalLoader:
-        stream, batch_size = self.streams[split], self.eval_batch_size
-        shares: dict[str, Any] = {"seq_len": self.eval_seq_len, **ranks(self.trainer)}
-        shares["documents"] = self._documents(split, carried=self.eval == "carried")
-        if self.eval == "carried":
-            return CarriedLanes(stream, n_lanes=batch_size, **shares)
-        if self.eval == "sliding":
-            return SlidingWindows(stream, batch_size=batch_size, stride=self.eval_stride, **shares)
-        return EvalLanes(stream, batch_size=batch_size, **shares)
+        return eval_loader(
+            self.streams[split],
+            kind=self.eval,
+            batch_size=self.eval_batch_size,
+            stride=self.eval_stride,
+            seq_len=self.eval_seq_len,
+            documents=self._documents(split, carried=self.eval == "carried"),
+            **ranks(self.trainer),
+        )
 
     def _documents(self, split: str, *, carried: bool) -> Tensor | None:
         if not self.packing and not (carried and self.reset == "document"):

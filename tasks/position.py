@@ -76,6 +76,7 @@ class TrainBatches(Generic[Batch]):
         period: Begin again at 0 after so many; None: never.
         meaning: What a number means: values of `task` that must not change over a resume.
         num_workers: Processes that make batches ahead, which must be forked; 0: this one does.
+        after: The number after a number; None: one more, or 0 where the period is over.
     """
 
     def __init__(
@@ -86,7 +87,9 @@ class TrainBatches(Generic[Batch]):
         period: int | None,
         meaning: Mapping[str, int],
         num_workers: int = 0,
+        after: Callable[[int], int] | None = None,
     ) -> None:
+        self._after = after or (lambda number: self._wrapped(number + 1))
         self._draw, self._n_batches, self._period = draw, n_batches, period
         self._meaning, self._num_workers = dict(meaning), num_workers
         self._position = 0
@@ -96,12 +99,13 @@ class TrainBatches(Generic[Batch]):
         return self._n_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        first = self._position
-        numbers = [self._wrapped(first + i) for i in range(self._n_batches)]
+        numbers: list[int] = []
+        for _ in range(self._n_batches):
+            numbers.append(self._after(numbers[-1]) if numbers else self._position)
         # Lightning may make an iterator and not read it, or, going on after a whole epoch, break
         # the next one off: only batches that were taken move the position.
         for number, batch in zip(numbers, self._made(numbers), strict=True):
-            self._position = self._wrapped(number + 1)
+            self._position = self._after(number)
             yield batch
 
     def state_dict(self) -> dict[str, int]:

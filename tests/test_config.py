@@ -60,6 +60,7 @@ def test_config_groups_are_every_yaml_file():
         "_any.yaml",
         "_lm_mini.yaml",
         "_lm_wt103.yaml",
+        "_fwm_lm.yaml",
     }
     assert {path.name for path in others} == {"config.yaml", "_same.yaml", "_none.yaml", *bases}
     assert {"task", "model", "size", "optimizer", "trainer", "callbacks", "logger"} <= set(groups())
@@ -356,6 +357,15 @@ MISTAKES = [
         ],
         ["average_last=2 and optimizer.ema_decay=0.9", "choose one"],
     ),
+    (
+        ["optimizer.average_from=9", "optimizer.ema_decay=0.9"],
+        ["ema_decay=0.9 and optimizer.average_from=9", "choose one"],
+    ),
+    (["optimizer.average_from=stall"], ["optimizer.average_from=stall", "whole number or stalled"]),
+    (["locked_dropout.input=2"], ["locked_dropout.input=2", "at most 1"]),
+    (["model=lstm", "model.weight_dropout=-1"], ["model.weight_dropout=-1", "at least 0"]),
+    (["test.temperature=best"], ["test.temperature=best", "a number or valid"]),
+    (["loss.activation_weights=1"], ["did you mean loss.activation_weight?"]),
     (["optimizer=sdg"], ["optimizer=sdg", "sgd"]),
     (["model.recompute=true", "compile=true"], ["model.recompute=true beside compile=true"]),
     (["model.recompute=yes"], ["model.recompute=yes is not true or false"]),

@@ -139,3 +139,51 @@ def test_published_rows_are_what_the_paper_trained(row: str):
     adam = OptimizerConfig(**{k: v for k, v in config["optimizer"].items() if k != "_target_"})
     assert adam == OptimizerConfig(lr=2.5e-4, warmup_steps=2000)
     assert (trainer["gradient_clip_val"], trainer["precision"]) == (0.25, "32-true")
+
+
+# Schlag et al. 2021a: vocabularies, and parameters as logged; without the memory as derived.
+@pytest.mark.parametrize(
+    ("text", "row", "words", "count"),
+    [
+        ("ptb", "fwm", 10_000, 24_325_025),
+        ("ptb", "lstm", 10_000, 24_221_600),
+        ("wikitext2", "fwm", 33_278, 33_659_503),
+        ("wikitext2", "lstm", 33_278, 33_556_078),
+    ],
+)
+def test_language_models_with_a_fast_weight_memory_are_as_published(text, row, words, count):
+    config = compose_config([f"experiment=fwm_{text}", f"row={row}"]).config
+    with torch.device("meta"):
+        network = build("network", config["network"], vocab_size=words)
+    assert sum(p.numel() for p in network.parameters()) == count
+    *_, last = network.blocks
+    assert network.output.weight is network.embedding.weight
+    lstm = last.attention.lstm if row == "fwm" else last.attention
+    dropped = (network.word_dropout, network.input_dropout, network.blocks.dropout)
+    dropped = (*dropped, network.output_dropout, lstm.weight_dropout)
+    published = {"ptb": (0.1, 0.5, 0.3, 0.4, 0.66), "wikitext2": (0.1, 0.7, 0.25, 0.4, 0.61)}
+    assert dropped == published[text]
+    if row == "fwm":
+        cell = last.attention
+        options = (cell.sizes, cell.reads, cell.write_scale, cell.act_q, cell.act_r, cell.residual)
+        assert options == ((32, 32, 32), 3, 1.0, "tanh", "tanh", True)
+    task, optimizer = config["task"], config["optimizer"]
+    epochs = {"ptb": (20, 2.0, 900, 765), "wikitext2": (80, 0.5, 1600, 1371)}
+    batch, rate, all_of_them, before = epochs[text]
+    assert (task["batch_size"], task["seq_len"], optimizer["algorithm"]["sgd_lr"]) == (
+        batch,
+        70,
+        rate,
+    )
+    share = optimizer["average_from"] / config["trainer"]["max_steps"]
+    assert share == pytest.approx(before / all_of_them, abs=1e-4)
+
+
+def test_the_small_models_with_and_without_a_memory_have_as_many_parameters():
+    counts = []
+    for row in ("lstm", "fwm"):
+        config = compose_config(["experiment=fwm_words", f"row={row}"]).config
+        with torch.device("meta"):
+            network = build("network", config["network"], vocab_size=1)
+        counts.append(sum(p.numel() for p in network.blocks.parameters()))
+    assert counts == [608_396, 609_649]

@@ -56,6 +56,7 @@ class FWMLSTM(Mixer):
         act_r: The same on what is asked of it.
         residual: Whether the LSTM's output is added.
         forget_bias: Of the LSTM; see there.
+        weight_dropout: Likewise.
         backend: Of `fwlight.ops.fwm_rule`.
 
     Raises:
@@ -78,6 +79,7 @@ class FWMLSTM(Mixer):
         act_r: str = "tanh",
         residual: bool = False,
         forget_bias: float | None = 1.0,
+        weight_dropout: float = 0.0,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -97,7 +99,14 @@ class FWMLSTM(Mixer):
         self.write_scale = 1 / t if write_scale is None else write_scale
         self.act_q, self.act_r, self.residual = act_q, act_r, residual
         self.backend = backend
-        self.lstm = LSTM(d_model, n_heads, d_head, d_in=d_in, forget_bias=forget_bias)
+        self.lstm = LSTM(
+            d_model,
+            n_heads,
+            d_head,
+            d_in=d_in,
+            forget_bias=forget_bias,
+            weight_dropout=weight_dropout,
+        )
         self.write_proj = nn.Linear(d_model, s + r + t + 1)
         self.read_proj = nn.Linear(d_model, s + reads * r)
         self.out_proj = nn.Linear(t, d_model)

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from fwlight.checks import check_sizes
+from fwlight.checks import check_probabilities, check_sizes
 from fwlight.mixers.base import Mixer
 from fwlight.packing import Pieces
 
@@ -33,9 +34,11 @@ class LSTM(Mixer):
         d_in: Width of the input, where it is another.
         forget_bias: One bias in place of torch's two, which starts at 0, in the forget gate at this
             value; None: as torch has it.
+        weight_dropout: Probability with which each hidden-to-hidden weight is dropped in training,
+            for all tokens of a pass (DropConnect; Merity et al. 2018, arXiv 1708.02182, sec. 2).
 
     Raises:
-        ValueError: If the width is below 1.
+        ValueError: If the width is below 1, or that no probability.
     """
 
     bare = True
@@ -48,12 +51,14 @@ class LSTM(Mixer):
         *,
         d_in: int | None = None,
         forget_bias: float | None = None,
+        weight_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         del n_heads, d_head
         d_in = d_model if d_in is None else d_in
         check_sizes(d_model=d_model, d_in=d_in)
-        self.one_bias = forget_bias is not None
+        check_probabilities(weight_dropout=weight_dropout)
+        self.one_bias, self.weight_dropout = forget_bias is not None, weight_dropout
         if forget_bias is None:
             self.lstm = nn.LSTM(d_in, d_model, batch_first=True)
             return
@@ -94,7 +99,7 @@ class LSTM(Mixer):
                 raise ValueError("rows of several sequences have no padding between tokens")
             return self._apart(x, starts, state)
         if padding_mask is None:
-            y, (h, c) = self.lstm(x, self._given(state))
+            y, (h, c) = self._run(x, state)
             return y, LSTMState(h[0], c[0])
         order = padding_mask.int().argsort(dim=1, stable=True)[..., None]
         y, after = self._real(x.gather(1, order.expand_as(x)), (~padding_mask).sum(1), state)
@@ -123,11 +128,15 @@ class LSTM(Mixer):
         packed = pack_padded_sequence(
             x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
         )
-        out, (h, c) = self.lstm(packed, self._given(state))
+        out, (h, c) = self._run(packed, state)
         y, _ = pad_packed_sequence(out, batch_first=True, total_length=x.shape[1])
         nothing = (lengths == 0)[:, None]
         return y, LSTMState(state.h.where(nothing, h[0]), state.c.where(nothing, c[0]))
 
-    @staticmethod
-    def _given(state: LSTMState) -> tuple[Any, Any]:
-        return state.h[None].contiguous(), state.c[None].contiguous()
+    def _run(self, x: Any, state: LSTMState) -> tuple[Any, tuple[Tensor, Tensor]]:
+        given = x, (state.h[None].contiguous(), state.c[None].contiguous())
+        if not self.training or self.weight_dropout == 0:
+            return self.lstm(*given)
+        name = "weight_hh_l0"
+        dropped = F.dropout(self.lstm.get_parameter(name), self.weight_dropout)
+        return functional_call(self.lstm, {name: dropped}, given)

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple, cast
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from fwlight.checks import check_choice, check_sizes
+from fwlight.checks import check_choice, check_probabilities, check_sizes
 from fwlight.models.adaptive import AdaptiveSoftmax
 from fwlight.models.blocks import DecoderBlock, make_norm
 from fwlight.models.chunked import check_chunked, chunked_nll
 from fwlight.models.cross_entropy import CrossEntropy
-from fwlight.models.dropout import Dropout, follow_mixers
+from fwlight.models.dropout import Dropout, follow_mixers, locked_dropout, word_dropout
 from fwlight.models.positions import make_positions
-from fwlight.models.stack import MixerFactory, Stack, pattern
+from fwlight.models.stack import MixerFactory, Stack, between, pattern
 
 OUTPUTS = ("dense", "adaptive", "chunked")
 READ_OUTS = ("biased", "xavier")
@@ -36,7 +36,8 @@ class DecoderLM(nn.Module):
     Embeddings are scaled by sqrt(d_model); dropout follows embedding + position and the last
     block (Schlag et al. 2021b, app. F, and its reference code). With `n_outputs`,
     `scale_embedding=False` and `final_norm=False` it is the model of the algorithmic tasks of Irie
-    et al. 2021 (arXiv 2106.06295), which has no dropout at either place.
+    et al. 2021 (arXiv 2106.06295), which has no dropout at either place. Over LSTMs, with `d_inner`
+    and the four dropouts after it, it is AWD-LSTM (Merity et al. 2018, arXiv 1708.02182).
 
     Args:
         vocab_size: Number of token ids.
@@ -50,6 +51,11 @@ class DecoderLM(nn.Module):
         d_head: Size of a head.
         d_ff: Width of the feed-forward layers.
         dropout: Dropout probability.
+        d_inner: Width between layers, all of which must be LSTMs then; None: `d_model`.
+        word_dropout: Probability with which a word's embedding is dropped wherever it stands.
+        input_dropout: Of what the first layer reads, the same numbers at every token of a row.
+        hidden_dropout: Likewise, between layers.
+        output_dropout: Likewise, of what the output layer reads.
         attention: Makes the mixer of a layer from (d_model, n_heads, d_head).
         alternate: Makes that of every `alternate_every`-th layer instead, for hybrids.
         alternate_every: See `fwlight.models.stack.pattern`.
@@ -69,9 +75,11 @@ class DecoderLM(nn.Module):
         final_norm: Whether a norm follows the last block of a "pre" network.
         init_std: Standard deviation of every weight matrix, and of LayerNorm gains around 1; None:
             everything starts as torch starts it.
+        embedding_range: The embedding starts uniform in +- this, and the output's bias at 0; None:
+            as the rest.
 
     Raises:
-        ValueError: If a size is below 1 or an option unknown.
+        ValueError: If a size is below 1, an option unknown, or a probability none.
     """
 
     def __init__(
@@ -86,6 +94,11 @@ class DecoderLM(nn.Module):
         d_head: int,
         d_ff: int,
         dropout: float,
+        d_inner: int | None = None,
+        word_dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        hidden_dropout: float = 0.0,
+        output_dropout: float = 0.0,
         attention: MixerFactory,
         alternate: MixerFactory | None = None,
         alternate_every: int = 4,
@@ -100,8 +113,11 @@ class DecoderLM(nn.Module):
         scale_embedding: bool = True,
         final_norm: bool = True,
         init_std: float | None = 0.02,
+        embedding_range: float | None = None,
     ) -> None:
         super().__init__()
+        check_probabilities(word_dropout=word_dropout, input_dropout=input_dropout)
+        check_probabilities(hidden_dropout=hidden_dropout, output_dropout=output_dropout)
         check_sizes(vocab_size=vocab_size, n_layers=n_layers, d_ff=d_ff)
         check_choice("output", output, OUTPUTS)
         check_choice("read_out", read_out, READ_OUTS)
@@ -116,6 +132,8 @@ class DecoderLM(nn.Module):
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.positions = make_positions(positions, d_model)
         self.dropout = Dropout(dropout)
+        self.word_dropout, self.input_dropout = word_dropout, input_dropout
+        self.output_dropout = output_dropout
         block = partial(
             DecoderBlock,
             d_model=d_model,
@@ -128,7 +146,10 @@ class DecoderLM(nn.Module):
             block_norm=block_norm,
         )
         mixers = pattern(attention, alternate, alternate_every, n_layers=n_layers)
-        self.blocks = Stack(block, mixers, n_layers=n_layers)
+        if d_inner is not None:
+            check_sizes(d_inner=d_inner)
+            mixers = between(mixers, [d_model, *[d_inner] * (n_layers - 1), d_model])
+        self.blocks = Stack(block, mixers, n_layers=n_layers, dropout=hidden_dropout)
         bare = all(block.bare for block in self.blocks.blocks())
         normed = norm == "pre" and final_norm and not bare
         self.final_norm = make_norm(block_norm, d_model) if normed else nn.Identity()
@@ -148,6 +169,10 @@ class DecoderLM(nn.Module):
         follow_mixers(self)
         if init_std is not None:
             self.apply(lambda module: initialise(module, init_std))
+        if embedding_range is not None:
+            nn.init.uniform_(self.embedding.weight, -embedding_range, embedding_range)
+            if (bias := getattr(self.output, "bias", None)) is not None:
+                nn.init.zeros_(bias)
         for block in self.blocks.blocks() if scaled_residuals else ():
             block.scale_residuals((2 * n_layers) ** -0.5)
         if n_outputs is not None and read_out == "xavier":
@@ -183,6 +208,26 @@ class DecoderLM(nn.Module):
     ) -> tuple[Float[Tensor, "b t m"], LMState]:
         """Return what the output layer reads, and the state to go on from.
 
+        Arguments as of `last_layer`, of whose vectors some numbers are dropped in training.
+        """
+        masks = {"padding_mask": padding_mask, "starts": starts}
+        h, state = self.last_layer(tokens, initial_state=initial_state, **masks)
+        return self.drop(h), state
+
+    def drop(self, h: Float[Tensor, "b t m"]) -> Float[Tensor, "b t m"]:
+        """Drop numbers of the last layer's vectors, in training."""
+        return locked_dropout(self.dropout(h), self.output_dropout, training=self.training)
+
+    def last_layer(
+        self,
+        tokens: Int[Tensor, "b t"],
+        *,
+        initial_state: LMState | None = None,
+        padding_mask: Bool[Tensor, "b t"] | None = None,
+        starts: Bool[Tensor, "b t"] | None = None,
+    ) -> tuple[Float[Tensor, "b t m"], LMState]:
+        """Return the vectors of the last layer, and the state to go on from.
+
         Args:
             tokens: Token ids.
             initial_state: The state to continue from; None is the start of a text.
@@ -198,6 +243,8 @@ class DecoderLM(nn.Module):
         if starts is not None:
             self.blocks.check_takes("starts")
         h = self.embedding(tokens) * self._scale
+        n_words = self.embedding.num_embeddings
+        h = word_dropout(h, tokens, self.word_dropout, n_words=n_words, training=self.training)
         if self.positions is not None:
             if starts is not None and start:
                 raise ValueError(
@@ -205,11 +252,11 @@ class DecoderLM(nn.Module):
                     "positions of the rows would differ"
                 )
             h = h + self.positions(tokens.shape[1], start, starts=starts, device=h.device).to(h)
-        h = self.dropout(h)
+        h = locked_dropout(self.dropout(h), self.input_dropout, training=self.training)
         layers = None if initial_state is None else initial_state.layers
         masks = {"padding_mask": padding_mask, "starts": starts}
         h, layers = self.blocks(h, initial_state=layers, **masks)
-        h = self.dropout(self.final_norm(h))
+        h = self.final_norm(h)
         return h, LMState(layers, start + tokens.shape[1])
 
     def nll(

@@ -1,5 +1,7 @@
 """Dropout, in compiled code where there is some."""
 
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fwlight.mixers import Mixer
@@ -23,6 +25,32 @@ class Dropout(nn.Dropout):
         if self.training and 0 < self.p < 1 and self.allow_native and native.can_run(input):
             return native.native_dropout(input, self.p)
         return super().forward(input)
+
+
+def locked_dropout(
+    x: Float[Tensor, "b t m"], p: float, *, training: bool
+) -> Float[Tensor, "b t m"]:
+    """Drop the same numbers at every token of a row (Gal and Ghahramani 2016, arXiv 1512.05287)."""
+    if not training or p == 0:
+        return x
+    return x * F.dropout(x.new_ones(len(x), 1, x.shape[-1]), p)
+
+
+def word_dropout(
+    x: Float[Tensor, "b t m"], words: Int[Tensor, "b t"], p: float, *, n_words: int, training: bool
+) -> Float[Tensor, "b t m"]:
+    """Drop the embeddings of whole words, each wherever it stands (Merity et al. 2018, sec. 4.3).
+
+    Args:
+        x: The embeddings.
+        words: Whose they are.
+        p: Probability of a word.
+        n_words: Of the vocabulary.
+        training: Otherwise nothing is dropped.
+    """
+    if not training or p == 0:
+        return x
+    return x * F.dropout(x.new_ones(n_words, 1), p)[words]
 
 
 def follow_mixers(network: nn.Module) -> None:

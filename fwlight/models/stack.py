@@ -1,7 +1,9 @@
 """Blocks one after the other, whose mixers follow a pattern."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from inspect import signature
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fwlight.models.blocks import Block
+from fwlight.models.dropout import locked_dropout
 
 MixerFactory = Callable[..., nn.Module]
 
@@ -38,6 +41,27 @@ def pattern(
     return [mixer] * (every - 1) + [alternate]
 
 
+def between(mixers: Sequence[MixerFactory], widths: Sequence[int]) -> list[MixerFactory]:
+    """Return mixers of layers i that map vectors of width `widths[i]` to `widths[i + 1]`.
+
+    Raises:
+        ValueError: One takes no input of another width than its own, as all but LSTMs.
+    """
+    made = []
+    for i, (d_in, d_out) in enumerate(pairwise(widths)):
+        mixer = mixers[i % len(mixers)]
+        if "d_in" not in signature(mixer).parameters:
+            raise ValueError(
+                f"d_inner={widths[1]} is a width between LSTMs, which every layer must be"
+            )
+        made.append(partial(_with_widths, mixer, d_in, d_out))
+    return made
+
+
+def _with_widths(mixer: MixerFactory, d_in: int, d_out: int, **sizes: int) -> nn.Module:
+    return mixer(**{**sizes, "d_in": d_in, "d_model": d_out})
+
+
 class Stack(nn.ModuleList):
     """`n_layers` blocks; block i mixes tokens with mixers[i mod len(mixers)].
 
@@ -45,15 +69,22 @@ class Stack(nn.ModuleList):
         block: Makes a block from the keyword `attention`, which makes its mixer.
         mixers: The pattern.
         n_layers: Number of blocks.
+        dropout: Probability of `locked_dropout` between blocks.
     """
 
     recompute = False
     """Whether training keeps of every block its inputs alone; see `recompute_blocks`."""
 
     def __init__(
-        self, block: Callable[..., Block], mixers: Sequence[MixerFactory], *, n_layers: int
+        self,
+        block: Callable[..., Block],
+        mixers: Sequence[MixerFactory],
+        *,
+        n_layers: int,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__(block(attention=mixers[i % len(mixers)]) for i in range(n_layers))
+        self.dropout = dropout
 
     def forward(
         self,
@@ -69,6 +100,8 @@ class Stack(nn.ModuleList):
         carried = (None,) * len(self) if initial_state is None else initial_state
         states = []
         for block, state in zip(self, carried, strict=True):
+            if states:
+                h = locked_dropout(h, self.dropout, training=self.training)
             h, state = self.run(block, h, initial_state=state, **masks)
             states.append(state)
         return h, tuple(states)

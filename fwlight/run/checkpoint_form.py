@@ -97,13 +97,17 @@ def _record(required: Mapping[str, Check], optional: Mapping[str, Check] | None 
 
 
 _any: Check = _is("anything", lambda _: True)
-_count = _is("a whole number from 0", lambda x: type(x) is int and 0 <= x < 1 << 63)
+_count = _is("a whole number from 0", lambda x: _counts(x))
 _number = _is("a number", lambda x: type(x) in (int, float))
 _text = _is("a text", lambda x: type(x) is str)
 _leaf = _is("plain data", lambda x: x is None or type(x) in (bool, int, float, str))
 _digest = _is("a SHA-256", lambda x: re.fullmatch("[0-9a-f]{64}", x))
 _version = _is("a version", lambda x: re.fullmatch(r"[2-9]\.\d+\.\d+(\.?(a|b|rc|dev|post)\d+)*", x))
 _tensor = _is("a dense tensor without NaN", lambda x: _dense(x) and not x.isnan().any())
+
+
+def _counts(x: Any) -> bool:
+    return type(x) is int and 0 <= x < 1 << 63
 
 
 def _dense(x: Tensor) -> bool:
@@ -210,6 +214,9 @@ _CALLBACKS: dict[str, Check] = {
     "RunCheckpoint": _record(
         {"best": _is("an evaluation", lambda x: x == {} or _evaluation(x["value"], x["step"]))},
         {"kept": _each(_is("an evaluation", lambda x: _evaluation(*x)))},
+    ),
+    "MovingAverage": _record(
+        {"since": _is("a count", lambda x: x is None or _counts(x)), "losses": _each(_number)}
     ),
     "EarlyStopping": _record(
         {"wait_count": _count, "stopped_epoch": _count, "patience": _count},

@@ -43,16 +43,37 @@ class LanguageModelingModule(SupervisedModule):
     Where the rows of batches go on from those of the last one (`CarriedBatch`), the memory's state
     is carried from segment to segment, detached: the loss of a segment has a gradient with respect
     to what reads the carried state, but none through it to what wrote it. A checkpoint holds the
-    state of all lanes.
+    state of all lanes. A batch may ask for another learning rate (`CarriedBatch.rate`).
+
+    Args:
+        network: What is trained.
+        optimizer: How to train it.
+        max_steps: Number of updates of the whole training.
+        activation_weight: What the mean square of what the output layer reads, some numbers
+            dropped, is added to the loss with (AR: Merity et al. 2018, arXiv 1708.02182, sec. 4.6).
+        temporal_activation_weight: Likewise of the mean square difference between the last layer's
+            vectors of a token and of the next, nothing dropped (TAR).
     """
 
     monitored = ("val/loss", "val/bpb", "val/loss_ar_hit", "val/loss_other")
     _training_state: Any = None
     _evaluation_state: Any = None
     _has_hits = False
+    _temperature = 1.0
 
-    def __init__(self, network: nn.Module, *, optimizer: OptimizerConfig, max_steps: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        optimizer: OptimizerConfig,
+        max_steps: int,
+        activation_weight: float = 0.0,
+        temporal_activation_weight: float = 0.0,
+    ) -> None:
         super().__init__(network, optimizer=optimizer, max_steps=max_steps)
+        self._weights = activation_weight, temporal_activation_weight
+        self._penalty: Tensor | None = None
+        self._factors: list[float] = []
         self.by_position = PositionLoss()
         self.hits = HitLoss()
 
@@ -62,6 +83,22 @@ class LanguageModelingModule(SupervisedModule):
         Every row starts from an empty memory; see `losses`.
         """
         return cast(DecoderLM, self.network).nll(self._features(batch), batch.targets)
+
+    def training_step(self, batch: AnyBatch, batch_idx: int) -> Tensor:
+        """Loss of one batch, with what is asked of activations."""
+        nll, targets = self.losses(batch).sum(dtype=torch.float64), batch.targets != IGNORE_INDEX
+        penalty, self._penalty = self._penalty, None
+        return self.update_loss(nll, targets.sum(), penalty=penalty)
+
+    def on_train_batch_start(self, batch: AnyBatch, batch_idx: int) -> None:
+        """Note the learning rate that a batch of the update in progress asks for."""
+        if isinstance(batch, CarriedBatch):
+            self._factors.append(batch.rate)
+
+    def rate_factor(self) -> float:
+        """Return the mean over the batches of the update."""
+        factors, self._factors = self._factors, []
+        return sum(factors) / len(factors) if factors else 1.0
 
     def losses(self, batch: AnyBatch) -> Tensor:
         """Return what `forward` does, rows going on where the batch says so."""
@@ -92,6 +129,10 @@ class LanguageModelingModule(SupervisedModule):
     def padding_of(self, batch: AnyBatch) -> Tensor | None:
         """Return where a batch is padding `[B, T]`, which leaves no trace; a subclass may say."""
         return None
+
+    def temper(self, temperature: float) -> None:
+        """Divide what the output layer reads in evaluations by a temperature, not its bias."""
+        self._temperature = temperature
 
     # Lightning's hooks
 
@@ -162,10 +203,23 @@ class LanguageModelingModule(SupervisedModule):
 
     def _features(self, batch: AnyBatch) -> Tensor:
         """Read every row from an empty memory, or every document of it."""
-        network = cast(DecoderLM, self.network)
         if isinstance(batch, PackedBatch):
-            return network.features(batch.inputs, starts=batch.documents)[0]
-        return network.features(batch.inputs)[0]
+            return self._read(batch.inputs, starts=batch.documents)[0]
+        return self._read(batch.inputs)[0]
+
+    def _read(self, tokens: Tensor, **options: Any) -> tuple[Tensor, Any]:
+        """Return what the network's `features` does, and note in training what is asked of it."""
+        network, (ar, tar) = cast(DecoderLM, self.network), self._weights
+        if not self.training:
+            hidden, state = network.features(tokens, **options)
+            return (hidden if self._temperature == 1 else hidden / self._temperature), state
+        if ar == tar == 0:
+            return network.features(tokens, **options)
+        last, state = network.last_layer(tokens, **options)
+        hidden, steps = network.drop(last), last.diff(dim=1)
+        slowness = steps.square().sum() / max(1, steps.numel())  # of one token there is none
+        self._penalty = ar * hidden.square().mean() + tar * slowness
+        return hidden, state
 
     def _carry(self, batch: CarriedBatch) -> Tensor:
         """Read a batch from the state that the last one left, and keep what it leaves."""
@@ -195,7 +249,7 @@ class LanguageModelingModule(SupervisedModule):
         padding = self.padding_of(batch)
         masks = {"starts": batch.documents}
         masks |= {} if padding is None else {"padding_mask": padding}
-        hidden, state = network.features(batch.inputs, initial_state=state, **masks)
+        hidden, state = self._read(batch.inputs, initial_state=state, **masks)
         setattr(self, name, map_state(Tensor.detach, state) if batch.continues else None)
         return hidden
 

@@ -6,19 +6,18 @@ from typing import Any, cast
 
 import torch
 from jaxtyping import Float
-from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fwlight.errors import ConfigError, NumericalError
 from fwlight.training.optim import OptimizerConfig, build_optimizer, set_learning_rates
 from fwlight.training.optimizer_state import hold_optimizer, parameters_without_state
+from fwlight.training.showing import ShowingModule
 from fwlight.types import Sequences
 
 
-class TrainingModule(LightningModule):
+class TrainingModule(ShowingModule):
     """A network with its optimiser; subclasses add `training_step` and the evaluation.
 
     A training step returns `update_loss(nll_sum, targets)`. The gradient of an update is then that
@@ -57,6 +56,8 @@ class TrainingModule(LightningModule):
         """Target tokens trained on by this process's run so far, over all ranks; on the device."""
         self.skipped_updates = 0
         """Updates of the run that were not made as they were not finite."""
+        self.average_since: int | None = None
+        """The update after which the mean of the weights began, once it did: `MovingAverage`."""
         self._built: Optimizer | None = None
         self._scheduled = False
         self._restored: dict[str, Any] | None = None
@@ -65,7 +66,9 @@ class TrainingModule(LightningModule):
         self._grad_norm = torch.zeros(())
         self._update: tuple[Tensor, Tensor, dict[str, float]] | None = None
 
-    def update_loss(self, nll_sum: Float[Tensor, ""], targets: Tensor) -> Float[Tensor, ""]:
+    def update_loss(
+        self, nll_sum: Float[Tensor, ""], targets: Tensor, *, penalty: Tensor | None = None
+    ) -> Float[Tensor, ""]:
         """Return what to differentiate, given the sum over this rank's target tokens.
 
         DDP averages gradients over W ranks and Lightning divides each of k accumulated batches by
@@ -75,6 +78,7 @@ class TrainingModule(LightningModule):
         Args:
             nll_sum: Negative log-likelihood summed over this rank's targets of the batch.
             targets: How many they are, a scalar.
+            penalty: What is added to the mean over targets, and not logged.
         """
         sums = torch.stack((nll_sum.detach().double(), targets.double()))
         if self.trainer.world_size > 1:
@@ -84,12 +88,17 @@ class TrainingModule(LightningModule):
         else:
             self._sums = self._sums + sums
         factor = self.trainer.world_size * self.trainer.accumulate_grad_batches / self._reference
-        return nll_sum * factor.to(nll_sum.dtype)
+        loss = nll_sum if penalty is None else nll_sum + targets * penalty
+        return loss * factor.to(nll_sum.dtype)
 
     def gradient_scale(self) -> Tensor:
         """Return what the gradient is multiplied by before an update, 1 for one batch."""
         assert self._sums is not None
         return self._reference / self._sums[1].clamp(min=1)
+
+    def rate_factor(self) -> float:
+        """Return what multiplies the learning rates of the update in progress; subclasses say."""
+        return 1.0
 
     def step_metrics(self) -> dict[str, float]:
         """Read the values of the last update: the loss, learning rates and the gradient norm."""
@@ -103,6 +112,10 @@ class TrainingModule(LightningModule):
 
     def rehearse(self, batch: Any) -> None:
         """Do with one batch what an evaluation would, without a trace; subclasses say what."""
+
+    def temper(self, temperature: float) -> None:
+        """Evaluate at another temperature than 1; ConfigError where a subclass has none."""
+        raise ConfigError(f"test.temperature={temperature} is of language models")
 
     def sequences(self, batch: Any) -> Mapping[str, Sequences]:
         """Return what the layers of every stack write of a batch; subclasses say.
@@ -187,10 +200,12 @@ class TrainingModule(LightningModule):
         """Set the learning rate, update, and log where a log is due."""
         step = self.trainer.global_step + 1
         groups = optimizer.param_groups
-        rates = {"lr": float(groups[0]["lr"])}
+        rates, scale = {"lr": float(groups[0]["lr"])}, self.rate_factor()
         if self._scheduled:
             config, last = self.optimizer_config, self.max_steps
-            rates = set_learning_rates(groups, config, step, max_steps=last)
+            averages = self.average_since is not None
+            options: dict[str, Any] = {"scale": scale, "averages": averages}
+            rates = set_learning_rates(groups, config, step, max_steps=last, **options)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         assert self._sums is not None
         self._update = (self._sums, self._grad_norm, rates)
@@ -272,27 +287,6 @@ class TrainingModule(LightningModule):
     @property
     def _grad_scaler(self) -> Any:
         return getattr(self.trainer.precision_plugin, "scaler", None)
-
-    @rank_zero_only
-    def log_text(self, tag: str, text: str, step: int) -> None:
-        """Show text at a step in every logger that can."""
-        for logger in self.loggers:
-            if (show := getattr(logger, "show_text", None)) is not None:
-                show(tag, text, step)
-
-    @rank_zero_only
-    def log_figure(self, tag: str, figure: Any, step: int) -> None:
-        """Show a matplotlib figure at a step in every logger that can."""
-        for logger in self.loggers:
-            if (show := getattr(logger, "show_figure", None)) is not None:
-                show(tag, figure, step)
-
-    @rank_zero_only
-    def log_layout(self, layout: dict[str, dict[str, list[str]]]) -> None:
-        """Say which scalars belong together: patterns of tags by chart and category."""
-        for logger in self.loggers:
-            if (show := getattr(logger, "show_layout", None)) is not None:
-                show(layout)
 
 
 def _takes_all(logger: Any) -> bool:

@@ -49,6 +49,12 @@ class OptimizerConfig:
     """Updates of the fall of "wsd"; None: a fifth of all, or what the warm-up leaves."""
     ema_decay: float | None = None
     """Of a moving average of the weights, which is evaluated and tested instead; None: of none."""
+    average_from: int | str | None = None
+    """Or the plain mean of the weights after later updates than this one; "stalled": after those
+    since validation no longer got better; None: none."""
+    average_patience: int = 5
+    """So many evaluations: it no longer gets better where the loss of one is above the lowest of
+    those that are more than so many before it (NT-ASGD: Merity et al. 2018, algorithm 1)."""
     algorithm: Callable[..., Optimizer] | None = None
     """Makes the optimiser from groups of named parameters and the keyword lr; None: AdamW."""
     groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -85,6 +91,10 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.decay_steps={self.decay_steps} must be at least 1")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"optimizer.ema_decay={self.ema_decay} must be between 0 and 1")
+        if isinstance(self.average_from, str) and self.average_from != "stalled":
+            raise ValueError(f"optimizer.average_from={self.average_from}: a number or stalled")
+        if self.average_from is not None and self.ema_decay is not None:
+            raise ValueError("optimizer.ema_decay and average_from are two averages; choose one")
 
     def check_horizon(self, max_steps: int) -> None:
         """Hold the schedule to the number of updates of a training.
@@ -173,22 +183,36 @@ def lr_factor(config: OptimizerConfig, n: int, *, max_steps: int) -> float:
 
 
 def set_learning_rates(
-    groups: Sequence[dict[str, Any]], config: OptimizerConfig, n: int, *, max_steps: int
+    groups: Sequence[dict[str, Any]],
+    config: OptimizerConfig,
+    n: int,
+    *,
+    max_steps: int,
+    scale: float = 1.0,
+    averages: bool = False,
 ) -> dict[str, float]:
     """Give groups of parameters the rates of update `n`; return those that are logged.
 
     They are `lr`, that of `config`, and `lr_<kind>` of a kind that has its own.
 
     Args:
-        groups: Each with its peak as `initial_lr`.
+        groups: Each with its peak as `initial_lr`. One that goes on otherwise where the weights are
+            averaged has `averages`, which is set, and that peak as `averaging_lr`.
         config: The schedule.
         n: Number of the update, from 1.
         max_steps: As in `warmup_cosine`.
+        scale: Another factor on every rate.
+        averages: Whether this update is one of those whose weights are averaged.
     """
-    factor = lr_factor(config, n, max_steps=max_steps)
+    factor = lr_factor(config, n, max_steps=max_steps) * scale
     rates = {"lr": config.lr * factor}
     for group in groups:
         group["lr"] = group["initial_lr"] * factor
+        if "averages" in group:
+            group["averages"] = averages
+            if averages:
+                rates["lr"] = group["lr"] = group["averaging_lr"] * factor
+                continue
         if group["initial_lr"] != config.lr and "name" in group:
             rates[f"lr_{group['name']}"] = group["lr"]
     return rates

@@ -10,6 +10,9 @@ from tasks.text.vocabulary import Vocabulary
 WITH_DOCUMENTS = ("wikitext103", "wikitext2", "wikitext")
 """Sources whose files say where a document begins."""
 
+RESETS = ("never", "document")
+"""What empties a carried memory."""
+
 
 def check_documents(asked: str, *, data: str, tokenizer: str) -> None:
     """Check that it is known where the documents of a text begin.

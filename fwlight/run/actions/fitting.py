@@ -77,7 +77,7 @@ def fit(
             tested = checkpoint.best_path
         elif checkpoint.save_best and not checkpoint.best:
             warn(f"{checkpoint.monitor} was never a number: no best.ckpt, the last state is tested")
-        if tested != checkpoint.last_path or _of_kind(trainer, MovingAverage).decay is not None:
+        if tested != checkpoint.last_path or _of_kind(trainer, MovingAverage).averages:
             load_weights(module, averaged(load_checkpoint(tested)), tested)
         trainer.test(module, datamodule=data, verbose=False)
         summary = summarise(trainer, module, tested=tested.name)
