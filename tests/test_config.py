@@ -719,7 +719,7 @@ def test_stored_configuration_composes_the_same_model():
     again = recompose(stored, ["action=generate", "ckpt=c", "prompt=p", "seed=4"])
     values = again.config
     assert values["network"] == stored["config"]["network"]
-    assert values["task"] == stored["config"]["task"]
+    assert values["task"] == {**stored["config"]["task"], "lengths_seed": 4}
     assert (values["action"], values["seed"], values["run_dir"]) == ("generate", 4, None)
     # what belongs to the machine comes from the command line alone
     assert again.choices["trainer"] == "cpu"

@@ -268,7 +268,7 @@ def _arguments(kernel: Callable[..., Any], args: Any, options: Any) -> dict[str,
     bound.apply_defaults()
     given = dict(bound.arguments)
     given |= given.pop("kwargs", {})
-    return {_NAMES.get(name, name): value for name, value in given.items()}
+    return {_NAMES.get(name) or name: value for name, value in given.items()}
 
 
 def _programmed(given: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Gates]:

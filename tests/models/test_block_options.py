@@ -12,6 +12,7 @@ from cli.usage import block_parameters
 from fwlight.errors import ConfigError
 from fwlight.feature_maps import DPFPFeatureMap
 from fwlight.mixers import FastWeights, KeyValues, MultiHeadAttention
+from fwlight.mixers.normalisation import RMSNorm
 from fwlight.mixers.rotary import rotated
 from fwlight.models import DecoderLM
 from fwlight.ops import delta_rule
@@ -109,7 +110,7 @@ def test_translation_has_the_blocks_too() -> None:
 def test_modern_blocks_hold_what_they_say() -> None:
     model = network(*MODERN, "model=softmax", "size.n_layers=8", "size.d_model=256")
     kinds = {type(module) for module in model.modules()}
-    assert torch.nn.RMSNorm in kinds
+    assert RMSNorm in kinds
     assert torch.nn.LayerNorm not in kinds
     assert model.positions is None
     assert model.output.weight is model.embedding.weight

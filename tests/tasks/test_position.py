@@ -62,7 +62,7 @@ def test_workers_bring_whole_batches_and_no_random_number_is_taken() -> None:
     for one, other in zip(here, ahead, strict=True):
         assert isinstance(other, CarriedBatch)
         for a, b in zip(one, other, strict=True):
-            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a is b
+            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
     assert torch.equal(torch.get_rng_state(), state)
 
 
