@@ -100,14 +100,15 @@ class Step:
 
     def __call__(self) -> Tensor:
         """Make an update."""
-        torch.manual_seed(self.number)  # of dropout
+        torch.default_generator.manual_seed(self.number)  # of dropout
         self.set_learning_rate()
         batch = self.batches[self.number % len(self.batches)]
         self.number += 1
         loss = self.module.losses(batch).sum() / (batch.targets >= 0).sum()
         loss.backward()
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        clip_grads_with_norm_(self.module.parameters(), CLIP, get_total_norm(gradients))
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in trained if p.grad is not None]
+        clip_grads_with_norm_(trained, CLIP, get_total_norm(gradients))
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.detach()
