@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fwlight import extras
-from fwlight.diagnostics.attached import Attached, attach
+from fwlight.diagnostics.attached import Attached, attach, embedding_of
 from fwlight.diagnostics.findings import find_out
 from fwlight.diagnostics.interventions import intervene
 from fwlight.diagnostics.kind import rules
@@ -90,7 +90,7 @@ def _diagnose(of: argparse.Namespace) -> str:
     ids, decode = _words(of) if of.text else (_numbers(of.tokens), None)
     text = Text(_cut(ids, of.text or of.tokens, of.sequences, of.seq_len), decode)
     model = load(of.path)
-    n_types = model.get_input_embeddings().num_embeddings  # pyright: ignore
+    n_types = embedding_of(model).num_embeddings
     if not 0 <= int(text.sequences.min()) <= int(text.sequences.max()) < n_types:
         raise DataError(
             f"{of.text or of.tokens} has tokens that are none of the {n_types} of {of.path}"
@@ -119,14 +119,17 @@ def _report(attached: Attached, text: Text, of: argparse.Namespace, about: dict[
     losses = sequence_losses(attached, _batches(text, attached))
     blocks = about.get("num_hidden_layers")
     others = f" of {blocks}" if isinstance(blocks, int) else ""
+    unknown = ", ".join(sorted(set(attached.left_out.values())))
+    unknown = f" Layers of {unknown} called no kernel that is known here." if unknown else ""
     size = sum(x.numel() for x in attached.model.parameters())
     return html_report(
         findings,
         title=f"Diagnosis of {of.path.resolve().name}: {type(attached.model).__name__}, "
         f"{rules(layers)}, {size:,} parameters, {loss_in_words(losses)}",
         of=f"On {n} sequences of {length - 1} tokens of {of.text or of.tokens}. Shown are the "
-        f"{len(layers)}{others} layers with a memory, by their number. Keys are those that reach "
-        "the kernel: a feature map before it is the model's. Advice is in keys of fwlight.",
+        f"{len(layers)}{others} layers whose memory is known here, by their number.{unknown} Keys "
+        "are those that reach the kernel: a feature map before it is the model's. Advice is in "
+        "keys of fwlight.",
         configuration=json.dumps(about, indent=2, ensure_ascii=False),
         decode=text.decode,
         effects=effects,
@@ -202,6 +205,8 @@ def _words(of: argparse.Namespace) -> tuple[list[int], Callable[[list[int]], str
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library has no other
         raise ConfigError(f"{file}: {error}") from error
+    tokenizer.no_truncation()  # which may be stored with it, for the model's own inputs
+    tokenizer.no_padding()
     ids: list[int] = []
     try:
         with of.text.open(encoding="utf-8") as text:
@@ -233,8 +238,7 @@ def _cut(ids: list[int], file: Path, n: int, length: int) -> Tensor:
 def _batches(text: Text, attached: Attached, n: int | None = None) -> Iterator[LMBatch]:
     """Yield (the first n) sequences, as many at a time as the output layer has room for."""
     sequences = text.sequences[:n]
-    n_types = attached.model.get_input_embeddings().num_embeddings  # pyright: ignore
-    rows = max(1, _LOGITS // (sequences.shape[1] * n_types))
+    rows = max(1, _LOGITS // (sequences.shape[1] * attached.n_types))
     for few in sequences.split(min(rows, 8)) if len(sequences) else ():
         yield LMBatch(few[:, :-1], few[:, 1:])
 

@@ -51,9 +51,14 @@ class Attached(nn.Module):
     sequences go to the kernel and are not seen.
     """
 
-    def __init__(self, model: nn.Module, found: Mapping[str, nn.Module]) -> None:
+    left_out: dict[str, str]
+    """Names and types of layers that are called like such but called no kernel that is known."""
+
+    def __init__(self, model: nn.Module, named: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.model = model
+        found = {name: part for name, part in named.items() if any(True for _ in _kernels(part))}
+        self.left_out = {name: type(named[name]).__name__ for name in named.keys() - found.keys()}
         self.places = nn.ModuleList(_Place(name, type(x).__name__) for name, x in found.items())
         labels = Counter(place.label for place in self._places())
         for place, layer in zip(self._places(), found.values(), strict=True):
@@ -61,9 +66,14 @@ class Attached(nn.Module):
             names = [name for name, _ in layer.named_children()]
             place.short_conv = any("conv1d" in name for name in names) or None
             place.beta_max = 2.0 if getattr(layer, "allow_neg_eigval", False) else 1.0
+        self.n_types = embedding_of(model).num_embeddings
         self._running: list[_Place] = []
         self._undo = ExitStack()
-        self._open(list(found.values()))
+        try:
+            self._open(list(found.values()))
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def network(self) -> nn.Module:
@@ -73,8 +83,7 @@ class Attached(nn.Module):
     @property
     def layers(self) -> list[Layer]:
         """Its memories, called as the blocks that hold them: `layer<i>`."""
-        n_types = self.model.get_input_embeddings().num_embeddings  # pyright: ignore
-        return [Layer(x.label, x.memory, x.memory.n_heads, n_types) for x in self._places()]
+        return [Layer(x.label, x.memory, x.memory.n_heads, self.n_types) for x in self._places()]
 
     def forward(self, batch: Any) -> Tensor:
         """Negative log-likelihood `[b, t]` of every target; 0 where it is `IGNORE_INDEX`."""
@@ -114,15 +123,11 @@ class Attached(nn.Module):
             owner[name] = partial(self._called, name, kernel)
             self._undo.callback(owner.__setitem__, name, kernel)
         device = next(self.model.parameters()).device
-        n_types = self.model.get_input_embeddings().num_embeddings  # pyright: ignore
-        ids = torch.arange(_PROBE, device=device)[None] % n_types
-        try:
-            with undisturbed(self.model):
-                self.model(input_ids=ids, use_cache=False)
-        except BaseException:
-            self.close()
-            raise
+        ids = torch.arange(_PROBE, device=device)[None] % self.n_types
+        with undisturbed(self.model):
+            self.model(input_ids=ids, use_cache=False)
         # A name says little: KimiLinearAttention is softmax attention, and calls no such kernel.
+        self.left_out |= {place.name: place.kind for place in self._places() if not place.checked}
         self.places = nn.ModuleList(place for place in self._places() if place.checked)
 
     def _called(self, name: str, kernel: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -156,23 +161,31 @@ def attach(model: nn.Module) -> Attached:
         A context at whose end the layers have their kernels again.
 
     Raises:
-        ConfigError: If there is no such layer, or a kernel does not do what its name says.
+        ConfigError: If there is no such layer, a kernel does not do what its name says, or another
+            model, or this one, has its memories in the place of these kernels already.
     """
-    found = {
+    named = {
         name: part for name, part in model.named_modules() if _LAYER.search(type(part).__name__)
     }
-    found = {name: part for name, part in found.items() if any(True for _ in _kernels(part))}
-    if not found:
+    if not named:
         raise ConfigError(
             f"{type(model).__name__} has no layer of (gated) delta rule or linear attention "
             "that is known here"
         )
-    attached = Attached(model, found)
+    attached = Attached(model, named)
     if not attached.layers:
         attached.close()
-        kinds = ", ".join(sorted({type(x).__name__ for x in found.values()}))
+        kinds = ", ".join(sorted({type(x).__name__ for x in named.values()}))
         raise ConfigError(f"{type(model).__name__}: {kinds} called no kernel that is known here")
     return attached
+
+
+def embedding_of(model: nn.Module) -> nn.Embedding:
+    """Return a model's embedding of tokens; ConfigError if it has none."""
+    found = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None  # pyright: ignore
+    if not isinstance(found, nn.Embedding):
+        raise ConfigError(f"{type(model).__name__} has no embedding of tokens to begin with")
+    return found
 
 
 class _Emitted(Gate):
@@ -258,8 +271,14 @@ def _kernels(layer: nn.Module) -> Iterator[tuple[dict[str, Any], str, Callable[.
     there = getattr(code, "__globals__", vars(sys.modules[type(layer).__module__]))
     for owner in (vars(layer), there):
         for name, value in owner.items():
-            if callable(value) and _KERNEL.fullmatch(name):
-                yield owner, name, value
+            if not (callable(value) and _KERNEL.fullmatch(name)):
+                continue
+            if isinstance(getattr(getattr(value, "func", None), "__self__", None), Attached):
+                raise ConfigError(
+                    f"a model with {type(layer).__name__} is attached already, and they share "
+                    "their kernels: leave its context, or call its close(), first"
+                )
+            yield owner, name, value
 
 
 def _arguments(kernel: Callable[..., Any], args: Any, options: Any) -> dict[str, Any]:

@@ -62,13 +62,14 @@ def _models(sides: Sequence[Side]) -> str:
         "features": [_listed(y.layer.d_dot for y in x.memories) for x in sides],
         "parameters": [f"{x.parameters:,}" for x in sides],
         "step": ["" if x.step is None else f"{x.step:,}" for x in sides],
-        "loss, nats per target": [nats(x.losses.mean) for x in sides],
+        "loss from an empty memory, nats per target": [nats(x.losses.mean) for x in sides],
     }
     text = table(["", *LETTERS], [[name, *cells] for name, cells in rows.items()])
     if (found := difference(sides[0].losses, sides[1].losses)) is not None:
+        than = "less" if found[0] < 0 else "more"
         text += (
-            f"<p>B loses {nats(found[0])} ± {nats(found[1])} nats per target more than A on the "
-            f"same {len(sides[0].losses.nll)} sequences (standard error over them).</p>"
+            f"<p>B loses {nats(abs(found[0]))} ± {nats(found[1])} nats per target {than} than A on "
+            f"the same {len(sides[0].losses.nll)} sequences (standard error over them).</p>"
         )
     elif any(len(x.losses.nll) for x in sides):
         text += "<p>Their sequences differ: the two losses are of other targets.</p>"

@@ -6,6 +6,7 @@ import re
 import sys
 from functools import partial
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -97,8 +98,10 @@ def test_memories_do_what_the_kernels_of_a_model_do_and_leave_again(name):
         )  # fmt: skip
         observers = watch_forward(attached, layers, lambda: attached(batch))
         close(model(input_ids=batch.inputs, use_cache=False).logits, before)
-        # With a cache, as decoding has one, the states of both are the same.
-        close(model(input_ids=batch.inputs, use_cache=True).logits, before)
+        # With a cache, as decoding has one, the kernel goes on from the memory's state.
+        cache = model(input_ids=batch.inputs[:, :-1], use_cache=True).past_key_values
+        last = {"input_ids": batch.inputs[:, -1:], "past_key_values": cache}
+        close(model(**last, use_cache=True).logits, before[:, -1:])
         (w,) = shown(layers[1], observers["layer2"], of=attached.sequences(batch)[""])
         assert w.gates["decay"].ndim == (4 if name == "KimiLinear" else 3)
         assert float(w.gates["decay"].max()) <= 0
@@ -167,6 +170,27 @@ def test_values_are_those_of_our_own_layer_with_the_same_parameters():
         torch.testing.assert_close(found.values[name], wanted.values[name], rtol=1e-3, atol=1e-5)
 
 
+@needs_transformers
+def test_a_kernel_is_taken_by_one_and_left_whatever_fails(monkeypatch):
+    model, other = make("Qwen3Next"), make("Qwen3Next")
+    code = vars(sys.modules[type(model).__module__])
+    kept, part = dict(code), model.model.layers[2].linear_attn
+    with attach(model), pytest.raises(ConfigError, match="Qwen3NextGatedDeltaNet is attached al"):
+        attach(other)
+    with attach(other):
+        pass
+    monkeypatch.setattr(type(model), "forward", Mock(side_effect=RuntimeError("no memory")))
+    with pytest.raises(RuntimeError, match="no memory"):
+        attach(model)
+    monkeypatch.undo()
+    monkeypatch.setattr(type(model), "get_input_embeddings", lambda self: None)
+    with pytest.raises(ConfigError, match="Qwen3NextForCausalLM has no embedding"):
+        attach(model)
+    assert dict(code) == kept
+    assert not part._forward_hooks
+    assert not part._forward_pre_hooks
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A function that saves a model, with a tokenizer, as transformers does."""
@@ -177,6 +201,8 @@ def folder(tmp_path):
         words = {"[unk]": 0} | {f"w{i}": i for i in range(1, 60)}
         tokenizer = Tokenizer(models.WordLevel(words, unk_token="[unk]"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer.enable_truncation(5)  # as for inputs of a model that can read no more
+        tokenizer.enable_padding(length=5)
         tokenizer.save(str(tmp_path / "model" / "tokenizer.json"))
         return tmp_path / "model"
 
@@ -214,7 +240,9 @@ def test_report_of_a_folder(name, folder, tmp_path, capsys, monkeypatch):
         f"{name}ForCausalLM, delta rule with a decay, {size:,} parameters, loss {loss:.3f} nats"
     ) in page
     assert "On 4 sequences of 8 tokens" in page
-    assert "the 2 of 3 layers with a memory" in page
+    assert "the 2 of 3 layers whose memory is known here" in page
+    softmax = "Layers of KimiLinearAttention called no kernel that is known here." in page
+    assert softmax == (name == "KimiLinear")
     assert "short_conv" not in page.partition("<h2>Configuration")[0]  # it has one
     assert set(re.findall(r"""(?:src|href)=["'](.{5})""", page)) == {"data:"}
     with attach(model) as attached:

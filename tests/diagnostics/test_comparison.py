@@ -46,15 +46,16 @@ def test_losses_of_two_models_differ_by_what_they_differ_in_every_sequence(batch
     mean, error = difference(a, b)
     assert mean == pytest.approx(b.mean - a.mean, rel=1e-9)
     ratio = (b.nll - a.nll) / a.targets
-    same = SequenceLosses(a.nll, a.targets)
-    assert difference(a, same) == (0.0, 0.0)
-    equal = torch.full((4,), 8.0).double()
-    of = difference(SequenceLosses(0 * ratio, equal), SequenceLosses(8 * ratio, equal))
+    assert difference(a, a) == (0.0, 0.0)
+    equal, ids = torch.full((4,), 8.0).double(), torch.arange(32)
+    of = difference(SequenceLosses(0 * ratio, equal, ids), SequenceLosses(8 * ratio, equal, ids))
     assert of == pytest.approx((float(ratio.mean()), float(ratio.std()) / 2))
     assert error > 0
-    assert difference(a, SequenceLosses(b.nll[:3], b.targets[:3])) is None
-    assert difference(a, SequenceLosses(b.nll, b.targets + 1)) is None
-    assert math.isnan(SequenceLosses(torch.zeros(0), torch.zeros(0)).mean)
+    assert difference(a, SequenceLosses(b.nll[:3], b.targets[:3], b.asked[:19])) is None
+    # As many targets of other words.
+    assert difference(a, b._replace(asked=b.asked.flip(0))) is None
+    nothing = torch.zeros(0)
+    assert math.isnan(SequenceLosses(nothing, nothing, nothing.long()).mean)
 
 
 def test_both_stand_side_by_side(batches):
@@ -66,8 +67,17 @@ def test_both_stand_side_by_side(batches):
     table = {name: both for name, *both in cells}
     assert table["layers"] == ["delta rule with a decay", "sum rule"]
     assert table["parameters"] == [f"{x.parameters:,}" for x in sides]
-    assert table["loss, nats per target"] == [f"{x.losses.mean:.3f}" for x in sides]
-    assert "nats per target more than A on the same 4 sequences" in page
+    assert table["loss from an empty memory, nats per target"] == [
+        f"{x.losses.mean:.3f}" for x in sides
+    ]
+    mean, error = difference(sides[0].losses, sides[1].losses)
+    than = "less" if mean < 0 else "more"
+    told = f"B loses {abs(mean):.3f} ± {error:.3f} nats per target {than} than A on the same 4"
+    assert told in page
+    turned = comparison_page(sides[::-1], of="four sequences")
+    assert f"± {error:.3f} nats per target {'more' if mean < 0 else 'less'} than A" in turned
+    other = sides[1]._replace(losses=sides[1].losses._replace(asked=sides[1].losses.asked.flip(0)))
+    assert "Their sequences differ" in comparison_page([sides[0], other], of="")
     headings = re.findall("<h2>(.*?)</h2>", page)
     assert headings == [
         "What should be changed?", "What every memory is worth", "What the memories hold",
