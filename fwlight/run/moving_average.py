@@ -1,5 +1,6 @@
 """The average of the weights, which is evaluated in their place."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -132,7 +133,9 @@ class MovingAverage(Callback):
         """Put the weights back; begin where validation gets no better."""
         self._exchange()
         loss = cast(TrainingModule, pl_module).latest.get(_WATCHED)
-        if self._start != "stalled" or self._since is not None or loss is None:
+        if self._start != "stalled" or self._since is not None:
+            return
+        if loss is None or not math.isfinite(loss):  # which no later one would be above
             return
         if len(self._losses) > self._patience and loss > min(self._losses[: -self._patience]):
             self._begin(trainer, pl_module)

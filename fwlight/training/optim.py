@@ -91,8 +91,11 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.decay_steps={self.decay_steps} must be at least 1")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"optimizer.ema_decay={self.ema_decay} must be between 0 and 1")
-        if isinstance(self.average_from, str) and self.average_from != "stalled":
-            raise ValueError(f"optimizer.average_from={self.average_from}: a number or stalled")
+        start = self.average_from
+        if start not in (None, "stalled") and not (type(start) is int and start >= 0):
+            raise ValueError(f"optimizer.average_from={start}: a whole number or stalled")
+        if self.average_patience < 1:
+            raise ValueError(f"optimizer.average_patience={self.average_patience}: at least 1")
         if self.average_from is not None and self.ema_decay is not None:
             raise ValueError("optimizer.ema_decay and average_from are two averages; choose one")
 

@@ -19,6 +19,7 @@ from fwlight.errors import CheckpointError, ConfigError, DataError
 from fwlight.mixers.lstm import LSTM
 from fwlight.models.dropout import locked_dropout, word_dropout
 from fwlight.run import load_checkpoint
+from fwlight.run.actions import Restored, testing
 from fwlight.run.checkpoint_form import check_form
 from fwlight.run.moving_average import MovingAverage
 from fwlight.training.adam_then_sgd import AdamThenSGD
@@ -246,7 +247,7 @@ def test_updates_where_weights_are_averaged_are_gradient_descent():
 def test_a_training_with_everything_resumes_bit_for_bit(text, tmp_path):
     given = (text, "optimizer.average_from=5", "trainer.val_check_interval=4")
     whole = fit(tmp_path / "whole", *given)
-    for step in (3, 6):
+    for step in (3, 5, 6):  # before averaging, at its begin, after it
         folder = tmp_path / str(step)
         again = fit(
             folder, *given, f"resume={tmp_path / 'whole/checkpoints'}/step-00000{step}.ckpt"
@@ -306,6 +307,12 @@ def test_averaging_begins_where_validation_gets_no_better_also_after_a_resume():
         callback.on_fit_start(trainer, module)
 
 
+@pytest.mark.parametrize("options", [{"average_from": -1}, {"average_patience": 0}])
+def test_an_average_that_would_never_be_one_is_refused(options):
+    with pytest.raises(ValueError, match=f"optimizer.{next(iter(options))}"):
+        OptimizerConfig(**{"average_from": "stalled", **options})
+
+
 def test_averaging_waits_for_a_loss_that_there_is():
     config = OptimizerConfig(average_from="stalled", schedule="constant")
     module = TrainingModule(nn.Linear(2, 2), optimizer=config, max_steps=9)
@@ -315,6 +322,23 @@ def test_averaging_waits_for_a_loss_that_there_is():
 
 
 # What is tested
+
+
+def test_temperature_is_looked_for_until_it_gets_no_better(monkeypatch):
+    asked = []
+
+    def evaluate(of):
+        assert of.data.test_split == "valid"
+        asked.append(of.temperature)
+        of.module.latest["test/loss"] = (of.temperature - 0.913) ** 2
+
+    data, module = SimpleNamespace(test_split="test"), SimpleNamespace(latest={})
+    of = Mock(spec=Restored, data=data, module=module, temperature=None)
+    module.temper = lambda value: setattr(of, "temperature", value)
+    monkeypatch.setattr(testing, "_evaluate", evaluate)
+    assert testing._best_temperature(of) == 0.91
+    assert asked == pytest.approx([0.8 + 0.01 * n for n in range(13)])
+    assert (data.test_split, of.temperature) == ("test", 1.0)
 
 
 def test_temperature_is_given_or_the_best_for_validation(text, tmp_path):

@@ -201,9 +201,14 @@ def _run(text, folder, *more, **settings):
     return run(_arguments(text, folder, *more), folder=output, timeout=300, **settings)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_killed_carried_training_resumes_bit_for_bit(text, tmp_path, ranks, free_port):
+AVERAGED = ["task.lengths=drawn", "optimizer=adam_then_sgd", "optimizer.average_from=3"]
+AVERAGED += ["optimizer.schedule=constant", "optimizer.algorithm.sgd_lr=0.5"]
+
+
+@pytest.mark.parametrize(("ranks", "options"), [(1, []), (2, AVERAGED)])
+def test_killed_carried_training_resumes_bit_for_bit(text, tmp_path, ranks, options, free_port):
     more = [*CARRIED, "trainer.max_steps=60", "callbacks.checkpoint.every_n_train_steps=4"]
+    more += options
     port = free_port if ranks == 2 else None
     fault = {"kind": "kill", "step": 7}
     killed, whole = tmp_path / "killed", tmp_path / "whole"
