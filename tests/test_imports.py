@@ -28,6 +28,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.cache": (set(), set()),
     "fwlight.compiling": (set(), {"torch"}),
     "fwlight.evaluation": ({"fwlight.compiling"}, {"torch"}),
+    "fwlight.tables": (set(), {"torch"}),
     "fwlight.types": ({"fwlight.errors"}, {"torch"}),
     "fwlight.ops": (
         {"fwlight.autocast", "fwlight.cache", "fwlight.errors", "fwlight.packing"},
@@ -36,15 +37,16 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.feature_maps": ({"fwlight.checks", "fwlight.ops", "fwlight.packing"}, LIBRARY),
     "fwlight.mixers": (
         {"fwlight.autocast", "fwlight.checks", "fwlight.ops", "fwlight.feature_maps"}
-        | {"fwlight.packing"},
+        | {"fwlight.packing", "fwlight.tables"},
         LIBRARY,
     ),
     "fwlight.attention": ({"fwlight.mixers"}, set()),
     "fwlight.models": (
         {"fwlight.mixers", "fwlight.autocast", "fwlight.checks", "fwlight.evaluation"}
-        | {"fwlight.types", "fwlight.packing"},
+        | {"fwlight.types", "fwlight.packing", "fwlight.tables"},
         LIBRARY,
     ),
+    "fwlight.models.activations": ({"fwlight.checks", "fwlight.ops.native"}, LIBRARY),
     "fwlight.models.cross_entropy": ({"fwlight.types", "fwlight.ops.native"}, LIBRARY),
     "fwlight.models.dropout": ({"fwlight.mixers", "fwlight.models", "fwlight.ops.native"}, LIBRARY),
     "fwlight.diagnostics": (set(), LIBRARY),

@@ -143,7 +143,7 @@ class MultiHeadAttention(Mixer):
         if self.rotary:
             assert q is not None  # they were asked for
             first = 0 if memory_state is None else memory_state.k.shape[2]
-            q, k = (rotated(z, first=first, allow_native=self.allow_native) for z in (q, k))
+            q, k = rotated(q, k, first=first, allow_native=self.allow_native)
         options = {"initial_state": memory_state, "padding_mask": padding_mask}
         if causal:
             o, memory_state = self.memory(q, k, v, gates, starts=starts, **options)
@@ -235,13 +235,16 @@ class MultiHeadAttention(Mixer):
         weight, asked = self.in_proj.weight, rows["q"]
         if not queries:  # and no output gate: nothing is read
             weight, asked = weight[asked : len(weight) - rows["out"]], 0
-        widths = [asked + rows["k"] + rows["v"], rows["gates"], rows["out"] * queries]
-        qkv, logits, out = F.linear(x, weight).split(widths, dim=-1)
-        if self.short_conv is not None:
+        widths = [asked, rows["k"], rows["v"]]
+        others = [rows["gates"], rows["out"] * queries]
+        projected = F.linear(x, weight)
+        if self.short_conv is None:  # one split: the gradient of every other is copied once more
+            q, k, v, logits, out = projected.split([*widths, *others], dim=-1)
+        else:
+            qkv, logits, out = projected.split([sum(widths), *others], dim=-1)
             masks = {"padding_mask": padding_mask, "starts": starts}
             qkv, tail = self.short_conv(qkv, tail=tail, allow_native=self.allow_native, **masks)
-        q, k, v = qkv.split([asked, rows["k"], rows["v"]], dim=-1)
-        if self.short_conv is not None:
+            q, k, v = qkv.split(widths, dim=-1)
             v = F.silu(v)
         writes = self.memory.writes
         heads = (
@@ -296,4 +299,7 @@ class MultiHeadAttention(Mixer):
 
 def _heads(x: Float[Tensor, "b t n"], writes: int, heads: int) -> Float[Tensor, "b h w d"]:
     """Cut rows into heads; of several writes a token, those of one token stand together."""
+    b, t, n = x.shape
+    if writes == 1:
+        return x.view(b, t, heads, n // heads).transpose(1, 2)
     return x.unflatten(-1, (writes, heads, -1)).movedim(3, 1).flatten(2, 3)

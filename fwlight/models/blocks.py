@@ -1,20 +1,19 @@
 """The transformer blocks around any attention layer."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fwlight.checks import check_choice, check_factory
 from fwlight.mixers.normalisation import RMSNorm
+from fwlight.models.activations import Activation
 from fwlight.models.dropout import Dropout
 
 NORMS = ("post", "pre")
 BLOCK_NORMS = ("layernorm", "rmsnorm")
-FEED_FORWARDS = ("relu", "gelu", "swiglu")
 
 
 class FeedForward(nn.Sequential):
@@ -28,24 +27,22 @@ class FeedForward(nn.Sequential):
     """
 
     def __init__(self, d_model: int, d_ff: int, dropout: float, *, kind: str = "relu") -> None:
-        check_choice("feed_forward", kind, FEED_FORWARDS)
         gated = kind == "swiglu"
         super().__init__(
             nn.Linear(d_model, 2 * d_ff if gated else d_ff, bias=not gated),
-            {"relu": nn.ReLU, "gelu": nn.GELU, "swiglu": SwiGLU}[kind](),
+            Activation(kind),
             Dropout(dropout),
             nn.Linear(d_ff, d_model, bias=not gated),
             Dropout(dropout),
         )
 
-
-class SwiGLU(nn.Module):
-    """SiLU of the first half times the second half (Shazeer 2020, arXiv 2002.05202)."""
-
-    def forward(self, x: Float[Tensor, "... n"]) -> Float[Tensor, "... half"]:
-        """Halve the last dimension."""
-        gate, value = x.chunk(2, dim=-1)
-        return F.silu(gate) * value
+    def forward(self, input: Float[Tensor, "... i"]) -> Float[Tensor, "... i"]:
+        """Call one after the other; the activation adds the first one's bias, see there."""
+        first, activation, *others = self
+        x = cast(Activation, activation).after(first, input)
+        for module in others:
+            x = module(x)
+        return x
 
 
 def make_norm(kind: str, d_model: int) -> nn.Module:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from fwlight.mixers import Mixer
 from fwlight.mixers.normalisation import RMSNorm
+from fwlight.models.activations import Activation
 from fwlight.models.cross_entropy import CrossEntropy
 from fwlight.ops import native
 
@@ -22,7 +23,9 @@ class Dropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop numbers in training."""
-        if self.training and 0 < self.p < 1 and self.allow_native and native.can_run(input):
+        if not self.training or self.p == 0:
+            return input
+        if self.p < 1 and self.allow_native and native.can_run(input):
             return native.native_dropout(input, self.p)
         return super().forward(input)
 
@@ -57,5 +60,5 @@ def follow_mixers(network: nn.Module) -> None:
     """Let a network run without compiled code where one of its mixers runs without it."""
     allowed = all(x.allow_native for x in network.modules() if isinstance(x, Mixer))
     for module in network.modules():
-        if isinstance(module, (Dropout, CrossEntropy, RMSNorm)):
+        if isinstance(module, (Dropout, CrossEntropy, RMSNorm, Activation)):
             module.allow_native = allowed

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from fwlight.checks import check_choice
 from fwlight.packing import ends_of
+from fwlight.tables import kept
 
 POSITIONS = ("sinusoidal", "sinusoidal_reversed", "rotary", "none")
 
@@ -52,16 +53,26 @@ class SinusoidalPositions(nn.Module):
         """
         if self.reverse and start:
             raise ValueError("positions=sinusoidal_reversed cannot continue an earlier segment")
+        if starts is None:
+            return _segment(start, length, self.d_model, self.reverse, device)
         positions = torch.arange(start, start + length, device=device)
-        if starts is not None:
-            first, last = ends_of(starts)
-            positions = last - positions if self.reverse else positions - first
-        elif self.reverse:
-            positions = positions.flip(0)
-        # No buffer, which a model that is built on the meta device would lose.
-        exponents = torch.arange(0, self.d_model, 2, dtype=torch.float64, device=device)
-        angles = positions[..., None] * 10000.0 ** -(exponents / self.d_model)
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+        first, last = ends_of(starts)
+        return _encodings(last - positions if self.reverse else positions - first, self.d_model)
+
+
+@kept
+def _segment(
+    start: int, length: int, d_model: int, reverse: bool, device: torch.device | None
+) -> Tensor:
+    positions = torch.arange(start, start + length, device=device)
+    return _encodings(positions.flip(0) if reverse else positions, d_model)
+
+
+def _encodings(positions: Tensor, d_model: int) -> Tensor:
+    # No buffer, which a model that is built on the meta device would lose.
+    exponents = torch.arange(0, d_model, 2, dtype=torch.float64, device=positions.device)
+    angles = positions[..., None] * 10000.0 ** -(exponents / d_model)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def make_positions(positions: str, d_model: int) -> SinusoidalPositions | None:

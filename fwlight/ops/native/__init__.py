@@ -1,5 +1,6 @@
 """Update rules and what stands around them in C++ on CPUs, by the machine's own compiler."""
 
+from fwlight.ops.native.activations import ACTIVATIONS, native_activation, plain_activation
 from fwlight.ops.native.cross_entropy import native_cross_entropy
 from fwlight.ops.native.door import (
     OFF,
@@ -25,9 +26,11 @@ from fwlight.ops.native.short_conv import native_short_conv
 from fwlight.ops.native.sum_norm import native_sum_norm
 
 __all__ = [
+    "ACTIVATIONS",
     "OFF",
     "absence",
     "can_run",
+    "native_activation",
     "native_cross_entropy",
     "native_delta_read",
     "native_delta_rule",
@@ -43,6 +46,7 @@ __all__ = [
     "native_sum_rule",
     "obstacle",
     "overwriting_states",
+    "plain_activation",
     "plain_l2_norm",
     "switched_off",
     "transforms_active",

@@ -21,6 +21,7 @@ FUNCTIONS = {
         "fwlight_dpfp",
         "fwlight_sum_norm",
         "fwlight_read",
+        "fwlight_activation",
         "fwlight_dropout",
         "fwlight_cross_entropy",
         "fwlight_short_conv",

@@ -8,16 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fwlight.ops.native.launch import LIBRARY, bits, direct, launch, traced
-
-LIBRARY.define(
-    "native_cross_entropy(Tensor logits, Tensor targets, float smoothing)"
-    " -> (Tensor loss, Tensor kept)"
-)
-LIBRARY.define(
-    "native_cross_entropy_backward(Tensor g, Tensor logits, Tensor targets, Tensor kept,"
-    " float smoothing) -> Tensor"
-)
+from fwlight.ops.native.launch import bits, launch, operator
 
 
 def native_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
@@ -28,8 +19,7 @@ def native_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> T
     Raises:
         IndexError: A target is not below n.
     """
-    run = torch.ops.fwlight.native_cross_entropy if traced(logits) else _direct
-    return run(logits, targets, smoothing)[0]
+    return _run(logits, targets, smoothing)[0]
 
 
 def _forward(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
@@ -65,8 +55,7 @@ def _gradient(ctx: Any, g: Tensor | None, _: Any) -> tuple[Tensor | None, None, 
         return None, None, None
     logits, targets, kept = ctx.saved_tensors
     if not torch.is_grad_enabled():
-        run = torch.ops.fwlight.native_cross_entropy_backward if traced(g) else _backward
-        return run(g, logits, targets, kept, ctx.smoothing), None, None
+        return _run_backward(g, logits, targets, kept, ctx.smoothing), None, None
     # The same in torch's own operators, for derivatives of it.
     expected = torch.full_like(logits, ctx.smoothing / logits.shape[1])
     chosen = targets.clamp(min=0)[:, None]
@@ -85,11 +74,17 @@ def _fake_backward(g: Any, logits: Any, targets: Any, kept: Any, smoothing: floa
     return logits.new_empty(logits.shape)
 
 
-_direct = direct("native_cross_entropy", _forward, _keep, _gradient)
-LIBRARY.impl("native_cross_entropy", _forward, "CPU")
-LIBRARY.impl("native_cross_entropy_backward", _backward, "CPU")
-torch.library.register_fake("fwlight::native_cross_entropy", _fake_forward, lib=LIBRARY)
-torch.library.register_fake("fwlight::native_cross_entropy_backward", _fake_backward, lib=LIBRARY)
-torch.library.register_autograd(
-    "fwlight::native_cross_entropy", _gradient, setup_context=_keep, lib=LIBRARY
+_run_backward = operator(
+    "native_cross_entropy_backward(Tensor g, Tensor logits, Tensor targets, Tensor kept,"
+    " float smoothing) -> Tensor",
+    _backward,
+    _fake_backward,
+)
+_run = operator(
+    "native_cross_entropy(Tensor logits, Tensor targets, float smoothing)"
+    " -> (Tensor loss, Tensor kept)",
+    _forward,
+    _fake_forward,
+    keep=_keep,
+    gradient=_gradient,
 )

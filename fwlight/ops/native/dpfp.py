@@ -8,19 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fwlight.ops.native.launch import (
-    LIBRARY,
-    bits,
-    dense,
-    direct,
-    empty_like,
-    launch,
-    sequence,
-    traced,
-)
-
-LIBRARY.define("native_dpfp(Tensor x, int nu, float? eps) -> Tensor")
-LIBRARY.define("native_dpfp_backward(Tensor g, Tensor x, int nu, float? eps) -> Tensor")
+from fwlight.ops.native.launch import bits, dense, empty_like, launch, operator, sequence
 
 
 def native_dpfp(x: Tensor, nu: int, eps: float | None = None) -> Tensor:
@@ -32,10 +20,9 @@ def native_dpfp(x: Tensor, nu: int, eps: float | None = None) -> Tensor:
         eps: Divide the features by their sum and this; where that is 0, and with None, they stay
             as they are.
     """
-    run = torch.ops.fwlight.native_dpfp if traced(x) else _direct
     if x.ndim == 4:
-        return run(x, nu, eps)
-    features = run(x.reshape(1, 1, -1, x.shape[-1]), nu, eps)
+        return _run(x, nu, eps)
+    features = _run(x.reshape(1, 1, -1, x.shape[-1]), nu, eps)
     return features.view(*x.shape[:-1], -1)
 
 
@@ -74,8 +61,7 @@ def _keep_arguments(ctx: Any, inputs: tuple[Tensor, int, float | None], output: 
 def _gradient(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
     (x,) = ctx.saved_tensors
     if not torch.is_grad_enabled():
-        run = torch.ops.fwlight.native_dpfp_backward if traced(g) else _backward
-        return run(g, x, ctx.nu, ctx.eps), None, None
+        return _run_backward(g, x, ctx.nu, ctx.eps), None, None
     # The same in torch's own operators, where a second derivative may be wanted.
     r = torch.cat([x.relu(), (-x).relu()], dim=-1)
     if ctx.eps is not None:
@@ -101,11 +87,15 @@ def _fake_backward(g: Any, x: Any, nu: int, eps: float | None) -> Any:
     return empty_like(dense(x))
 
 
-_direct = direct("native_dpfp", _forward, _keep_arguments, _gradient)
-LIBRARY.impl("native_dpfp", _forward, "CPU")
-LIBRARY.impl("native_dpfp_backward", _backward, "CPU")
-torch.library.register_fake("fwlight::native_dpfp", _fake_forward, lib=LIBRARY)
-torch.library.register_fake("fwlight::native_dpfp_backward", _fake_backward, lib=LIBRARY)
-torch.library.register_autograd(
-    "fwlight::native_dpfp", _gradient, setup_context=_keep_arguments, lib=LIBRARY
+_run_backward = operator(
+    "native_dpfp_backward(Tensor g, Tensor x, int nu, float? eps) -> Tensor",
+    _backward,
+    _fake_backward,
+)
+_run = operator(
+    "native_dpfp(Tensor x, int nu, float? eps) -> Tensor",
+    _forward,
+    _fake_forward,
+    keep=_keep_arguments,
+    gradient=_gradient,
 )

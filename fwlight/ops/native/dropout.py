@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fwlight.ops.native.launch import LIBRARY, bits, direct, launch, traced
-
-LIBRARY.define("native_dropout(Tensor x, Tensor seed, float p) -> Tensor")
+from fwlight.ops.native.launch import bits, launch, operator
 
 
 def native_dropout(x: Tensor, p: float) -> Tensor:
@@ -20,11 +18,7 @@ def native_dropout(x: Tensor, p: float) -> Tensor:
     not on the number of threads. Probabilities have 32 bits. Any number of derivatives.
     """
     seed = torch.randint((1 << 63) - 1, (), device=x.device)
-    return _seeded(x, seed, p)
-
-
-def _seeded(x: Tensor, seed: Tensor, p: float) -> Tensor:
-    return torch.ops.fwlight.native_dropout(x, seed, p) if traced(x) else _direct(x, seed, p)
+    return _run(x, seed, p)
 
 
 def _forward(x: Tensor, seed: Tensor, p: float) -> Tensor:
@@ -43,7 +37,7 @@ def _keep_arguments(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tens
 
 def _gradient(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
     (seed,) = ctx.saved_tensors
-    return _seeded(g, seed, ctx.p), None, None
+    return _run(g, seed, ctx.p), None, None
 
 
 def _fake(x: Any, seed: Any, p: float) -> Any:
@@ -51,9 +45,10 @@ def _fake(x: Any, seed: Any, p: float) -> Any:
     return x.new_empty(x.shape)
 
 
-_direct = direct("native_dropout", _forward, _keep_arguments, _gradient)
-LIBRARY.impl("native_dropout", _forward, "CPU")
-torch.library.register_fake("fwlight::native_dropout", _fake, lib=LIBRARY)
-torch.library.register_autograd(
-    "fwlight::native_dropout", _gradient, setup_context=_keep_arguments, lib=LIBRARY
+_run = operator(
+    "native_dropout(Tensor x, Tensor seed, float p) -> Tensor",
+    _forward,
+    _fake,
+    keep=_keep_arguments,
+    gradient=_gradient,
 )

@@ -9,26 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fwlight.ops.native.launch import (
-    LIBRARY,
-    bits,
-    dense,
-    direct,
-    empty_like,
-    launch,
-    sequence,
-    traced,
-)
+from fwlight.ops.native.launch import bits, dense, empty_like, launch, operator, sequence
 
 LEAST = 1e-12
-
-LIBRARY.define(
-    "native_l2_norm(Tensor x, float eps, bool smooth, bool silu) -> (Tensor y, Tensor factor)"
-)
-LIBRARY.define(
-    "native_l2_norm_backward(Tensor g, Tensor x, Tensor factor, float eps, bool smooth, bool silu)"
-    " -> Tensor"
-)
 
 
 def native_l2_norm(x: Tensor, eps: float, *, smooth: bool = False, silu: bool = False) -> Tensor:
@@ -40,8 +23,7 @@ def native_l2_norm(x: Tensor, eps: float, *, smooth: bool = False, silu: bool = 
         smooth: Divide by sqrt(|s|^2 + eps) instead.
         silu: s = silu(x) instead of x.
     """
-    run = torch.ops.fwlight.native_l2_norm if traced(x) else _direct
-    return run(x, max(eps, LEAST), smooth, silu)[0]
+    return _run(x, max(eps, LEAST), smooth, silu)[0]
 
 
 def plain_l2_norm(x: Tensor, eps: float, *, smooth: bool = False, silu: bool = False) -> Tensor:
@@ -90,8 +72,7 @@ def _gradient(ctx: Any, g: Tensor | None, _: Any) -> tuple[Tensor | None, None, 
     x, factor = ctx.saved_tensors
     eps, smooth, silu = ctx.options
     if not torch.is_grad_enabled():
-        run = torch.ops.fwlight.native_l2_norm_backward if traced(g) else _backward
-        return run(g, x, factor, eps, smooth, silu), None, None, None
+        return _run_backward(g, x, factor, eps, smooth, silu), None, None, None
     # The same in torch's own operators, for derivatives of it.
     y = plain_l2_norm(x, eps, smooth=smooth, silu=silu)
     return torch.autograd.grad(y, x, g, create_graph=True)[0], None, None, None
@@ -108,11 +89,16 @@ def _fake_backward(g: Any, x: Any, factor: Any, eps: float, smooth: bool, silu: 
     return empty_like(dense(x))
 
 
-_direct = direct("native_l2_norm", _forward, _keep, _gradient)
-LIBRARY.impl("native_l2_norm", _forward, "CPU")
-LIBRARY.impl("native_l2_norm_backward", _backward, "CPU")
-torch.library.register_fake("fwlight::native_l2_norm", _fake_forward, lib=LIBRARY)
-torch.library.register_fake("fwlight::native_l2_norm_backward", _fake_backward, lib=LIBRARY)
-torch.library.register_autograd(
-    "fwlight::native_l2_norm", _gradient, setup_context=_keep, lib=LIBRARY
+_run_backward = operator(
+    "native_l2_norm_backward(Tensor g, Tensor x, Tensor factor, float eps, bool smooth, bool silu)"
+    " -> Tensor",
+    _backward,
+    _fake_backward,
+)
+_run = operator(
+    "native_l2_norm(Tensor x, float eps, bool smooth, bool silu) -> (Tensor y, Tensor factor)",
+    _forward,
+    _fake_forward,
+    keep=_keep,
+    gradient=_gradient,
 )

@@ -1,5 +1,8 @@
 """What all compiled kernels share on their way from tensors to addresses."""
 
+# pyright: reportUnknownMemberType=false
+# (torch.library carries no types)
+
 import functools
 import struct
 from collections.abc import Callable
@@ -60,33 +63,61 @@ def traced(x: Tensor) -> bool:
     return type(x) is not Tensor or torch.compiler.is_compiling()
 
 
-def direct(
-    name: str, forward: Callable[..., Any], keep: Callable[..., None], gradient: Callable[..., Any]
+def operator(
+    schema: str,
+    compute: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    keep: Callable[..., None] | None = None,
+    gradient: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
-    """Return an operator that is not seen: with its derivatives, but past torch's dispatcher.
+    """Define an operator of torch's; return a function that calls it.
 
-    Of small tensors the way through that takes longer than the computing.
+    Where nothing has to see the operator that goes past torch's dispatcher, with derivatives none
+    the less: of small tensors the way through it takes longer than the computing.
 
     Args:
-        name: What profilers call it.
-        forward: Computes the results.
+        schema: Name, arguments, of which the first is a tensor, and results, as `torch.library`
+            has them.
+        compute: Takes tensors on a CPU.
+        fake: Takes tensors without values, and returns results without values.
         keep: What `torch.library.register_autograd` takes as `setup_context`.
-        gradient: What that takes as `backward`.
+        gradient: What that takes as `backward`; None for an operator without derivatives.
     """
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema)
+    LIBRARY.impl(name, compute, "CPU")
+    torch.library.register_fake(f"fwlight::{name}", fake, lib=LIBRARY)
+    seen, unseen = getattr(torch.ops.fwlight, name), compute
+    if gradient is not None:
+        assert keep is not None
+        torch.library.register_autograd(
+            f"fwlight::{name}", gradient, setup_context=keep, lib=LIBRARY
+        )
+        unseen = _with_derivatives(name, compute, keep, gradient)
 
-    def forward_and_keep(ctx: Any, *inputs: Any) -> Any:
-        output = forward(*inputs)
+    def run(x: Tensor, *inputs: Any) -> Any:
+        return (seen if traced(x) else unseen)(x, *inputs)
+
+    return run
+
+
+def _with_derivatives(
+    name: str, compute: Callable[..., Any], keep: Callable[..., None], gradient: Callable[..., Any]
+) -> Callable[..., Any]:
+    def compute_and_keep(ctx: Any, *inputs: Any) -> Any:
+        output = compute(*inputs)
         keep(ctx, inputs, output)
         return output
 
-    methods = {"forward": staticmethod(forward_and_keep), "backward": staticmethod(gradient)}
+    methods = {"forward": staticmethod(compute_and_keep), "backward": staticmethod(gradient)}
     kind: Any = type(Function)
     function = kind(name, (Function,), methods)
     # Without what `Function.apply` does first for torch.func, where `can_run` is false.
     apply = cast(Any, super(Function, function)).apply
 
     def call(*inputs: Any) -> Any:
-        return apply(*inputs) if torch.is_grad_enabled() else forward(*inputs)
+        return apply(*inputs) if torch.is_grad_enabled() else compute(*inputs)
 
     return call
 

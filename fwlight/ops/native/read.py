@@ -11,20 +11,12 @@ from torch import Tensor
 from fwlight.ops.chunks import refuse_second_derivative
 from fwlight.ops.native.dpfp import map_arguments
 from fwlight.ops.native.kernels import RULES
-from fwlight.ops.native.launch import CHUNK, LIBRARY, dense, empty_like, launch, sequence
-
-LIBRARY.define(
-    "native_read(Tensor q, Tensor k, Tensor? beta, int nu, float? eps) -> (Tensor a, Tensor kept)"
-)
-LIBRARY.define(
-    "native_read_backward(Tensor q, Tensor k, Tensor? beta, Tensor a, Tensor kept, Tensor da,"
-    " int nu, float? eps) -> (Tensor dq, Tensor dk, Tensor dbeta)"
-)
+from fwlight.ops.native.launch import CHUNK, dense, empty_like, launch, operator, sequence
 
 
 def native_delta_read(q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
     """Return the weights of all values, in one pass over the keys from the last to the first."""
-    return torch.ops.fwlight.native_read(q, k, beta, 0, None)[0]
+    return _run(q, k, beta, 0, None)[0]
 
 
 def native_dpfp_read(
@@ -41,7 +33,7 @@ def native_dpfp_read(
         nu: Number of blocks.
         eps: Divide the features by their sum and this; None does not.
     """
-    return torch.ops.fwlight.native_read(q, x, beta, nu, eps)[0]
+    return _run(q, x, beta, nu, eps)[0]
 
 
 def _weights(k: Tensor, beta: Tensor | None) -> Tensor:
@@ -114,7 +106,7 @@ def _gradients(ctx: Any, da: Tensor | None, d_kept: Tensor | None) -> tuple[Tens
         return (None,) * 5
     refuse_second_derivative()
     saved = ctx.saved_tensors  # q, k, beta, a and kept
-    dq, dk, dbeta = torch.ops.fwlight.native_read_backward(*saved, da, ctx.nu, ctx.eps)
+    dq, dk, dbeta = _run_backward(*saved, da, ctx.nu, ctx.eps)
     return dq, dk, None if saved[2] is None else dbeta, None, None
 
 
@@ -129,10 +121,16 @@ def _fake_backward(q: Any, k: Any, beta: Any, *others: Any) -> Any:
     return _gradients_of(q.contiguous(), dense(k), beta)
 
 
-LIBRARY.impl("native_read", _forward, "CPU")
-LIBRARY.impl("native_read_backward", _backward, "CPU")
-torch.library.register_fake("fwlight::native_read", _fake_forward, lib=LIBRARY)
-torch.library.register_fake("fwlight::native_read_backward", _fake_backward, lib=LIBRARY)
-torch.library.register_autograd(
-    "fwlight::native_read", _gradients, setup_context=_keep_results, lib=LIBRARY
+_run_backward = operator(
+    "native_read_backward(Tensor q, Tensor k, Tensor? beta, Tensor a, Tensor kept, Tensor da,"
+    " int nu, float? eps) -> (Tensor dq, Tensor dk, Tensor dbeta)",
+    _backward,
+    _fake_backward,
+)
+_run = operator(
+    "native_read(Tensor q, Tensor k, Tensor? beta, int nu, float? eps) -> (Tensor a, Tensor kept)",
+    _forward,
+    _fake_forward,
+    keep=_keep_results,
+    gradient=_gradients,
 )

@@ -9,44 +9,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fwlight.ops.native.launch import (
-    LIBRARY,
-    bits,
-    dense,
-    direct,
-    empty_like,
-    launch,
-    sequence,
-    traced,
-)
-
-LIBRARY.define("native_rms_norm(Tensor x, Tensor weight, float eps) -> (Tensor y, Tensor factor)")
-LIBRARY.define(
-    "native_rms_norm_backward(Tensor g, Tensor x, Tensor weight, Tensor factor)"
-    " -> (Tensor dx, Tensor dweight)"
-)
+from fwlight.ops.native.launch import bits, dense, empty_like, launch, operator, sequence
 
 
 def native_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return x `[..., D]` / sqrt(mean(x^2) + eps) times weight `[D]`, any number of derivatives."""
-    run = torch.ops.fwlight.native_rms_norm if traced(x) else _direct
-    if x.ndim == 4:
-        return run(x, weight, eps)[0]
-    return run(x.reshape(1, 1, -1, x.shape[-1]), weight, eps)[0].view(x.shape)
+    return _run(x, weight, eps)[0]
 
 
 def _forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    x = dense(x)
-    y, factor = empty_like(x), x.new_empty(x.shape[:3])
-    _launch(x, None, y, weight, factor, 0, eps)
-    return y, factor
+    rows = _rows(x)
+    y, factor = empty_like(rows), x.new_empty(rows.shape[:3])
+    _launch(rows, None, y, weight, factor, 0, eps)
+    return y.view(x.shape), factor
 
 
 def _backward(g: Tensor, x: Tensor, weight: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    g, x = dense(g), dense(x)
-    dx, dweight = empty_like(x), torch.empty_like(weight)
-    _launch(x, g, dx, weight, factor, dweight.data_ptr(), 0.0)
-    return dx, dweight
+    rows = _rows(x)
+    dx, dweight = empty_like(rows), torch.empty_like(weight)
+    _launch(rows, _rows(g), dx, weight, factor, dweight.data_ptr(), 0.0)
+    return dx.view(x.shape), dweight
+
+
+def _rows(x: Any) -> Any:
+    return dense(x if x.ndim == 4 else x.reshape(1, 1, -1, x.shape[-1]))
 
 
 def _launch(
@@ -76,8 +62,7 @@ def _gradient(ctx: Any, g: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         return None, None, None
     x, weight, factor = ctx.saved_tensors
     if not torch.is_grad_enabled():
-        run = torch.ops.fwlight.native_rms_norm_backward if traced(g) else _backward
-        return *run(g, x, weight, factor), None
+        return *_run_backward(g, x, weight, factor), None
     # The same in torch's own operators, for derivatives of it.
     y = F.rms_norm(x, weight.shape, weight, ctx.eps)
     given = [value for value in (x, weight) if value.requires_grad]
@@ -87,20 +72,25 @@ def _gradient(ctx: Any, g: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
 
 def _fake_forward(x: Any, weight: Any, eps: float) -> Any:
     del weight, eps
-    x = dense(x)
-    return empty_like(x), x.new_empty(x.shape[:3])
+    rows = _rows(x)
+    return empty_like(rows).view(x.shape), x.new_empty(rows.shape[:3])
 
 
 def _fake_backward(g: Any, x: Any, weight: Any, factor: Any) -> Any:
     del g, factor
-    return empty_like(dense(x)), torch.empty_like(weight)
+    return empty_like(_rows(x)).view(x.shape), torch.empty_like(weight)
 
 
-_direct = direct("native_rms_norm", _forward, _keep, _gradient)
-LIBRARY.impl("native_rms_norm", _forward, "CPU")
-LIBRARY.impl("native_rms_norm_backward", _backward, "CPU")
-torch.library.register_fake("fwlight::native_rms_norm", _fake_forward, lib=LIBRARY)
-torch.library.register_fake("fwlight::native_rms_norm_backward", _fake_backward, lib=LIBRARY)
-torch.library.register_autograd(
-    "fwlight::native_rms_norm", _gradient, setup_context=_keep, lib=LIBRARY
+_run_backward = operator(
+    "native_rms_norm_backward(Tensor g, Tensor x, Tensor weight, Tensor factor)"
+    " -> (Tensor dx, Tensor dweight)",
+    _backward,
+    _fake_backward,
+)
+_run = operator(
+    "native_rms_norm(Tensor x, Tensor weight, float eps) -> (Tensor y, Tensor factor)",
+    _forward,
+    _fake_forward,
+    keep=_keep,
+    gradient=_gradient,
 )

@@ -8,25 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fwlight.ops.native.launch import LIBRARY, dense, direct, empty_like, launch, sequence, traced
-
-LIBRARY.define("native_rotary(Tensor x, Tensor cosine, Tensor sine, int sign) -> Tensor")
+from fwlight.ops.native.launch import dense, empty_like, launch, operator, sequence
 
 
-def native_rotary(x: Tensor, cosine: Tensor, sine: Tensor, sign: int = 1) -> Tensor:
-    """Return pairs (x_i, x_{i + d/2}) of x `[B, H, T, d]` turned, any number of derivatives by x.
+def native_rotary(
+    q: Tensor, k: Tensor, cosine: Tensor, sine: Tensor, sign: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Return pairs (x_i, x_{i + d/2}) of q and k `[B, H, T, d]` turned, with any derivatives.
 
     Args:
-        x: Queries or keys.
+        q: Queries.
+        k: Keys of the same positions.
         cosine: Of the angles `[T, d/2]`.
         sine: Likewise.
         sign: -1 turns the other way.
     """
-    run = torch.ops.fwlight.native_rotary if traced(x) else _direct
-    return run(x, cosine, sine, sign)
+    return _run(q, k, cosine, sine, sign)
 
 
-def _forward(x: Tensor, cosine: Tensor, sine: Tensor, sign: int) -> Tensor:
+def _forward(
+    q: Tensor, k: Tensor, cosine: Tensor, sine: Tensor, sign: int
+) -> tuple[Tensor, Tensor]:
+    return _turned(q, cosine, sine, sign), _turned(k, cosine, sine, sign)
+
+
+def _turned(x: Tensor, cosine: Tensor, sine: Tensor, sign: int) -> Tensor:
     x = dense(x)
     y = empty_like(x)
     b, h, t, d = x.shape
@@ -36,25 +42,29 @@ def _forward(x: Tensor, cosine: Tensor, sine: Tensor, sign: int) -> Tensor:
     return y
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
+def _keep(
+    ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, int], output: tuple[Tensor, Tensor]
+) -> None:
     del output
-    _, cosine, sine, ctx.sign = inputs
+    _, _, cosine, sine, ctx.sign = inputs
     ctx.save_for_backward(cosine, sine)
 
 
-def _gradient(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+def _gradient(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:
     cosine, sine = ctx.saved_tensors
-    return native_rotary(g, cosine, sine, -ctx.sign), None, None, None
+    return *native_rotary(dq, dk, cosine, sine, -ctx.sign), None, None, None
 
 
-def _fake(x: Any, cosine: Any, sine: Any, sign: int) -> Any:
+def _fake(q: Any, k: Any, cosine: Any, sine: Any, sign: int) -> Any:
     del cosine, sine, sign
-    return empty_like(dense(x))
+    return empty_like(dense(q)), empty_like(dense(k))
 
 
-_direct = direct("native_rotary", _forward, _keep, _gradient)
-LIBRARY.impl("native_rotary", _forward, "CPU")
-torch.library.register_fake("fwlight::native_rotary", _fake, lib=LIBRARY)
-torch.library.register_autograd(
-    "fwlight::native_rotary", _gradient, setup_context=_keep, lib=LIBRARY
+_run = operator(
+    "native_rotary(Tensor q, Tensor k, Tensor cosine, Tensor sine, int sign)"
+    " -> (Tensor turned_q, Tensor turned_k)",
+    _forward,
+    _fake,
+    keep=_keep,
+    gradient=_gradient,
 )

@@ -1,4 +1,5 @@
 // The C interface. FW_REAL, float or double, is given by the compiler's command line.
+#include "activations.h"
 #include "cross_entropy.h"
 #include "dpfp.h"
 #include "dropout.h"
@@ -36,6 +37,9 @@ int fwlight_short_conv(const Index* arguments) {
 }
 int fwlight_cross_entropy(const Index* arguments) {
   return !CrossEntropy<FW_REAL>{Arguments(arguments)}.run();
+}
+int fwlight_activation(const Index* arguments) {
+  return guarded([&] { Activation<FW_REAL>{Arguments(arguments)}.run(); });
 }
 int fwlight_dropout(const Index* arguments) {
   return guarded([&] { Dropout<FW_REAL>{Arguments(arguments)}.run(); });

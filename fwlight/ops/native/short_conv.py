@@ -9,13 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fwlight.ops.native.launch import LIBRARY, dense, direct, launch, traced
-
-LIBRARY.define("native_short_conv(Tensor x, Tensor weight, Tensor? tail) -> Tensor")
-LIBRARY.define(
-    "native_short_conv_backward(Tensor g, Tensor x, Tensor weight, Tensor? tail)"
-    " -> (Tensor dx, Tensor dweight, Tensor dtail)"
-)
+from fwlight.ops.native.launch import dense, launch, operator
 
 
 def native_short_conv(x: Tensor, weight: Tensor, tail: Tensor | None) -> Tensor:
@@ -26,8 +20,7 @@ def native_short_conv(x: Tensor, weight: Tensor, tail: Tensor | None) -> Tensor:
         weight: The last column is that of the input at the output's own place.
         tail: The W - 1 inputs before them `[B, W - 1, C]`; None is zeros.
     """
-    run = torch.ops.fwlight.native_short_conv if traced(x) else _direct
-    return run(x, weight, tail)
+    return _run(x, weight, tail)
 
 
 def plain_short_conv(x: Tensor, weight: Tensor, tail: Tensor | None) -> Tensor:
@@ -79,8 +72,7 @@ def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor
 def _gradient(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, tail = ctx.saved_tensors
     if not torch.is_grad_enabled():
-        run = torch.ops.fwlight.native_short_conv_backward if traced(g) else _backward
-        dx, dweight, dtail = run(g, x, weight, tail)
+        dx, dweight, dtail = _run_backward(g, x, weight, tail)
         return dx, dweight, None if tail is None else dtail
     # The same in torch's own operators, for derivatives of it.
     given = [value for value in (x, weight, tail) if value is not None and value.requires_grad]
@@ -103,11 +95,16 @@ def _fake_backward(g: Any, x: Any, weight: Any, tail: Any) -> Any:
     return x.new_empty(x.shape), weight.new_empty(weight.shape), dtail
 
 
-_direct = direct("native_short_conv", _forward, _keep, _gradient)
-LIBRARY.impl("native_short_conv", _forward, "CPU")
-LIBRARY.impl("native_short_conv_backward", _backward, "CPU")
-torch.library.register_fake("fwlight::native_short_conv", _fake_forward, lib=LIBRARY)
-torch.library.register_fake("fwlight::native_short_conv_backward", _fake_backward, lib=LIBRARY)
-torch.library.register_autograd(
-    "fwlight::native_short_conv", _gradient, setup_context=_keep, lib=LIBRARY
+_run_backward = operator(
+    "native_short_conv_backward(Tensor g, Tensor x, Tensor weight, Tensor? tail)"
+    " -> (Tensor dx, Tensor dweight, Tensor dtail)",
+    _backward,
+    _fake_backward,
+)
+_run = operator(
+    "native_short_conv(Tensor x, Tensor weight, Tensor? tail) -> Tensor",
+    _forward,
+    _fake_forward,
+    keep=_keep,
+    gradient=_gradient,
 )

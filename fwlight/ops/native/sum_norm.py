@@ -8,19 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fwlight.ops.native.launch import (
-    LIBRARY,
-    bits,
-    dense,
-    direct,
-    empty_like,
-    launch,
-    sequence,
-    traced,
-)
-
-LIBRARY.define("native_sum_norm(Tensor x, float eps) -> (Tensor y, Tensor inverse)")
-LIBRARY.define("native_sum_norm_backward(Tensor g, Tensor y, Tensor inverse) -> Tensor")
+from fwlight.ops.native.launch import bits, dense, empty_like, launch, operator, sequence
 
 
 def native_sum_norm(x: Tensor, eps: float) -> Tensor:
@@ -28,8 +16,7 @@ def native_sum_norm(x: Tensor, eps: float) -> Tensor:
 
     Where that is 0, x stays as it is.
     """
-    run = torch.ops.fwlight.native_sum_norm if traced(x) else _direct
-    return run(x, eps)[0]
+    return _run(x, eps)[0]
 
 
 def _forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -61,8 +48,7 @@ def _keep_results(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, 
 def _gradient(ctx: Any, g: Tensor | None, g_inverse: Tensor | None) -> tuple[Tensor | None, None]:
     y, inverse = ctx.saved_tensors
     if g is not None and g_inverse is None and not torch.is_grad_enabled():
-        run = torch.ops.fwlight.native_sum_norm_backward if traced(g) else _backward
-        return run(g, y, inverse), None
+        return _run_backward(g, y, inverse), None
     # The same in torch's own operators; of 1 / s only a second derivative makes use.
     inverse = inverse[..., None]
     dx = torch.zeros_like(y)
@@ -84,11 +70,15 @@ def _fake_backward(g: Any, y: Any, inverse: Any) -> Any:
     return empty_like(dense(y))
 
 
-_direct = direct("native_sum_norm", _forward, _keep_results, _gradient)
-LIBRARY.impl("native_sum_norm", _forward, "CPU")
-LIBRARY.impl("native_sum_norm_backward", _backward, "CPU")
-torch.library.register_fake("fwlight::native_sum_norm", _fake_forward, lib=LIBRARY)
-torch.library.register_fake("fwlight::native_sum_norm_backward", _fake_backward, lib=LIBRARY)
-torch.library.register_autograd(
-    "fwlight::native_sum_norm", _gradient, setup_context=_keep_results, lib=LIBRARY
+_run_backward = operator(
+    "native_sum_norm_backward(Tensor g, Tensor y, Tensor inverse) -> Tensor",
+    _backward,
+    _fake_backward,
+)
+_run = operator(
+    "native_sum_norm(Tensor x, float eps) -> (Tensor y, Tensor inverse)",
+    _forward,
+    _fake_forward,
+    keep=_keep_results,
+    gradient=_gradient,
 )
