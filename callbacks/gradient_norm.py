@@ -6,6 +6,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
+from fwlight.sharding import whole
 from fwlight.training.module import TrainingModule
 
 
@@ -31,7 +32,7 @@ class GradientNorm(Callback):
                 groups.setdefault(_group(name), []).append(parameter.grad)
         scale = module.gradient_scale()
         self._norms = {
-            group: torch.nn.utils.get_total_norm(gradients) * scale
+            group: whole(torch.nn.utils.get_total_norm(gradients)) * scale
             for group, gradients in groups.items()
         }
 

@@ -7,6 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from fwlight.diagnostics.interventions import intervene
 from fwlight.diagnostics.layers import memory_layers, some_rows
 from fwlight.lightning_internals import completes_update
+from fwlight.sharding import gathered
 from fwlight.training.module import TrainingModule
 
 
@@ -44,12 +45,12 @@ class Interventions(Callback):
         """Look where it is due."""
         step = trainer.global_step
         due = step % self.every_n_steps == 0 or step == trainer.max_steps
-        if not due or not completes_update(trainer) or not trainer.is_global_zero:
-            return
         module = cast(TrainingModule, pl_module)
-        if not memory_layers(module.network):
+        if not due or not completes_update(trainer) or not memory_layers(module.network):
             return
-        with trainer.precision_plugin.forward_context():
+        with gathered(module), trainer.precision_plugin.forward_context():
+            if not trainer.is_global_zero:
+                return
             found = intervene(module, [some_rows(batch, slice(self.sequences))], heads=False)
         tagged = {
             f"interventions/{x.layer.name}/{name}{end}": value

@@ -16,6 +16,7 @@ from fwlight.diagnostics.lpq import (
     project_lpq,
 )
 from fwlight.lightning_internals import completes_update
+from fwlight.sharding import laid_out_as, share
 from fwlight.training.module import TrainingModule
 
 MODES = ("log", "penalty", "project")
@@ -86,7 +87,8 @@ class LpqNorm(Callback):
         scale = self.weight / module.gradient_scale()
         for weight, gradient in zip(weights, torch.autograd.grad(total, weights), strict=True):
             if weight.grad is not None:  # else it is not updated
-                weight.grad.add_(gradient * scale.to(gradient))
+                mine = share(gradient)
+                share(weight.grad).add_(mine * scale.to(mine))
 
     def on_train_batch_end(
         self,
@@ -120,6 +122,7 @@ class LpqNorm(Callback):
             # In float64, so that the norm of what is rounded is the bound to 1e-7.
             V = project_lpq(layer_matrix(layer).double(), p=self.p, q=self.q, bound=self.bound)
             weights = V if layer.bias is None else V[:-1]
-            layer.weight.copy_(weights.T.view_as(layer.weight))
+            weights = weights.T.reshape(layer.weight.shape)
+            layer.weight.copy_(laid_out_as(weights, layer.weight))
             if layer.bias is not None:
-                layer.bias.copy_(V[-1])
+                layer.bias.copy_(laid_out_as(V[-1], layer.bias))

@@ -7,6 +7,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from fwlight.models import DecoderLM, check_sampling, generate
+from fwlight.sharding import gathered
 from fwlight.training.module import TrainingModule
 
 _LINES = 2
@@ -65,9 +66,14 @@ class TextSamples(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sample and show."""
-        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         module = cast(TrainingModule, pl_module)
+        with gathered(module):
+            if trainer.is_global_zero:
+                self._show(trainer, module)
+
+    def _show(self, trainer: Trainer, module: TrainingModule) -> None:
         # Lightning sets it where pyright does not see it.
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         given = self.prompts

@@ -18,6 +18,7 @@ from fwlight.diagnostics.layers import (
 )
 from fwlight.diagnostics.metric import LayerStatistics
 from fwlight.lightning_internals import completes_update
+from fwlight.sharding import gathered
 from fwlight.training.module import TrainingModule
 
 _MAIN_LAYERS = 4
@@ -52,12 +53,13 @@ class Watcher:
         few = batch if wanted is None else some_rows(batch, slice(None, None, max(1, n // wanted)))
         layers = list(dict.fromkeys(layer for part in due for layer in part.layers))
         context = trainer.precision_plugin.forward_context()
-        measured = {
-            self._key(part, layer): part.measured(layer, seen)
-            for layer, seen in look(module, layers, few, context=context)
-            for part in due
-            if layer in part.layers
-        }
+        with gathered(module):
+            measured = {
+                self._key(part, layer): part.measured(layer, seen)
+                for layer, seen in look(module, layers, few, context=context)
+                for part in due
+                if layer in part.layers
+            }
         self._metric.reset()
         self._metric.update(measured)
         found = self._metric.layers()

@@ -61,7 +61,10 @@ def build_in_memory(config: Mapping[str, Any], make: Callable[[], nn.Module]) ->
         weights = [p for p in network.parameters() if p.requires_grad]
         averages = ("ema_decay", "average_from")
         copies = _TRAINED + any(config["optimizer"].get(name) for name in averages)
-        trained = copies * sum(p.nbytes for p in weights)
+        trainer = config["trainer"]
+        # Sharded processes hold one copy together, those of a machine its share of it.
+        nodes = trainer["num_nodes"] if trainer["strategy"] == "fsdp" else 1
+        trained = copies * sum(p.nbytes for p in weights) // nodes
         _check(sum(p.numel() for p in weights), trained, room, config)
     return network
 

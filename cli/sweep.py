@@ -138,7 +138,7 @@ def _point(
     composition = compose_config([*arguments, *where])
     trainer = composition.config["trainer"]
     one = trainer["devices"] == trainer["num_nodes"] == 1
-    if is_local(composition) and (not one or trainer["strategy"].startswith("ddp")):
+    if is_local(composition) and (not one or trainer["strategy"].startswith(("ddp", "fsdp"))):
         raise ConfigError(
             f"-m starts single-process runs, not trainer={composition.choices['trainer']} "
             f"trainer.devices={trainer['devices']}: its processes would each run the whole sweep"

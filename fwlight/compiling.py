@@ -23,6 +23,11 @@ def compile_network(network: nn.Module) -> None:
             setattr(network, name, torch.compile(getattr(network, name), options=options))
 
 
+def is_compiled(network: nn.Module) -> bool:
+    """Say whether `compile_network` was called for a network."""
+    return any(name in vars(network) for name in METHODS)
+
+
 def uncompiled() -> AbstractContextManager[Any]:
     """Let compiled modules run as they are written.
 

@@ -6,7 +6,7 @@ Lightning offers no public way to ask or to do any of it.
 import math
 from typing import Any
 
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
@@ -53,6 +53,11 @@ def leave_signals_alone(trainer: Trainer) -> None:
     Its handler also broadcasts from within, which hangs if another rank is elsewhere.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None
+
+
+def leave_out_of_synchronisation(module: LightningModule, names: list[str]) -> None:
+    """Let an evaluation on several processes broadcast everything of a module but these names."""
+    module._ddp_params_and_buffers_to_ignore = names  # pyright: ignore
 
 
 class UpdateLoop(_TrainingEpochLoop):

@@ -28,6 +28,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.cache": (set(), set()),
     "fwlight.compiling": (set(), {"torch"}),
     "fwlight.evaluation": ({"fwlight.compiling"}, {"torch"}),
+    "fwlight.sharding": (set(), {"torch"}),
     "fwlight.tables": (set(), {"torch"}),
     "fwlight.types": ({"fwlight.errors"}, {"torch"}),
     "fwlight.ops": (
@@ -50,6 +51,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.models.cross_entropy": ({"fwlight.types", "fwlight.ops.native"}, LIBRARY),
     "fwlight.models.dropout": ({"fwlight.mixers", "fwlight.models", "fwlight.ops.native"}, LIBRARY),
     "fwlight.diagnostics": (set(), LIBRARY),
+    "fwlight.diagnostics.lpq": ({"fwlight.sharding"}, LIBRARY),
     "fwlight.diagnostics.metric": ({"fwlight.diagnostics"}, LIBRARY | {"torchmetrics"}),
     "fwlight.diagnostics.layers": (
         {"fwlight.diagnostics", "fwlight.mixers", "fwlight.evaluation", "fwlight.types"},
@@ -89,7 +91,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.robustness.report": ({"fwlight.robustness", "fwlight.pages"}, set()),
     "fwlight.training": (
         {"fwlight.errors", "fwlight.types", "fwlight.models", "fwlight.integrity"}
-        | {"fwlight.packing", "fwlight.mixers", "fwlight.evaluation"},
+        | {"fwlight.packing", "fwlight.mixers", "fwlight.evaluation", "fwlight.sharding"},
         LIBRARY | {"lightning", "torchmetrics", "sacrebleu"},
     ),
     "fwlight.lightning_internals": ({"fwlight.errors"}, {"lightning"}),
@@ -102,7 +104,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"fwlight.errors", "fwlight.types", "fwlight.models", "fwlight.training"}
         | {"fwlight.evaluation", "fwlight.integrity", "fwlight.diagnostics"}
         | {"fwlight.lightning_internals", "fwlight.pipes", "fwlight.robustness"}
-        | {"fwlight.runs"},
+        | {"fwlight.runs", "fwlight.compiling", "fwlight.sharding"},
         {"filelock", "torch", "lightning", "tensorboard", "tqdm"},
     ),
     "fwlight.run.tensorboard": ({"fwlight.run"}, {"torch", "lightning", "matplotlib"}),
@@ -140,7 +142,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     ),
     "callbacks": (
         {"fwlight.diagnostics", "fwlight.models", "fwlight.training"}
-        | {"fwlight.durations", "fwlight.lightning_internals"},
+        | {"fwlight.durations", "fwlight.lightning_internals", "fwlight.sharding"},
         {"torch", "lightning", "matplotlib", "tqdm"},
     ),
     "cli": ({"fwlight.errors", "fwlight.integrity"}, {"hydra", "omegaconf", "yaml"}),

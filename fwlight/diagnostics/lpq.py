@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fwlight.sharding import whole
+
 Weighted = nn.Linear | nn.Conv1d | nn.Conv2d
 
 
@@ -74,8 +76,8 @@ def layers_of(network: nn.Module) -> dict[str, Weighted]:
 
 def layer_matrix(layer: Weighted) -> Float[Tensor, "i o"]:
     """Return a layer's weights by input and output, and in a last row its bias."""
-    weights = layer.weight.flatten(1).T
-    return weights if layer.bias is None else torch.cat([weights, layer.bias[None]])
+    weights = whole(layer.weight).flatten(1).T
+    return weights if layer.bias is None else torch.cat([weights, whole(layer.bias)[None]])
 
 
 def layer_norms(network: nn.Module, *, p: int | float, q: int | float) -> dict[str, Tensor]:

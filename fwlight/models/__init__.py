@@ -15,7 +15,7 @@ from fwlight.models.generate import check_sampling, generate
 from fwlight.models.image_baselines import MLP, ConvNet
 from fwlight.models.retriever import Retriever
 from fwlight.models.search import beam_search, greedy_search
-from fwlight.models.stack import recompute_blocks
+from fwlight.models.stack import Stack, recompute_blocks
 from fwlight.models.vision_transformer import VisionTransformer
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "EncoderDecoder",
     "LMState",
     "Retriever",
+    "Stack",
     "VisionTransformer",
     "beam_search",
     "check_sampling",

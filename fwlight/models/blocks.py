@@ -202,6 +202,10 @@ class CrossDecoderBlock(Block):
         self.cross = cross(d_model=d_model, n_heads=n_heads, d_head=d_head)
         self.cross_norm = make_norm(block_norm, d_model)
 
+    def write(self, source: Float[Tensor, "b s m"], **masks: Bool[Tensor, "b s"] | None) -> Any:
+        """Return what the cross-attention keeps of sources; see its `write`."""
+        return self.cross.write(source, **masks)
+
     def forward(
         self,
         h: Float[Tensor, "b t m"],
@@ -215,7 +219,7 @@ class CrossDecoderBlock(Block):
 
         Args:
             h: Rows of one source stand together: every source has b / sources of them.
-            written: What `cross.write` made of the sources.
+            written: What `write` made of the sources.
             sources: How many they are.
             starts: True where a row goes on with the next source.
             initial_state: Of the self-attention.

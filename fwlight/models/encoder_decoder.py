@@ -191,7 +191,7 @@ class EncoderDecoder(nn.Module):
         for block in self.encoder:
             h = self.encoder.run(block, h, **mask)
         h = self.encoder_norm(h)
-        written = tuple(block.cross.write(h, **mask) for block in self.decoder.blocks())
+        written = tuple(block.write(h, **mask) for block in self.decoder.blocks())
         return DecoderState(written, len(source), (None,) * len(written), 0)
 
     def decode(

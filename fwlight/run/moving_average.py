@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fwlight.errors import ConfigError
 from fwlight.integrity import damaged
 from fwlight.lightning_internals import completes_update
+from fwlight.sharding import laid_out_as, share
 from fwlight.training.module import TrainingModule
 
 _WATCHED = "val/loss"
@@ -92,11 +93,14 @@ class MovingAverage(Callback):
         if self._decay is None and self._since is None:
             return
         for name, weight in pl_module.named_parameters():
-            value = weight.detach() if begins else (restored or {}).get(name)
+            self._average[weight] = weight.detach().clone()
+            if begins:
+                continue
+            value = (restored or {}).get(name)
             if value is None or value.shape != weight.shape or not value.isfinite().all():
                 error = ValueError(f"its average has no {name} such as the network's")
                 raise damaged(Path(trainer.ckpt_path or ""), error)
-            self._average[weight] = value.to(weight, copy=True)
+            self._average[weight].copy_(laid_out_as(value.to(weight.device), weight))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -119,11 +123,11 @@ class MovingAverage(Callback):
             return
         n = trainer.global_step
         if self._since is not None:
-            share = 1 / (n - self._since)
+            part = 1 / (n - self._since)
         else:
-            share = 1 - min(cast(float, self._decay), (1 + n) / (10 + n))
+            part = 1 - min(cast(float, self._decay), (1 + n) / (10 + n))
         for weight, average in self._average.items():
-            average.lerp_(weight.detach(), share)
+            share(average).lerp_(share(weight.detach()), part)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average in the place of the weights."""
@@ -157,9 +161,10 @@ class MovingAverage(Callback):
     @torch.no_grad()
     def _exchange(self) -> None:
         for weight, average in self._average.items():
-            kept = weight.clone()
-            weight.copy_(average)
-            average.copy_(kept)
+            mine, other = share(weight), share(average)
+            kept = mine.clone()
+            mine.copy_(other)
+            other.copy_(kept)
 
 
 def averaged(checkpoint: dict[str, Any]) -> dict[str, Any]:

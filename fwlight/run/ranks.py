@@ -40,7 +40,7 @@ _concluding = threading.Event()
 
 
 def strategy(trainer: Mapping[str, Any], *, timeout: float) -> str | DDPStrategy:
-    """Return the strategy of a trainer's configuration, in our form if it is data parallel.
+    """Return the strategy of a trainer's configuration, in our form if it is of several processes.
 
     Args:
         trainer: With `strategy`, `devices` and `num_nodes`.
@@ -48,6 +48,11 @@ def strategy(trainer: Mapping[str, Any], *, timeout: float) -> str | DDPStrategy
     """
     name, devices = trainer["strategy"], trainer["devices"]
     several = len(devices) > 1 if isinstance(devices, list) else devices not in (1, "auto")
+    if name == "fsdp":
+        # Imported where it is used: not every PyTorch has what it is made of.
+        from fwlight.run.fully_sharded import FullyShardedStrategy
+
+        return FullyShardedStrategy(timeout=timedelta(seconds=timeout))
     if name == "ddp" or (name == "auto" and (several or trainer["num_nodes"] > 1)):
         return RanksStrategy(timeout=timedelta(seconds=timeout))
     return name

@@ -3,6 +3,7 @@
 from lightning import Callback, LightningModule, Trainer
 
 from fwlight.evaluation import undisturbed
+from fwlight.sharding import gathered
 from fwlight.training.module import TrainingModule
 
 
@@ -33,5 +34,5 @@ class Rehearsal(Callback):
         if batch is None:
             return
         precision = trainer.precision_plugin.val_step_context()
-        with undisturbed(module), precision:
+        with gathered(module), undisturbed(module), precision:
             module.rehearse(trainer.strategy.batch_to_device(batch))

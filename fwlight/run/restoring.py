@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from fwlight.errors import CheckpointError
 from fwlight.integrity import damaged
+from fwlight.sharding import laid_out_as, whole
 
 
 def check_loops(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
@@ -33,20 +34,25 @@ def check_loops(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
 
 
 def load_weights(module: LightningModule, checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Put a checkpoint's weights into a module.
+    """Put a checkpoint's weights into a module; of one that is sharded, every rank its share.
 
     Raises:
         CheckpointError: They are not this model's, or infinite.
     """
+    now = module.state_dict()
+    weights = {
+        name: laid_out_as(x, now[name]) if name in now else x
+        for name, x in checkpoint["state_dict"].items()
+    }
     try:
-        module.load_state_dict(checkpoint["state_dict"])
+        module.load_state_dict(weights)
     except RuntimeError as error:
         reason = str(error).splitlines()[1:2] or [str(error)]
         raise CheckpointError(
             f"the checkpoint {path} is of another model ({reason[0].strip()})"
         ) from error
     for name, parameter in module.named_parameters():
-        if not parameter.isfinite().all():
+        if not whole(parameter).isfinite().all():
             raise damaged(Path(path), ValueError(f"its {name} is not finite"))
 
 

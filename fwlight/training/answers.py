@@ -91,6 +91,8 @@ class AnswerModule(LanguageModelingModule):
         unions: As of `AnswerAccuracy`.
     """
 
+    shardable = False
+
     def __init__(
         self,
         network: nn.Module,

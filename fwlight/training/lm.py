@@ -56,6 +56,7 @@ class LanguageModelingModule(SupervisedModule):
     """
 
     monitored = ("val/loss", "val/bpb", "val/loss_ar_hit", "val/loss_other")
+    shardable = True
     _training_state: Any = None
     _evaluation_state: Any = None
     _has_hits = False
@@ -105,7 +106,7 @@ class LanguageModelingModule(SupervisedModule):
         if isinstance(batch, CarriedBatch):
             hidden = self._carry(batch)
         elif self.training:
-            return self(batch)
+            return self.forward(batch)
         else:
             hidden = self._features(batch)
         network, asked = cast(DecoderLM, self.network), batch.targets != IGNORE_INDEX

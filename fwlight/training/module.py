@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fwlight.errors import ConfigError, NumericalError
+from fwlight.sharding import share, whole
 from fwlight.training.optim import OptimizerConfig, build_optimizer, set_learning_rates
 from fwlight.training.optimizer_state import hold_optimizer, parameters_without_state
 from fwlight.training.showing import ShowingModule
@@ -39,6 +40,8 @@ class TrainingModule(ShowingModule):
 
     monitored: tuple[str, ...] = ("val/loss",)
     """What `callbacks.checkpoint.monitor` may be, of the metrics of an evaluation."""
+    shardable = False
+    """Whether trainer=fsdp takes it: all ranks call the parts of the network in step."""
 
     def __init__(self, network: nn.Module, *, optimizer: OptimizerConfig, max_steps: int) -> None:
         super().__init__()
@@ -227,8 +230,8 @@ class TrainingModule(ShowingModule):
         if self.trainer.accumulate_grad_batches > 1:
             scale = self.gradient_scale()
             for gradient in gradients:
-                gradient.mul_(scale)
-        self._grad_norm = torch.nn.utils.get_total_norm(gradients)
+                share(gradient).mul_(scale)
+        self._grad_norm = whole(torch.nn.utils.get_total_norm(gradients))
         # A float16 gradient may overflow: its scaler skips that update.
         norm = self._grad_norm if self._grad_scaler is None else torch.zeros_like(self._grad_norm)
         if not torch.isfinite(norm + self._sums[0]):
@@ -239,7 +242,9 @@ class TrainingModule(ShowingModule):
         if self.skipped_updates >= self.optimizer_config.max_skipped_updates:
             what = "loss" if not torch.isfinite(cast(Tensor, self._sums)[0]) else "gradient"
             gradients = ((n, p.grad) for n, p in self.named_parameters() if p.grad is not None)
-            first = next((n for n, gradient in gradients if not gradient.isfinite().all()), "")
+            first = next(
+                (n for n, gradient in gradients if not whole(gradient).isfinite().all()), ""
+            )
             raise NumericalError(
                 f"the {what} of step {self.trainer.global_step + 1} is not finite"
                 f"{f' (first in {first})' if what == 'gradient' else ''}; the update was not made: "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fwlight.integrity import damaged
+from fwlight.sharding import is_sharded
 
 
 def hold_optimizer(
@@ -117,7 +118,7 @@ def _after_a_step(
     made = [x for state in optimizer.state.values() for x in state.values()]
     # A deep copy in which every tensor but the counters is one without memory.
     instead: dict[int, Any] = {
-        id(x): torch.empty_like(x, device="meta", dtype=dtypes.get(x, x.dtype))
+        id(x): _without_memory(x, dtypes.get(x, x.dtype))
         for x in (*parameters, *(x for x in made if isinstance(x, Tensor) and x.ndim))
     }
     twin = copy.deepcopy(optimizer, instead)
@@ -130,6 +131,13 @@ def _after_a_step(
     except (RuntimeError, TypeError):  # of a kind that looks at its gradients
         return None
     return twin.state_dict()["state"]
+
+
+def _without_memory(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor laid out alike that has no values, whole where there are shares of it."""
+    if is_sharded(x):
+        return torch.empty(x.shape, device="meta", dtype=dtype)
+    return torch.empty_like(x, device="meta", dtype=dtype)
 
 
 def _held_states(

@@ -36,7 +36,8 @@ class SupervisedModule(TrainingModule):
 
     def losses(self, batch: Any) -> Tensor:
         """Return `forward(batch)`; a subclass may let a batch go on where the last one ended."""
-        return self(batch)
+        # A call of the module within a step would gather sharded weights once more.
+        return self.forward(batch)
 
     def rehearse(self, batch: Any) -> None:
         """Take the losses of one batch, and drop them."""

@@ -10,6 +10,7 @@ from torchmetrics.text import SacreBLEUScore
 
 from fwlight.models import EncoderDecoder, beam_search, greedy_search
 from fwlight.packing import Pieces
+from fwlight.sharding import gathered
 from fwlight.training.metrics import perplexity
 from fwlight.training.optim import OptimizerConfig
 from fwlight.training.supervised import SupervisedModule
@@ -39,6 +40,7 @@ class TranslationModule(SupervisedModule):
     """
 
     monitored = ("val/loss", "val/bleu")
+    shardable = True
 
     def __init__(
         self,
@@ -168,14 +170,15 @@ class TranslationModule(SupervisedModule):
 
     def _translated(self, batch: TranslationBatch, *, beam: int) -> dict[int, str]:
         rows = batch.numbers >= 0
-        if not rows.any():
-            return {}
-        ids = self.translate(
-            batch.source[rows],
-            beam=beam,
-            length_penalty=self.length_penalty,
-            special_ids=self._data.special_ids,
-        )
+        with gathered(self):  # every rank's translations have other lengths
+            if not rows.any():
+                return {}
+            ids = self.translate(
+                batch.source[rows],
+                beam=beam,
+                length_penalty=self.length_penalty,
+                special_ids=self._data.special_ids,
+            )
         texts = map(self._data.decode, ids)
         return dict(zip(batch.numbers[rows].tolist(), texts, strict=True))
 

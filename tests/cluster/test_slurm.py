@@ -121,21 +121,40 @@ def assert_same(one: Path, other: Path) -> None:
     assert results(one) == results(other)
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_srun_gives_the_numbers_of_one_process(cluster, place, whole, nodes):
-    folder = place / f"nodes{nodes}"
-    trainer = ["trainer=ddp", f"trainer.num_nodes={nodes}", "trainer.devices=1"]
+def of_nodes(cluster, place, name: str, nodes: int, *arguments: str) -> Path:
+    """Start a run's processes on nodes with srun; its folder."""
+    folder = place / name
+    trainer = [f"trainer.num_nodes={nodes}", "trainer.devices=1"]
     cluster.call(
         *("srun", f"--nodes={nodes}", "--ntasks-per-node=1", sys.executable, f"{ROOT}/train.py"),
-        *(f"--config-dir={place}/conf", *RUN, *trainer, f"run_dir={folder}"),
+        *(f"--config-dir={place}/conf", *arguments, *trainer, f"run_dir={folder}"),
         code=0,
     )
-    expected = results(whole)
-    found = results(folder)
+    return folder
+
+
+def assert_equal(one: Path, other: Path, *, rel: float) -> None:
+    expected, found = results(one), results(other)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         if isinstance(value, float):
-            assert found[name] == pytest.approx(value, rel=1e-6), name
+            assert found[name] == pytest.approx(value, rel=rel), name
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_srun_gives_the_numbers_of_one_process(cluster, place, whole, nodes):
+    found = of_nodes(cluster, place, f"nodes{nodes}", nodes, *RUN, "trainer=ddp")
+    assert_equal(whole, found, rel=1e-6)
+
+
+def test_weights_sharded_over_two_nodes_give_the_numbers_of_one_process(cluster, place):
+    words = ("task=lm", "size=tiny", "size.dropout=0", "task.batch_size=4", "logger=none")
+    words += ("trainer.max_steps=6", "trainer.val_check_interval=3", "callbacks=none")
+    alone, sharded = (
+        of_nodes(cluster, place, f"lm{nodes}", nodes, *words, *trainer)
+        for nodes, trainer in ((1, ()), (2, ("trainer=fsdp",)))
+    )
+    assert_equal(alone, sharded, rel=1e-5)
 
 
 def test_srun_on_a_node_that_nobody_knows_is_one_line(cluster, place):
