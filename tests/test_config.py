@@ -21,6 +21,7 @@ from cli.stored import check_resume, recompose
 from fwlight.errors import CheckpointError, ConfigError
 from fwlight.mixers import FastWeights, KeyValues
 from fwlight.models import AdaptiveSoftmax, DecoderLM
+from fwlight.run import strategy
 
 OPTIONS = [
     (group, option)
@@ -105,7 +106,8 @@ def test_config_every_option_builds(group: str, option: str, row: str | None, tm
         with pytest.raises(ConfigError, match="trainer: "):
             build("trainer", config["trainer"], logger=False)
     else:
-        trainer = build("trainer", config["trainer"], logger=False)
+        parts = {"logger": False, "strategy": strategy(config["trainer"], timeout=60.0)}
+        trainer = build("trainer", config["trainer"], **parts)
         assert trainer.max_steps == config["trainer"]["max_steps"]
 
 

@@ -76,8 +76,10 @@ def fit(
         elif checkpoint.save_best and checkpoint.best and checkpoint.best_path.exists():
             tested = checkpoint.best_path
         elif checkpoint.save_best and not checkpoint.best:
-            never = "a number" if checkpoint.monitor in module.latest else "measured"
-            warn(f"{checkpoint.monitor} was never {never}: no best.ckpt, the last state is tested")
+            warn(
+                f"no validation gave {checkpoint.monitor} as a number: there is no best.ckpt, the "
+                "last state is tested"
+            )
         if tested != checkpoint.last_path or _of_kind(trainer, MovingAverage).averages:
             load_weights(module, averaged(load_checkpoint(tested)), tested)
         trainer.test(module, datamodule=data, verbose=False)
