@@ -150,6 +150,7 @@ def test_srun_gives_the_numbers_of_one_process(cluster, place, whole, nodes):
 def test_weights_sharded_over_two_nodes_give_the_numbers_of_one_process(cluster, place):
     words = ("task=lm", "size=tiny", "size.dropout=0", "task.batch_size=4", "logger=none")
     words += ("trainer.max_steps=6", "trainer.val_check_interval=3", "callbacks=none")
+    words += ("trainer.limit_val_batches=2", "trainer.limit_test_batches=2")
     alone, sharded = (
         of_nodes(cluster, place, f"lm{nodes}", nodes, *words, *trainer)
         for nodes, trainer in ((1, ()), (2, ("trainer=fsdp",)))
