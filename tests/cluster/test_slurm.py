@@ -17,6 +17,7 @@ import pytest
 
 from cli.main import main
 from tests.cluster.virtual import Cluster, missing
+from tests.faults import victims
 from tests.faults.processes import results, rows, run
 
 pytestmark = [
@@ -148,13 +149,14 @@ def test_srun_gives_the_numbers_of_one_process(cluster, place, whole, nodes):
 
 
 def test_weights_sharded_over_two_nodes_give_the_numbers_of_one_process(cluster, place):
-    words = ("task=lm", "size=tiny", "size.dropout=0", "task.batch_size=4", "logger=none")
+    text = victims.write_text(place / "text.txt")
+    words = ("task=lm", "task.data=text", f"task.path={text}", "task.min_count=1")
+    words += ("task.seq_len=24", "size=tiny", "size.dropout=0", "task.batch_size=4", "logger=none")
     words += ("trainer.max_steps=6", "trainer.val_check_interval=3", "callbacks=none")
-    words += ("trainer.limit_val_batches=2", "trainer.limit_test_batches=2")
-    alone, sharded = (
-        of_nodes(cluster, place, f"lm{nodes}", nodes, *words, *trainer)
-        for nodes, trainer in ((1, ()), (2, ("trainer=fsdp",)))
-    )
+    alone = place / "lm1"
+    ended = run([*words, f"run_dir={alone}"], folder=place / "log", timeout=_PATIENCE)
+    assert ended.code == 0, ended.err
+    sharded = of_nodes(cluster, place, "lm2", 2, *words, "trainer=fsdp")
     assert_equal(alone, sharded, rel=1e-5)
 
 
