@@ -18,7 +18,7 @@ def native_rotary(
 
     Args:
         q: Queries.
-        k: Keys of the same positions.
+        k: As many keys, of the same positions.
         cosine: Of the angles `[T, d/2]`.
         sine: Likewise.
         sign: -1 turns the other way.
@@ -29,17 +29,14 @@ def native_rotary(
 def _forward(
     q: Tensor, k: Tensor, cosine: Tensor, sine: Tensor, sign: int
 ) -> tuple[Tensor, Tensor]:
-    return _turned(q, cosine, sine, sign), _turned(k, cosine, sine, sign)
-
-
-def _turned(x: Tensor, cosine: Tensor, sine: Tensor, sign: int) -> Tensor:
-    x = dense(x)
-    y = empty_like(x)
-    b, h, t, d = x.shape
+    q, k = dense(q), dense(k)
+    turned = empty_like(q), empty_like(k)
+    b, h, t, d = q.shape
+    sequences = (number for x in (q, k, *turned) for number in sequence(x))
     tables = cosine.data_ptr(), sine.data_ptr(), sign
     sizes = b, h, t, d // 2, torch.get_num_threads()
-    launch("fwlight_rotary", x.dtype, *sizes, *sequence(x), *sequence(y), *tables)
-    return y
+    launch("fwlight_rotary", q.dtype, *sizes, *sequences, *tables)
+    return turned
 
 
 def _keep(
