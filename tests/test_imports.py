@@ -68,6 +68,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "fwlight.diagnostics.layer_capacity": ({"fwlight.diagnostics", "fwlight.mixers"}, LIBRARY),
     "fwlight.diagnostics.figures": ({"fwlight.diagnostics"}, {"torch", "matplotlib"}),
     "fwlight.diagnostics.findings": ({"fwlight.diagnostics"}, LIBRARY),
+    "fwlight.diagnostics.calls": ({"fwlight.mixers"}, LIBRARY),
     "fwlight.diagnostics.attached": (
         {"fwlight.diagnostics", "fwlight.errors", "fwlight.evaluation", "fwlight.feature_maps"}
         | {"fwlight.mixers", "fwlight.ops", "fwlight.types"},

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fwlight.diagnostics.calls import arguments_of, programmed
 from fwlight.diagnostics.layers import Layer
 from fwlight.errors import ConfigError
 from fwlight.evaluation import undisturbed
@@ -31,8 +32,6 @@ _KERNEL = re.compile(
     r"(gated_delta_rule|delta_rule|kimi_delta_attention|kda|linear_attn|gla)"
 )
 _SUMS = ("linear_attn", "gla")
-_NAMES = {"query": "q", "key": "k", "value": "v", "gk": "g"}
-"""Parameters of kernels that others call otherwise."""
 _PROBE = 16
 """Tokens on which a kernel and the memory in its place are compared when they are attached."""
 _ROUNDING = {torch.bfloat16: 3e-2, torch.float16: 5e-3}
@@ -132,7 +131,7 @@ class Attached(nn.Module):
 
     def _called(self, name: str, kernel: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Let the memory of the layer that runs do what a kernel would."""
-        given = _arguments(kernel, args, options) if self._running else {}
+        given = arguments_of(kernel, args, options) if self._running else {}
         if not given or any(given.get(x) is not None for x in ("initial_state", "cu_seqlens")):
             return kernel(*args, **options)
         place = self._running[-1]
@@ -217,7 +216,7 @@ class _Place(nn.Module):
 
     def run(self, name: str, given: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Return what a kernel would, `[b, t, h, v]`, and its last state."""
-        q, k, v, gates = _programmed(given)
+        q, k, v, gates = programmed(given)
         if self.memory is None:
             self.memory = self._made(name, given, q, k, v, gates)
         output, state = self.memory(q, k, v, gates)
@@ -279,37 +278,3 @@ def _kernels(layer: nn.Module) -> Iterator[tuple[dict[str, Any], str, Callable[.
                     "their kernels: leave its context, or call its close(), first"
                 )
             yield owner, name, value
-
-
-def _arguments(kernel: Callable[..., Any], args: Any, options: Any) -> dict[str, Any]:
-    """Return what a kernel is called with by one set of names."""
-    bound = inspect.signature(kernel).bind(*args, **options)
-    bound.apply_defaults()
-    given = dict(bound.arguments)
-    given |= given.pop("kwargs", {})
-    return {_NAMES.get(name) or name: value for name, value in given.items()}
-
-
-def _programmed(given: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Gates]:
-    """Return q, k, v `[b, h, t, d]` and the gates of a call with tensors `[b, t, h, d]`."""
-    q, k, v = (_at_least_float32(given[x]).transpose(1, 2) for x in ("q", "k", "v"))
-    q, k = (x.repeat_interleave(v.shape[1] // x.shape[1], dim=1) for x in (q, k))
-    beta, decay = given.get("beta"), given.get("g")
-    if beta is not None:
-        beta = _at_least_float32(beta)
-        if given.get("use_beta_sigmoid_in_kernel"):
-            beta = beta.sigmoid() * (2.0 if given.get("allow_neg_eigval") else 1.0)
-        beta = beta.transpose(1, 2)
-    if decay is not None:
-        decay = _at_least_float32(decay)
-        if given.get("use_gate_in_kernel"):
-            if (bias := given.get("dt_bias")) is not None:
-                decay = decay + bias.view(decay.shape[2:])
-            rate = given["A_log"].float().exp().flatten()
-            decay = -F.softplus(decay) * (rate if decay.ndim == 3 else rate[:, None])
-        decay = decay.transpose(1, 2)
-    return q, k, v, Gates(beta, decay)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

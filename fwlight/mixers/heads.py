@@ -88,11 +88,10 @@ class MultiHeadAttention(Mixer):
         check_choice("out_gate", out_gate, OUT_GATES)
         check_choice("qk_norm", qk_norm, QK_NORMS)
         check_factory(memory=memory)
-        d_value = round(expand_v * d_head)
+        self.d_head, self.d_value = d_head, (d_value := round(expand_v * d_head))
         if d_value < 1 or abs(expand_v * d_head - d_value) > 1e-6:
             raise ValueError(f"expand_v={expand_v:g} times d_head={d_head} is not a whole number")
         self.key_heads, self.n_heads = n_heads, n_heads * value_heads_per_key
-        self.d_head, self.d_value = d_head, d_value
         self.memory = memory(d_head, d_value=d_value, n_heads=self.n_heads)
         self.allow_native = self.memory.allow_native
         self.rotary = positions == "rotary"
@@ -105,14 +104,14 @@ class MultiHeadAttention(Mixer):
             RMSNorm(d_head, eps=1e-5, allow_native=self.allow_native) if normed else nn.Identity()
             for _ in range(2)
         )
-        width, self.out_gate = self.n_heads * d_value, out_gate
-        gated = out_gate != "none"
-        keys, values = n_heads * d_head * self.memory.writes, width * self.memory.writes
+        self.out_gate, gated = out_gate, out_gate != "none"
+        width, writes = self.n_heads * d_value, self.memory.writes
+        keys, values = n_heads * d_head * writes, width * writes
         self.rows = {"q": n_heads * d_head, "k": keys, "v": values}
         self.rows |= {"gates": self.memory.gates.rows, "out": (out_gate_rank or width) * gated}
         self.in_proj = nn.Linear(d_model, sum(self.rows.values()), bias=False)
         self.out_proj = nn.Linear(width, d_model, bias=False)
-        channels = self.rows["q"] + keys + values
+        channels = n_heads * d_head + keys + values
         self.short_conv = ShortConv(channels, short_conv) if short_conv else None
         self.out_gate_up = (
             nn.Linear(out_gate_rank, width, bias=out_gate_bias) if gated and out_gate_rank else None
@@ -137,9 +136,8 @@ class MultiHeadAttention(Mixer):
             ValueError: If there are starts and padding, or, not causal, starts and a state.
         """
         memory_state, tail = self._unpack(initial_state)
-        (q, k, v, gates), out, tail = self._project(
-            x, padding_mask=padding_mask, starts=starts, tail=tail
-        )
+        masks = {"padding_mask": padding_mask, "starts": starts}
+        (q, k, v, gates), out, tail = self._project(x, tail=tail, **masks)
         if self.rotary:
             assert q is not None  # they were asked for
             first = 0 if memory_state is None else memory_state.k.shape[2]
@@ -169,9 +167,8 @@ class MultiHeadAttention(Mixer):
         Of several sequences in a row each leaves a state of its own.
         """
         memory_state, tail = self._unpack(initial_state)
-        (_, k, v, gates), _, tail = self._project(
-            source, queries=False, padding_mask=padding_mask, starts=starts, tail=tail
-        )
+        masks = {"padding_mask": padding_mask, "starts": starts}
+        (_, k, v, gates), _, tail = self._project(source, queries=False, tail=tail, **masks)
         options = {"initial_state": memory_state, "padding_mask": padding_mask}
         if starts is None:
             memory_state = self.memory.write(k, v, gates, **options)
@@ -191,9 +188,9 @@ class MultiHeadAttention(Mixer):
         With starts the sequences of `x`, row after row, read those that were written, in their
         order.
         """
-        width, out = self.rows["q"], self.rows["out"]
-        q = F.linear(x, self.in_proj.weight[:width])
-        gate = F.linear(x, self.in_proj.weight[len(self.in_proj.weight) - out :]) if out else None
+        weight, out = self.in_proj.weight, self.rows["out"]
+        q = F.linear(x, weight[: self.rows["q"]])
+        gate = F.linear(x, weight[len(weight) - out :]) if out else None
         q, memory_state = self.q_norm(self._key_heads(q, 1)), self._unpack(state)[0]
         if starts is None:
             return self._merge(self.memory.read(q, memory_state), gate)
@@ -247,12 +244,10 @@ class MultiHeadAttention(Mixer):
             q, k, v = qkv.split(widths, dim=-1)
             v = F.silu(v)
         writes = self.memory.writes
-        heads = (
-            self.q_norm(self._key_heads(q, 1)) if queries else None,
-            self.k_norm(self._key_heads(k, writes)),
-        )
-        gates = self.memory.gates(logits)
-        return (*heads, _heads(v, writes, self.n_heads), gates), out if rows["out"] else None, tail
+        q = self.q_norm(self._key_heads(q, 1)) if queries else None
+        k = self.k_norm(self._key_heads(k, writes))
+        programmed = q, k, _heads(v, writes, self.n_heads), self.memory.gates(logits)
+        return programmed, out if rows["out"] else None, tail
 
     def _write_apart(
         self,

@@ -282,9 +282,8 @@ class LanguageModelingModule(SupervisedModule):
         if self._has_hits:
             self.hits.finish()
             main, curves = self.hits.compute()
-            named = {f"{split}/{name}": x for name, x in main.items()}
-            self.record(named, self.trainer.global_step)
-            named = {f"{split}/recall/{name}": x for name, x in curves.items()}
+            self.record({f"{split}/{k}": x for k, x in main.items()}, self.trainer.global_step)
+            named = {f"{split}/recall/{k}": x for k, x in curves.items()}
             self.record(named, self.trainer.global_step, main=False)
         if split == "test" and self.by_position.update_called:
             found = {f"test/{k}": v.item() for k, v in self.by_position.compute().items()}

@@ -205,10 +205,9 @@ class TrainingModule(ShowingModule):
         groups = optimizer.param_groups
         rates, scale = {"lr": float(groups[0]["lr"])}, self.rate_factor()
         if self._scheduled:
-            config, last = self.optimizer_config, self.max_steps
-            averages = self.average_since is not None
-            options: dict[str, Any] = {"scale": scale, "averages": averages}
-            rates = set_learning_rates(groups, config, step, max_steps=last, **options)
+            options: dict[str, Any] = {"max_steps": self.max_steps, "scale": scale}
+            options["averages"] = self.average_since is not None
+            rates = set_learning_rates(groups, self.optimizer_config, step, **options)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         assert self._sums is not None
         self._update = (self._sums, self._grad_norm, rates)
@@ -241,10 +240,8 @@ class TrainingModule(ShowingModule):
         """Make this update none, or end training if too many were none; the same on all ranks."""
         if self.skipped_updates >= self.optimizer_config.max_skipped_updates:
             what = "loss" if not torch.isfinite(cast(Tensor, self._sums)[0]) else "gradient"
-            gradients = ((n, p.grad) for n, p in self.named_parameters() if p.grad is not None)
-            first = next(
-                (n for n, gradient in gradients if not whole(gradient).isfinite().all()), ""
-            )
+            grads = ((n, p.grad) for n, p in self.named_parameters() if p.grad is not None)
+            first = next((n for n, grad in grads if not whole(grad).isfinite().all()), "")
             raise NumericalError(
                 f"the {what} of step {self.trainer.global_step + 1} is not finite"
                 f"{f' (first in {first})' if what == 'gradient' else ''}; the update was not made: "
