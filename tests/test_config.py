@@ -136,7 +136,7 @@ def test_an_experiment_with_rows_takes_a_model_of_ones_own_instead():
         (["experiment=lm_wt103_small"], "needs row=NAME"),
         (["experiment=lm_wt103_small", "row=linaer"], "did you mean linear?"),
         (["experiment=demo", "row=linear"], "experiment=demo has no rows"),
-        (["row=linear"], "rows of which experiment? They are in code_execution"),
+        (["row=linear"], "rows of which experiment? They are in catbabi, code_execution"),
         (
             ["experiment=lm_wt103_medium_full_context_linear"],
             "is now experiment=lm_wt103_medium row=full_context_linear",
@@ -546,6 +546,16 @@ def test_config_short_run_shortens_the_default_warmup_only():
     assert "warmup_steps" in composition.warnings[0]
     with pytest.raises(ConfigError, match=r"warmup_steps=30 is longer than trainer.max_steps=20"):
         compose_config(["trainer.max_steps=20", "optimizer.warmup_steps=30"])
+
+
+@pytest.mark.parametrize("chosen", [["experiment=demo"], ["experiment=fwm_words", "row=lstm"]])
+def test_debugging_shortens_experiments_too(chosen):
+    def updates(*more):
+        return compose_config([*chosen, "task.path=x", *more]).config["trainer"]["max_steps"]
+
+    assert updates() > 5
+    assert updates("debug=fdr") == 3
+    assert updates("debug=fdr", "trainer.max_steps=5") == 5
 
 
 def test_config_reversed_positions_switch_text_samples_off():

@@ -27,7 +27,6 @@ def commands() -> list[list[str]]:
 TRAINING = [words[words.index("train.py") + 1 :] for words in commands() if "train.py" in words]
 TINY = ["size=tiny", "debug=fdr", "task.batch_size=2", "task.seq_len=16"]
 TINY += ["callbacks.text_samples.max_new_tokens=3"]
-TINY += ["trainer.max_steps=3", "trainer.val_check_interval=2"]  # which an experiment has too
 QUICK = {
     "generate": ["generate.max_new_tokens=5"],
     "diagnose": [
