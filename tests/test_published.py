@@ -187,3 +187,13 @@ def test_the_small_models_with_and_without_a_memory_have_as_many_parameters():
             network = build("network", config["network"], vocab_size=1)
         counts.append(sum(p.numel() for p in network.blocks.parameters()))
     assert counts == [608_396, 609_649]
+
+
+def test_the_models_of_stories_are_as_large():
+    counts = []
+    for row in ("lstm", "fwm"):
+        config = compose_config(["experiment=catbabi", f"row={row}"]).config
+        with torch.device("meta"):
+            network = build("network", config["network"], vocab_size=200, n_outputs=200)
+        counts.append(sum(p.numel() for p in network.parameters()))
+    assert counts == [692_280, 693_985]
