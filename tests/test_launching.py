@@ -220,8 +220,9 @@ def test_job_may_take_its_time(time):
 
 def sbatch(folder: Path, monkeypatch, text: str) -> None:
     (folder / "bin").mkdir()
-    (folder / "bin" / "sbatch").write_text(f"#!/bin/sh\n{text}\n")
-    (folder / "bin" / "sbatch").chmod(0o755)
+    for name, answer in {"sbatch": text, "squeue": "exit 1"}.items():
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{answer}\n")
+        (folder / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/bin:/bin")
 
 
@@ -229,6 +230,15 @@ def test_job_without_sbatch_is_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     line = refused(capsys, "launcher=slurm", "run_dir=run")
     assert line.startswith("error: launcher=slurm needs sbatch, which this machine does not have")
+
+
+def test_job_that_could_not_be_waited_for_is_not_submitted(monkeypatch, capsys, tmp_path):
+    sbatch(tmp_path, monkeypatch, f": >{tmp_path}/submitted; echo 31")
+    (tmp_path / "bin" / "squeue").unlink()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    line = refused(capsys, "launcher=slurm", "run_dir=run")
+    assert line.startswith("error: launcher=slurm needs squeue, which this machine does not have")
+    assert not (tmp_path / "submitted").exists()
 
 
 def test_job_that_sbatch_refuses_is_one_line(monkeypatch, capsys, tmp_path):

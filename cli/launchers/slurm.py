@@ -7,6 +7,7 @@ and ends with 138 or 143; the job is put into the queue again then, and goes on.
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -41,9 +42,15 @@ def run(
         options: The other keys of conf/launcher/slurm.yaml.
 
     Raises:
-        ConfigError: There is no sbatch, or it refuses the job.
+        ConfigError: There is no sbatch, no squeue to wait with, or the job is refused.
         StorageError: The file cannot be written.
     """
+    for program in ("sbatch", "squeue") if wait else ("sbatch",):  # before there is a job
+        if shutil.which(program) is None:
+            raise ConfigError(
+                f"launcher=slurm needs {program}, which this machine does not have: start it on "
+                "one of the cluster's, or use launcher=local"
+            )
     alone = not points[0].swept
     folder = points[0].folder if alone else points[0].folder.parent
     path = folder.with_name(f"{folder.name}.sbatch") if alone else folder / "sweep.sbatch"
@@ -193,10 +200,7 @@ def _call(*words: str) -> str:
     try:
         done = subprocess.run(words, capture_output=True, text=True, errors="replace")
     except OSError as error:
-        raise ConfigError(
-            f"launcher=slurm needs {words[0]}, which this machine does not have "
-            f"({error.strerror}): start it on one of the cluster's, or use launcher=local"
-        ) from error
+        raise ConfigError(f"{words[0]} cannot be started: {error.strerror or error}") from error
     if done.returncode:
         told = "; ".join(
             line.removeprefix(f"{words[0]}: error: ")
