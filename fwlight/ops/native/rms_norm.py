@@ -3,6 +3,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # (torch.library carries no types)
 
+import itertools
 from typing import Any
 
 import torch
@@ -18,21 +19,22 @@ def native_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    rows = _rows(x)
-    y, factor = empty_like(rows), x.new_empty(rows.shape[:3])
-    _launch(rows, None, y, weight, factor, 0, eps)
-    return y.view(x.shape), factor
+    x = _given(x)
+    y, factor = _fake_forward(x, weight, eps)
+    _launch(x, None, y, weight, factor, 0, eps)
+    return y, factor
 
 
 def _backward(g: Tensor, x: Tensor, weight: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    rows = _rows(x)
-    dx, dweight = empty_like(rows), torch.empty_like(weight)
-    _launch(rows, _rows(g), dx, weight, factor, dweight.data_ptr(), 0.0)
-    return dx.view(x.shape), dweight
+    x, g = _given(x), _given(g)
+    dx, dweight = _fake_backward(g, x, weight, factor)
+    _launch(x, g, dx, weight, factor, dweight.data_ptr(), 0.0)
+    return dx, dweight
 
 
-def _rows(x: Any) -> Any:
-    return dense(x if x.ndim == 4 else x.reshape(1, 1, -1, x.shape[-1]))
+def _given(x: Any) -> Any:
+    """Return x with strides that are told: those of `[B, H, T, D]`, or of a contiguous tensor."""
+    return x if x.is_contiguous() else dense(x) if x.ndim == 4 else x.contiguous()
 
 
 def _launch(
@@ -44,9 +46,16 @@ def _launch(
     dweight: int,
     eps: float,
 ) -> None:
-    addresses = *sequence(x), *sequence(g), *sequence(to), weight.data_ptr(), factor.data_ptr()
-    sizes = *x.shape, torch.get_num_threads()
-    if launch("fwlight_rms_norm", x.dtype, *sizes, *addresses, dweight, bits(eps)):
+    given = [y for y in (x, g, to) if y is not None]
+    if all(y.is_contiguous() for y in given):  # one long row of rows, which is told faster
+        shape = 1, 1, factor.numel(), x.shape[-1]
+        places = [(y.data_ptr(), 0, 0, x.shape[-1]) for y in given]
+    else:
+        shape, places = x.shape, [sequence(y) for y in given]
+    if g is None:
+        places.insert(1, sequence(None))
+    addresses = *itertools.chain(*places), weight.data_ptr(), factor.data_ptr(), dweight
+    if launch("fwlight_rms_norm", x.dtype, *shape, torch.get_num_threads(), *addresses, bits(eps)):
         raise MemoryError(f"fwlight_rms_norm: no memory for x {list(x.shape)}")
 
 
@@ -72,13 +81,17 @@ def _gradient(ctx: Any, g: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
 
 def _fake_forward(x: Any, weight: Any, eps: float) -> Any:
     del weight, eps
-    rows = _rows(x)
-    return empty_like(rows).view(x.shape), x.new_empty(rows.shape[:3])
+    return _like(x), x.new_empty(x.shape[:-1])
 
 
 def _fake_backward(g: Any, x: Any, weight: Any, factor: Any) -> Any:
     del g, factor
-    return empty_like(_rows(x)).view(x.shape), torch.empty_like(weight)
+    return _like(x), torch.empty_like(weight)
+
+
+def _like(x: Any) -> Any:
+    x = _given(x)
+    return empty_like(x) if x.ndim == 4 else torch.empty_like(x)
 
 
 _run_backward = operator(
