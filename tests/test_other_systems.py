@@ -34,6 +34,7 @@ def test_without_the_calls_of_posix_folders_and_caches_are_locked_and_written(
 ):
     for name in ("register_at_fork", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"):
         monkeypatch.delattr(os, name)
+    monkeypatch.setattr("shutil._use_fd_functions", False)  # as shutil finds for itself there
     with RunFolder.open(tmp_path, resume="auto", is_rank_zero=True) as folder:
         write_atomically(folder.summary_json, lambda file: file.write(b"{}"))
         with pytest.raises(ConfigError, match="in use by process"):
