@@ -136,7 +136,7 @@ class MultiHeadAttention(Mixer):
             ValueError: If there are starts and padding, or, not causal, starts and a state.
         """
         memory_state, tail = self._unpack(initial_state)
-        masks = {"padding_mask": padding_mask, "starts": starts}
+        masks: dict[str, Any] = {"padding_mask": padding_mask, "starts": starts}
         (q, k, v, gates), out, tail = self._project(x, tail=tail, **masks)
         if self.rotary:
             assert q is not None  # they were asked for
@@ -167,7 +167,7 @@ class MultiHeadAttention(Mixer):
         Of several sequences in a row each leaves a state of its own.
         """
         memory_state, tail = self._unpack(initial_state)
-        masks = {"padding_mask": padding_mask, "starts": starts}
+        masks: dict[str, Any] = {"padding_mask": padding_mask, "starts": starts}
         (_, k, v, gates), _, tail = self._project(source, queries=False, tail=tail, **masks)
         options = {"initial_state": memory_state, "padding_mask": padding_mask}
         if starts is None:

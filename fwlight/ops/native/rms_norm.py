@@ -3,7 +3,6 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # (torch.library carries no types)
 
-import itertools
 from typing import Any
 
 import torch
@@ -46,17 +45,18 @@ def _launch(
     dweight: int,
     eps: float,
 ) -> None:
-    given = [y for y in (x, g, to) if y is not None]
-    if all(y.is_contiguous() for y in given):  # one long row of rows, which is told faster
+    place, shape = sequence, x.shape
+    if x.is_contiguous() and to.is_contiguous() and (g is None or g.is_contiguous()):
         shape = 1, 1, factor.numel(), x.shape[-1]
-        places = [(y.data_ptr(), 0, 0, x.shape[-1]) for y in given]
-    else:
-        shape, places = x.shape, [sequence(y) for y in given]
-    if g is None:
-        places.insert(1, sequence(None))
-    addresses = *itertools.chain(*places), weight.data_ptr(), factor.data_ptr(), dweight
+        place = _in_one_row  # which is told faster
+    addresses = *place(x), *place(g), *place(to), weight.data_ptr(), factor.data_ptr(), dweight
     if launch("fwlight_rms_norm", x.dtype, *shape, torch.get_num_threads(), *addresses, bits(eps)):
         raise MemoryError(f"fwlight_rms_norm: no memory for x {list(x.shape)}")
+
+
+def _in_one_row(x: Tensor | None) -> tuple[int, ...]:
+    """Return address and strides of a contiguous tensor's rows as of `[1, 1, T, D]`."""
+    return (0, 0, 0, 0) if x is None else (x.data_ptr(), 0, 0, x.shape[-1])
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
